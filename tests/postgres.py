@@ -1,0 +1,18 @@
+"""A pytest plugin: one throw-away PostgreSQL for the whole run, or the one that `TEST_DATABASE_URL` names."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from backend.dev.postgres import EmbeddedPostgres
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The libpq URL of a superuser on a server that no one else uses; its data are gone afterwards."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url
+        return
+    with EmbeddedPostgres(durable=False, max_connections=300) as server:
+        yield server.url
