@@ -1,0 +1,188 @@
+"""A route learns who is calling; a client learns, in the standard's words, why it was not let in."""
+
+import re
+from collections.abc import Callable, Coroutine
+from math import ceil
+from typing import Annotated, Any, Final
+
+from fastapi import Request, Response, Security
+from fastapi.params import Depends
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+
+from .claims import Principal
+from .errors import AuthError, InvalidRequest, KeysUnavailable, MissingToken
+from .verifier import TokenVerifier
+
+# The scheme in any case, one or more spaces, a b64token (RFC 6750, 2.1; RFC 9110, 11.1).
+_CREDENTIALS: Final = re.compile(rb"(?i:bearer) +([A-Za-z0-9._~+/-]+=*)")
+_NOT_IN_DESCRIPTION: Final = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
+_NOT_IN_SCOPE: Final = re.compile(r"[^\x21\x23-\x5b\x5d-\x7e]")
+
+# The connection's own scope, not its state: a server that shares one state between requests would share this, too.
+_JUDGED: Final = "better_auth.principal"
+
+
+class Refusal(HTTPException):
+    """An answer to a request that was not let in. Any app renders it rightly; `code` is stable, for problem details."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, detail, headers)
+        self.code = code
+
+
+def forbidden(detail: str) -> Refusal:
+    """403: it is known who is calling, and it is not for them."""
+    return Refusal(403, "forbidden", detail)
+
+
+class Bearer:
+    """Judges the Authorization header of a request. Put one into the lifespan state: `yield {"bearer": Bearer(...)}`.
+
+    `resource_metadata` is the URL of this API's protected resource metadata, named in each challenge (RFC 9728, 5.1).
+    Raises ValueError when it cannot stand in a header.
+    """
+
+    def __init__(self, verifier: TokenVerifier, *, resource_metadata: str | None = None) -> None:
+        if resource_metadata is not None and _NOT_IN_SCOPE.search(resource_metadata):
+            raise ValueError("resource_metadata must be a URL in ASCII, without spaces, quotes and backslashes")
+        self.verifier: Final = verifier
+        self._metadata = {"resource_metadata": resource_metadata} if resource_metadata else {}
+
+    async def __call__(self, connection: HTTPConnection) -> Principal:
+        """Who is calling. Raises Refusal."""
+        try:
+            return await self.verifier.verify(read_token(connection))
+        except AuthError as error:
+            raise self.refusal(error) from None
+
+    def refusal(self, error: AuthError) -> Refusal:
+        """What to answer for an error: status, code and challenge (RFC 6750, 3)."""
+        match error:
+            case KeysUnavailable():
+                headers = {"Retry-After": str(ceil(error.retry_after))}
+                return Refusal(503, "keys_unavailable", "Tokens cannot be judged at the moment.", headers)
+            case MissingToken():
+                return self._challenge(401, "unauthorized", "This needs a bearer token.", {})
+            case InvalidRequest():
+                return self._refused(400, "invalid_request", str(error))
+            case _:
+                return self._refused(401, "invalid_token", str(error))
+
+    def require_scopes(self, principal: Principal, *scopes: str) -> None:
+        """Refuse an access token that lacks some of `scopes`. A `/token` JWT speaks for the person and needs none."""
+        if principal.scopes is None:
+            return
+        missing = [scope for scope in scopes if scope not in principal.scopes]
+        if missing:
+            detail = "The access token lacks a scope."
+            raise self._refused(403, "insufficient_scope", detail, {"scope": " ".join(missing)})
+
+    def require_person(self, principal: Principal) -> None:
+        """Refuse a machine, and who is banned."""
+        if principal.is_machine:
+            raise forbidden("This is for people: the token speaks for a client.")
+        if principal.is_banned(self.verifier.clock()):
+            raise forbidden("The account is banned.")
+
+    def require_role(self, principal: Principal, *roles: str) -> None:
+        """Refuse whose token names none of `roles`; an access token never does."""
+        if principal.scopes is not None or not set(roles).intersection(principal.roles or ()):
+            raise forbidden("This needs a role that the account does not have.")
+
+    def _refused(self, status: int, code: str, detail: str, more: dict[str, str] | None = None) -> Refusal:
+        error = {"error": code, "error_description": _NOT_IN_DESCRIPTION.sub("?", detail)}
+        return self._challenge(status, code, detail, error | (more or {}))
+
+    def _challenge(self, status: int, code: str, detail: str, parameters: dict[str, str]) -> Refusal:
+        rendered = ", ".join(f'{name}="{value}"' for name, value in (parameters | self._metadata).items())
+        return Refusal(status, code, detail, {"WWW-Authenticate": f"Bearer {rendered}".rstrip()})
+
+
+def read_token(connection: HTTPConnection) -> str:
+    """The token of the one Authorization header (RFC 6750, 2.1). Raises MissingToken or InvalidRequest."""
+    values = [value for name, value in connection.scope["headers"] if name == b"authorization"]
+    if len(values) > 1:
+        raise InvalidRequest("There is more than one Authorization header.")
+    if not values:
+        raise MissingToken("no Authorization header")
+    credentials = _CREDENTIALS.fullmatch(values[0])
+    if credentials:
+        return credentials[1].decode()
+    if re.split(rb"[ \t]", values[0], maxsplit=1)[0].lower() != b"bearer":
+        raise MissingToken("another scheme than Bearer")
+    raise InvalidRequest("The Authorization header is not: Bearer, a space, and a token.")
+
+
+async def judge(connection: HTTPConnection) -> Principal:
+    """Who is calling, judged once for each request. Raises Refusal."""
+    principal: Principal | None = connection.scope.get(_JUDGED)
+    if principal is None:
+        principal = connection.scope[_JUDGED] = connection.state.principal = await bearer_of(connection)(connection)
+    return principal
+
+
+def bearer_of(connection: HTTPConnection) -> Bearer:
+    """The Bearer of the app's lifespan state. Raises RuntimeError when the app has put none there."""
+    bearer: Bearer | None = getattr(connection.state, "bearer", None)
+    if bearer is None:
+        raise RuntimeError('no Bearer in the lifespan state: yield {"bearer": Bearer(verifier)} from the lifespan')
+    return bearer
+
+
+class BearerRoute(APIRoute):
+    """A route that knows who is calling before it reads the body or runs a dependency.
+
+    The principal is then in `request.state.principal`. Extend `judge` to look further before anything else happens.
+    """
+
+    async def judge(self, request: Request) -> None:
+        """Let the request in, or raise."""
+        await judge(request)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            await self.judge(request)
+            return await answer(request)
+
+        return handler
+
+
+class Requirement(HTTPBearer):
+    """A dependency that gives the principal, and refuses who does not meet it; declared as BetterAuth in OpenAPI."""
+
+    def __init__(self, *, person: bool = False, scopes: tuple[str, ...] = (), roles: tuple[str, ...] = ()) -> None:
+        super().__init__(bearerFormat="JWT", scheme_name="BetterAuth", description="A JWT from Better Auth.")
+        if not all(scope and not _NOT_IN_SCOPE.search(scope) for scope in scopes):
+            raise ValueError("a scope is visible ASCII without quotes and backslashes (RFC 6749, 3.3)")
+        self._person = person
+        self._scopes = scopes
+        self._roles = roles
+
+    async def __call__(self, request: HTTPConnection) -> Principal:  # type: ignore[override]  # a principal, not a string
+        principal = await judge(request)
+        if self._person:
+            bearer_of(request).require_person(principal)
+        if self._scopes:
+            bearer_of(request).require_scopes(principal, *self._scopes)
+        if self._roles:
+            bearer_of(request).require_role(principal, *self._roles)
+        return principal
+
+
+CurrentPrincipal = Annotated[Principal, Security(Requirement())]
+CurrentPerson = Annotated[Principal, Security(Requirement(person=True))]
+
+
+def requires_scope(*scopes: str) -> Depends:
+    """Let in whoever has all of `scopes`, or needs none: `Annotated[Principal, requires_scope("tasks:read")]`."""
+    return Security(Requirement(scopes=scopes))  # type: ignore[no-any-return]  # FastAPI types its markers as Any
+
+
+def requires_role(*roles: str) -> Depends:
+    """Let in whoever has one of `roles`: `dependencies=[requires_role("admin")]`."""
+    return Security(Requirement(roles=roles))  # type: ignore[no-any-return]  # FastAPI types its markers as Any

@@ -1,0 +1,157 @@
+"""Who a token speaks for, and what Better Auth's plugins say about them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+ProfileValue = str | bool | None
+
+# A number above this is milliseconds, as JavaScript counts: in seconds it would be the year 5138.
+_MILLISECONDS: Final = 1e11
+_LAST_SECOND: Final = 253402300799.0  # of the year 9999
+
+
+def _nothing() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The subject of a verified token. It is shared between requests, so nothing in it can be changed."""
+
+    subject: str
+    issuer: str = field(repr=False)
+    issued_at: float = field(repr=False)
+    """Seconds since 1970, as `expires_at`."""
+    expires_at: float = field(repr=False)
+    scopes: frozenset[str] | None = field(default=None, repr=False)
+    """What an OAuth access token (`at+jwt`) was granted; None for a `/token` JWT, which speaks for the person."""
+    client_id: str | None = field(default=None, repr=False)
+    session_id: str | None = field(default=None, repr=False)
+    profile: Mapping[str, ProfileValue] = field(default_factory=_nothing, repr=False, hash=False)
+    """Those of `email`, `email_verified`, `name` and `image` that the token has. One it has as null is there, as None;
+    one it has not is not there, and says nothing: an access token carries none, and must not blank a known name."""
+    roles: tuple[str, ...] | None = field(default=None, repr=False)
+    """From the admin plugin's `role`; None when the token has no such claim, empty when it is null or empty."""
+    is_anonymous: bool = field(default=False, repr=False)
+    impersonated_by: str | None = field(default=None, repr=False)
+    banned: bool = field(default=False, repr=False)
+    """As the token says, whether or not the ban has passed: ask `is_banned`."""
+    ban_expires_at: float | None = field(default=None, repr=False)
+    """Seconds since 1970; None when the ban has no end, or none that can be read."""
+    claims: Mapping[str, Any] = field(default_factory=_nothing, repr=False, hash=False)
+    """All verified claims, read-only: objects as mappings, arrays as tuples. A claim in which some text holds a NUL or
+    a lone surrogate is left out."""
+
+    @classmethod
+    def from_claims(cls, claims: Mapping[str, Any], *, is_access_token: bool) -> Self:
+        """Read claims that a verifier has judged: sub, iss, iat and exp are there and of the right type."""
+        return cls(
+            subject=claims["sub"],
+            issuer=claims["iss"],
+            issued_at=float(claims["iat"]),
+            expires_at=float(claims["exp"]),
+            scopes=frozenset((_text(claims.get("scope")) or "").split()) if is_access_token else None,
+            client_id=_text(claims.get("client_id")),
+            session_id=_text(claims.get("sid")),
+            profile=_profile(claims),
+            roles=_roles(claims),
+            is_anonymous=claims.get("isAnonymous") is True,
+            impersonated_by=_text(claims.get("impersonatedBy")),
+            banned=bool(claims.get("banned")),
+            ban_expires_at=_moment(claims.get("banExpires")),
+            claims=MappingProxyType({name: _frozen(value) for name, value in claims.items()}),
+        )
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether this is an OAuth client that acts for itself (client_credentials), not a person."""
+        return self.subject == self.client_id
+
+    @property
+    def email(self) -> str | None:
+        """Data, never identity: two subjects may share one, and it need not be verified."""
+        return self._profile_text("email")
+
+    @property
+    def email_verified(self) -> bool:
+        return self.profile.get("email_verified") is True
+
+    @property
+    def name(self) -> str | None:
+        return self._profile_text("name")
+
+    @property
+    def image(self) -> str | None:
+        return self._profile_text("image")
+
+    def is_banned(self, at: float) -> bool:
+        """Whether the ban holds at a time, in seconds since 1970."""
+        return self.banned and (self.ban_expires_at is None or self.ban_expires_at > at)
+
+    def _profile_text(self, name: str) -> str | None:
+        value = self.profile.get(name)
+        return value if isinstance(value, str) else None
+
+
+def is_storable(text: str) -> bool:
+    """Whether a text can be stored and sent on: no NUL (PostgreSQL), no lone surrogate (UTF-8)."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def without_unstorable(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out each claim that holds an unstorable text, at any depth."""
+    return {name: value for name, value in claims.items() if is_storable(name) and _is_storable_value(value)}
+
+
+def _is_storable_value(value: Any) -> bool:
+    if isinstance(value, str):
+        return is_storable(value)
+    if isinstance(value, dict):
+        return all(is_storable(name) and _is_storable_value(inner) for name, inner in value.items())
+    return not isinstance(value, list) or all(map(_is_storable_value, value))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return MappingProxyType({name: _frozen(inner) for name, inner in value.items()})
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _profile(claims: Mapping[str, Any]) -> Mapping[str, ProfileValue]:
+    found: dict[str, ProfileValue] = {}
+    for name in ("email", "name", "image"):
+        if name in claims and (claims[name] is None or isinstance(claims[name], str)):
+            found[name] = claims[name]
+    if isinstance(verified := claims.get("emailVerified"), bool):
+        found["email_verified"] = verified
+    return MappingProxyType(found)
+
+
+def _roles(claims: Mapping[str, Any]) -> tuple[str, ...] | None:
+    if "role" not in claims:
+        return None
+    role = claims["role"]
+    if role is None:
+        return ()
+    return tuple(name for part in role.split(",") if (name := part.strip())) if isinstance(role, str) else None
+
+
+def _moment(value: Any) -> float | None:
+    """Read a time as Better Auth writes it: ISO 8601 with an offset, or a number; None when it is neither."""
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+        return moment.timestamp() if moment.tzinfo else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    seconds = value / 1000 if _MILLISECONDS < value < 1000 * _LAST_SECOND else value
+    return float(seconds) if abs(seconds) <= _LAST_SECOND else None

@@ -1,0 +1,372 @@
+"""The issuer's public keys, kept fresh in the background, so that no request with a known kid ever waits for them."""
+
+import asyncio
+import logging
+import random as random_module
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Protocol, Self
+
+import httpx
+from cachetools import FIFOCache
+
+from .encoding import decode_jwks
+from .errors import InvalidToken, KeysUnavailable, Reason, UnusableKeys
+from .fetch import FetchFailed, check_url, fetch, new_client
+from .jwk import Key, KeySet, SkippedKey
+from .observer import FetchReason, Observer
+
+logger = logging.getLogger(__name__)
+
+REFRESH_EVERY: Final = 60.0
+JITTER: Final = 0.1
+# Cache-Control: max-age is honoured between these.
+MIN_REFRESH: Final = 30.0
+MAX_REFRESH: Final = 300.0
+FIRST_BACKOFF: Final = 1.0
+MAX_BACKOFF: Final = 30.0
+WAIT: Final = 2.0  # how long a request waits for a fetch
+MAX_WAITERS: Final = 32
+MEMORY: Final = 5.0  # a fetch answers for this long after its start, for the kids that were asked for
+BUDGET: Final = 2  # attempts that requests may start at once, then one every so many seconds:
+BUDGET_EVERY: Final = 5.0
+
+
+class KeySource(Protocol):
+    """Where a verifier finds keys."""
+
+    def current(self, kid: str) -> Key | None:
+        """The key of that id at this moment, at once; None when there is none or the set is too old to be believed."""
+
+    async def get(self, kid: str) -> Key:
+        """The key of that id, fetched if need be. Raises InvalidToken (it does not exist) or KeysUnavailable."""
+
+    async def replacement(self, key: Key) -> Key | None:
+        """The key that has taken the id of `key`, which did not fit a signature; None when there is none."""
+
+
+class StaticKeys:
+    """A fixed JWK set. Raises UnusableKeys when no key of it can be used."""
+
+    def __init__(self, jwks: Mapping[str, Any]) -> None:
+        self.set: Final = KeySet.from_jwks(jwks)
+
+    def current(self, kid: str) -> Key | None:
+        return self.set.keys.get(kid)
+
+    async def get(self, kid: str) -> Key:
+        if key := self.set.keys.get(kid):
+            return key
+        raise InvalidToken(Reason.UNKNOWN_KEY)
+
+    async def replacement(self, key: Key) -> Key | None:
+        found = self.set.keys.get(key.kid)
+        return None if found == key else found
+
+
+@dataclass(frozen=True, slots=True)
+class KeysStatus:
+    """A key source seen from outside. Times are in seconds, by the monotonic clock."""
+
+    ready: bool
+    age: float | None
+    """Since the start of the fetch that brought the set; None before the first."""
+    kids: tuple[str, ...]
+    skipped: tuple[SkippedKey, ...]
+    last_error: str | None
+    """Of the last attempt; None when it brought a usable set."""
+    fetches: Mapping[FetchReason, int]
+    """Attempts started, by reason."""
+    failures: int
+    """Attempts that failed, of all."""
+    waiting: int
+    """Requests that wait for a fetch now."""
+    unknown_kids: int
+    """Requests so far whose kid was not in the set."""
+
+
+class RemoteKeys:
+    """The key set at a URL. Enter it (`async with`) before use: it then refreshes itself until it is left.
+
+    Entering neither waits for the endpoint nor fails when it is down. `clock` (seconds since 1970) reads dates in
+    Retry-After, `monotonic` measures everything else, `sleep` and `random` (0 to 1) pace the background refresh; tests
+    pass their own. A `client` that is passed in is used and not closed: give it its certificates and
+    `trust_env=False`. `max_stale` is for how many seconds the last good set serves while the endpoint fails: the
+    longest life of a token, since past it none from before the outage can be alive.
+
+    Raises ValueError for a URL that is neither https nor on the loopback.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        client: httpx.AsyncClient | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        random: Callable[[], float] = random_module.random,
+        observer: Observer | None = None,
+        max_stale: float = 3600,
+    ) -> None:
+        self._url = check_url(url)
+        self._client = client
+        self._owned_client: httpx.AsyncClient | None = None
+        self._clock = clock
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._random = random
+        self._observer = observer or Observer()
+        self._max_stale = max_stale
+
+        self._set: KeySet | None = None
+        self._body = b""
+        self._since = 0.0  # start of the last successful attempt
+        self._loaded = asyncio.Event()
+        self._due = monotonic()
+        self._not_before = self._due  # the endpoint asked to be left alone until then
+        self._backoff = FIRST_BACKOFF
+        self._budget = _TokenBucket(BUDGET, BUDGET_EVERY, self._due)
+        self._absent: FIFOCache[str, float] = FIFOCache(1024)  # kid -> start of the attempt whose set lacked it
+        self._flight: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+
+        self._fetches = dict.fromkeys(FetchReason, 0)
+        self._failures = 0
+        self._last_error: str | None = None
+        self._waiting = 0
+        self._unknown_kids = 0
+
+    async def __aenter__(self) -> Self:
+        if self._refreshing is not None:
+            raise RuntimeError("RemoteKeys can be entered once")
+        if self._client is None:
+            self._client = self._owned_client = new_client()
+        self._refreshing = asyncio.create_task(self._refresh_forever(), name="key set refresh")
+        self._begin(FetchReason.REFRESH)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        tasks = [task for task in (self._refreshing, self._flight) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._owned_client is not None:
+            await self._owned_client.aclose()
+
+    @property
+    def ready(self) -> bool:
+        """Whether tokens can be judged now: a set is there, and not too old."""
+        return self._usable(self._monotonic()) is not None
+
+    def status(self) -> KeysStatus:
+        """A snapshot for health checks, metrics and the doctor."""
+        now = self._monotonic()
+        return KeysStatus(
+            ready=self._usable(now) is not None,
+            age=None if self._set is None else now - self._since,
+            kids=tuple(self._set.keys) if self._set else (),
+            skipped=self._set.skipped if self._set else (),
+            last_error=self._last_error,
+            fetches=MappingProxyType(dict(self._fetches)),
+            failures=self._failures,
+            waiting=self._waiting,
+            unknown_kids=self._unknown_kids,
+        )
+
+    def current(self, kid: str) -> Key | None:
+        now = self._monotonic()
+        if now >= self._due:
+            self._refresh_due()
+        usable = self._usable(now)
+        return usable.keys.get(kid) if usable else None
+
+    async def get(self, kid: str) -> Key:
+        arrived = self._monotonic()
+        if key := self.current(kid):
+            return key
+        if self._set is None:
+            await self._first_load()
+        elif self._usable(arrived) is None:
+            await self._wait_for(self._ask(FetchReason.FIRST_LOAD))
+        else:
+            return await self._find_unknown(kid, arrived)
+        if key := self.current(kid):
+            return key
+        return self._judge_unknown(kid, arrived)
+
+    async def replacement(self, key: Key) -> Key | None:
+        # A set fetched just now has the last word. So forged signatures cannot use up the budget of unknown kids.
+        if self._monotonic() - self._since > MEMORY:
+            flight = self._ask(FetchReason.BAD_SIGNATURE)
+            if flight is not None and self._waiting < MAX_WAITERS:
+                await self._wait(flight)
+        found = self.current(key.kid)
+        return None if found == key else found
+
+    async def _first_load(self) -> None:
+        """Wait for any attempt to succeed: the API may have been started a moment before its issuer."""
+        self._ask(FetchReason.FIRST_LOAD)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(WAIT):
+                await self._loaded.wait()
+        except TimeoutError:
+            raise self._unavailable() from None
+        finally:
+            self._waiting -= 1
+
+    async def _find_unknown(self, kid: str, arrived: float) -> Key:
+        self._unknown_kids += 1
+        if arrived - self._absent.get(kid, float("-inf")) <= MEMORY:
+            self._observer.unknown_kid("absent")
+            raise InvalidToken(Reason.UNKNOWN_KEY)
+        try:
+            await self._wait_for(self._ask(FetchReason.UNKNOWN_KID))
+        except KeysUnavailable:
+            self._observer.unknown_kid("unavailable")
+            raise
+        if key := self.current(kid):
+            self._observer.unknown_kid("found")
+            return key
+        return self._judge_unknown(kid, arrived)
+
+    def _judge_unknown(self, kid: str, arrived: float) -> Key:
+        """Refuse a kid that a fetch begun after the request came, or just before, did not bring; else say "later"."""
+        if self._usable(self._monotonic()) is not None and arrived - self._since <= MEMORY:
+            self._absent[kid] = self._since
+            self._observer.unknown_kid("absent")
+            raise InvalidToken(Reason.UNKNOWN_KEY)
+        self._observer.unknown_kid("unavailable")
+        raise self._unavailable()
+
+    async def _wait_for(self, flight: asyncio.Task[None] | None) -> None:
+        if flight is None or self._waiting >= MAX_WAITERS:
+            raise self._unavailable()
+        await self._wait(flight)
+
+    async def _wait(self, flight: asyncio.Task[None]) -> None:
+        self._waiting += 1
+        try:
+            # Unlike wait_for, this leaves the shared attempt alone when one of those who wait gives up.
+            await asyncio.wait({flight}, timeout=WAIT)
+        finally:
+            self._waiting -= 1
+
+    def _unavailable(self) -> KeysUnavailable:
+        wait = self._not_before - self._monotonic()
+        return KeysUnavailable("the issuer's keys cannot be had at the moment", max(1.0, wait))
+
+    def _usable(self, now: float) -> KeySet | None:
+        return self._set if now - self._since <= self._max_stale else None
+
+    def _ask(self, reason: FetchReason) -> asyncio.Task[None] | None:
+        """The attempt in flight, or a new one if the budget and the endpoint allow."""
+        if self._flight is not None:
+            return self._flight
+        now = self._monotonic()
+        if now < self._not_before or not self._budget.take(now):
+            return None
+        return self._begin(reason)
+
+    def _refresh_due(self) -> None:
+        """Start an overdue refresh from a request, which does not wait for it: timers sleep while a machine does."""
+        if self._flight is None and self._refreshing is not None and not self._refreshing.done():
+            self._begin(FetchReason.REFRESH)
+
+    def _begin(self, reason: FetchReason) -> asyncio.Task[None]:
+        if self._refreshing is None or self._refreshing.done():
+            raise RuntimeError("RemoteKeys must be entered before use: async with RemoteKeys(url) as keys")
+        self._flight = asyncio.create_task(self._attempt(reason), name=f"key set fetch: {reason}")
+        return self._flight
+
+    async def _refresh_forever(self) -> None:
+        while True:
+            delay = self._due - self._monotonic()
+            if delay > 0:
+                await self._sleep(delay)
+            else:
+                await asyncio.wait({self._flight or self._begin(FetchReason.REFRESH)})
+
+    async def _attempt(self, reason: FetchReason) -> None:
+        """Fetch once and take note of what came of it; never raises."""
+        started = self._monotonic()
+        self._fetches[reason] += 1
+        retry_after = 0.0
+        error: str | None = None
+        try:
+            assert self._client is not None
+            fetched = await fetch(self._client, self._url, self._clock)
+            if self._set is None or fetched.body != self._body:
+                self._swap(_parse(fetched.body), fetched.body)
+        except FetchFailed as failure:
+            error, retry_after = str(failure), failure.retry_after
+        except UnusableKeys as failure:
+            error = str(failure)
+        except Exception as failure:  # noqa: BLE001 - the edge of a background task: whatever a client raises, go on
+            error = type(failure).__name__
+        finally:
+            self._flight = None
+        now = self._monotonic()
+        if error is None:
+            self._since = started
+            self._loaded.set()
+            self._backoff = FIRST_BACKOFF
+            base = REFRESH_EVERY if fetched.max_age is None else fetched.max_age
+            jittered = min(max(base, MIN_REFRESH), MAX_REFRESH) * (1 + JITTER * (2 * self._random() - 1))
+            self._due = started + min(max(jittered, MIN_REFRESH), MAX_REFRESH)
+        else:
+            self._failures += 1
+            self._not_before = now + retry_after
+            if reason is FetchReason.REFRESH:
+                self._due = now + self._random() * self._backoff
+                self._backoff = min(2 * self._backoff, MAX_BACKOFF)
+            self._due = max(self._due, self._not_before)
+        self._note(error)
+        self._observer.fetched(reason, now - started, error)
+
+    def _swap(self, new: KeySet, body: bytes) -> None:
+        if self._set is None or new.keys != self._set.keys:
+            self._absent.clear()
+            logger.info("key set changed: %s", ", ".join(new.keys))
+        for key in new.skipped:
+            logger.warning("key skipped: kid %s: %s", key.kid, key.reason)
+        self._set, self._body = new, body
+
+    def _note(self, error: str | None) -> None:
+        if error != self._last_error:
+            if error is None:
+                logger.info("key set fetched again")
+            else:
+                logger.warning("key set not fetched: %s", error)
+        self._last_error = error
+
+
+class _TokenBucket:
+    """`capacity` starts at once, then one every `interval` seconds."""
+
+    def __init__(self, capacity: float, interval: float, now: float) -> None:
+        self._capacity = capacity
+        self._interval = interval
+        self._level = capacity
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        self._level = min(self._capacity, self._level + (now - self._at) / self._interval)
+        self._at = now
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True
+
+
+def _parse(body: bytes) -> KeySet:
+    try:
+        document = decode_jwks(body)
+    except ValueError:
+        raise UnusableKeys("not JSON") from None
+    return KeySet.from_jwks(document)

@@ -1,0 +1,188 @@
+"""A token is judged in full once, cheap checks first and cryptography last, and then remembered while it holds."""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from hashlib import sha256
+from typing import Any, Final, NamedTuple, TypeGuard
+
+from cachetools import LRUCache
+
+from .claims import Principal, is_storable, without_unstorable
+from .encoding import decode_object
+from .errors import InvalidToken, KeysUnavailable, Reason
+from .jwk import Key
+from .jws import JWS, MAX_TOKEN, parse_jws
+from .keys import KeySource
+from .observer import Observer
+
+CACHE_ENTRIES: Final = 4096
+CACHE_SECONDS: Final = 300.0
+MAX_SUBJECT: Final = 255
+# A token counts as one entry for each 4 KiB begun, so that long ones (an image in the claims) cannot fill the memory.
+ENTRY_SIZE: Final = 4096
+
+_ACCESS_TOKEN: Final = frozenset({"at+jwt", "application/at+jwt"})
+_TYPES: Final = frozenset({None, "jwt"}) | _ACCESS_TOKEN
+_LATEST: Final = 2.0**53  # seconds; beyond it a float does not hold every integer
+
+
+class _Verified(NamedTuple):
+    principal: Principal
+    key: Key
+    not_before: float  # by the wall clock, as expires_at
+    expires_at: float
+    until: float  # by the monotonic clock
+    size: int
+
+
+class TokenVerifier:
+    """Judge Better Auth's tokens: `/token` JWTs and OAuth access tokens (RFC 7519, 8725, 9068).
+
+    `issuers` are the names of one Better Auth server, `audiences` those of this API: a token must have exactly one of
+    the former as `iss` and any of the latter in `aud`. `clock` gives seconds since 1970, `monotonic` those of a clock
+    that nobody sets. `max_lifetime` bounds `exp - iat`; `leeway` is what the clocks of two machines may differ; both
+    in seconds. `token_url` is named to a client that sends its session token instead (default: the most specific
+    issuer, and `/token`).
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: KeySource,
+        issuers: Collection[str],
+        audiences: Collection[str],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        max_lifetime: float = 3600,
+        leeway: float = 5,
+        token_url: str | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        for name, values in (("issuers", issuers), ("audiences", audiences)):
+            # A lone string is a collection of its characters: `aud: "h"` would then pass for "http://...".
+            if isinstance(values, str) or not values or not all(values):
+                raise ValueError(f"{name} must be a collection of non-empty strings")
+        self.keys: Final = keys
+        self.clock: Final = clock
+        self._issuers = frozenset(issuers)
+        self._audiences = frozenset(audiences)
+        self._monotonic = monotonic
+        self._max_lifetime = max_lifetime
+        self._leeway = leeway
+        self._token_url = token_url or f"{max(issuers, key=len).rstrip('/')}/token"
+        self._observer = observer or Observer()
+        self._cache: LRUCache[bytes, _Verified] = LRUCache(CACHE_ENTRIES, getsizeof=lambda verified: verified.size)
+
+    async def verify(self, token: str) -> Principal:
+        """Judge a token. Raises InvalidToken or KeysUnavailable, nothing else."""
+        try:
+            # The length comes first: a hash of a megabyte is work done for nobody.
+            digest = sha256(token.encode("ascii")).digest() if len(token) <= MAX_TOKEN else b""
+        except (AttributeError, TypeError, UnicodeEncodeError):
+            self._observer.judged(Reason.MALFORMED.name.lower())
+            raise InvalidToken(Reason.MALFORMED) from None
+        verified = self._cache.get(digest)
+        if (
+            verified is not None
+            and verified.not_before - self._leeway <= self.clock() < verified.expires_at + self._leeway
+            and self._monotonic() < verified.until
+            and self.keys.current(verified.key.kid) == verified.key
+        ):
+            self._observer.judged("hit")
+            return verified.principal
+        try:
+            verified = await self._judge(token)
+        except InvalidToken as error:
+            self._observer.judged(error.reason.name.lower())
+            if error.reason is Reason.OPAQUE_SESSION:
+                raise InvalidToken(error.reason, error.reason.replace("<issuer>/token", self._token_url)) from None
+            raise
+        except KeysUnavailable:
+            self._observer.judged("keys_unavailable")
+            raise
+        self._cache[digest] = verified
+        self._observer.judged("verified")
+        return verified.principal
+
+    async def _judge(self, token: str) -> _Verified:
+        jws = parse_jws(token)
+        if jws.typ not in _TYPES:
+            raise InvalidToken(Reason.BAD_TYPE)
+        claims = _read_claims(jws.payload)
+        now = self.clock()
+        issued_at, not_before, expires_at = self._judge_times(claims, now)
+        self._judge_names(claims)
+        is_access_token = jws.typ in _ACCESS_TOKEN
+        if is_access_token and not (_is_text(claims.get("client_id")) and _is_text(claims.get("jti"))):
+            raise InvalidToken(Reason.INCOMPLETE)
+        principal = Principal.from_claims(claims, is_access_token=is_access_token)
+        key = await self._judge_signature(jws)
+        life = min(expires_at + self._leeway - now, CACHE_SECONDS)
+        return _Verified(
+            principal,
+            key,
+            max(issued_at, not_before),
+            expires_at,
+            self._monotonic() + life,
+            1 + len(token) // ENTRY_SIZE,
+        )
+
+    def _judge_times(self, claims: Mapping[str, Any], now: float) -> tuple[float, float, float]:
+        expires_at, issued_at = _number(claims.get("exp")), _number(claims.get("iat"))
+        not_before = _number(claims["nbf"]) if "nbf" in claims else issued_at
+        if not now - self._leeway < expires_at:
+            raise InvalidToken(Reason.EXPIRED)
+        if max(issued_at, not_before) > now + self._leeway:
+            raise InvalidToken(Reason.NOT_YET_VALID)
+        if issued_at > expires_at:
+            raise InvalidToken(Reason.BAD_TIMES)
+        if expires_at - issued_at > self._max_lifetime:
+            raise InvalidToken(Reason.LIVES_TOO_LONG)
+        return issued_at, not_before, expires_at
+
+    def _judge_names(self, claims: Mapping[str, Any]) -> None:
+        if not isinstance(issuer := claims.get("iss"), str) or issuer not in self._issuers:
+            raise InvalidToken(Reason.BAD_ISSUER)
+        audience = claims.get("aud")
+        audiences = [audience] if isinstance(audience, str) else audience
+        if (
+            not isinstance(audiences, list)
+            or not all(isinstance(name, str) for name in audiences)
+            or self._audiences.isdisjoint(audiences)
+        ):
+            raise InvalidToken(Reason.BAD_AUDIENCE)
+        subject = claims.get("sub")
+        if not _is_text(subject) or len(subject) > MAX_SUBJECT or not is_storable(subject):
+            raise InvalidToken(Reason.BAD_SUBJECT)
+        if "cnf" in claims:
+            raise InvalidToken(Reason.SENDER_CONSTRAINED)
+
+    async def _judge_signature(self, jws: JWS) -> Key:
+        key = await self.keys.get(jws.kid)
+        if jws.is_signed_by(key):
+            return key
+        replacement = await self.keys.replacement(key)
+        if replacement is not None and jws.is_signed_by(replacement):
+            return replacement
+        raise InvalidToken(Reason.BAD_SIGNATURE)
+
+
+def _read_claims(payload: bytes) -> dict[str, Any]:
+    try:
+        claims = decode_object(payload)
+    except ValueError:
+        raise InvalidToken(Reason.MALFORMED) from None
+    # A NUL or a lone surrogate can only be there as an escape: strict JSON and strict UTF-8 admit neither as such.
+    if b"\\u" not in payload:
+        return claims
+    return {**without_unstorable(claims), **({"sub": claims["sub"]} if "sub" in claims else {})}
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LATEST < value < _LATEST:
+        raise InvalidToken(Reason.BAD_TIMES)
+    return value
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip())
