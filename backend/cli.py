@@ -1,0 +1,185 @@
+"""The command `resource-server`: each sub-command says what is wrong in one line, and loads only what it needs."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backend import __version__
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from backend.settings import Settings
+
+
+class CommandError(Exception):
+    """Ends the command with one line, and an exit code: 2 for what the caller can mend in the settings, else 1."""
+
+    def __init__(self, message: object, code: int = 1) -> None:
+        super().__init__(str(message))
+        self.code = code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except CommandError as error:
+        _say(str(error))
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def dev(options: argparse.Namespace) -> int:
+    """Run the API, Better Auth and PostgreSQL on this machine, and reload on changes"""
+    from backend.dev.issuer import IssuerError
+    from backend.dev.postgres import EmbeddedPostgresError
+    from backend.dev.up import DevError, up
+
+    settings = _settings()
+    try:
+        return up(
+            port=options.port,
+            issuer_port=options.issuer_port,
+            data_dir=options.data_dir,
+            settings=settings,
+            say=_say,
+        )
+    except (DevError, EmbeddedPostgresError, IssuerError) as error:
+        raise CommandError(error) from error
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve the API as in production; refuse to start on a database that has not been migrated"""
+    import uvicorn
+
+    from backend import migrations
+    from backend.observability import configure_logging
+
+    settings = _settings(database=True)
+    try:
+        if options.migrate:
+            migrations.upgrade(settings.direct_url)
+        elif reason := migrations.pending(settings.direct_url):
+            raise CommandError(reason)
+    except migrations.MigrationError as error:
+        raise CommandError(error) from error
+    configure_logging(settings.log_level, settings.log_format)
+    uvicorn.run(
+        "backend.cli:application",
+        factory=True,
+        host=options.host,
+        port=options.port,
+        fd=options.fd,
+        workers=options.workers,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=25,
+    )
+    return 0
+
+
+def application() -> "FastAPI":
+    """What each worker process of `serve` runs: the application, and its log."""
+    from backend.app import create_app
+    from backend.observability import configure_logging
+
+    settings = _settings(database=True)
+    configure_logging(settings.log_level, settings.log_format)
+    return create_app(settings)
+
+
+def migrate(_: argparse.Namespace) -> int:
+    """Bring the database to the newest revision; any number of machines may do so at once"""
+    from backend import migrations
+
+    try:
+        migrations.upgrade(_settings(database=True).direct_url)
+    except migrations.MigrationError as error:
+        raise CommandError(error) from error
+    _say(f"the database is at revision {migrations.head()}")
+    return 0
+
+
+def openapi(_: argparse.Namespace) -> int:
+    """Print the API's OpenAPI document as JSON"""
+    import json
+
+    from backend.app import create_app
+
+    sys.stdout.write(json.dumps(create_app().openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    return 0
+
+
+def token(options: argparse.Namespace) -> int:
+    """Print a JWT of a demo person, from the reference issuer at BETTER_AUTH_URL"""
+    import httpx
+
+    from backend.dev.people import DEMO_EMAIL, Refused, demo_token
+
+    settings = _settings()
+    try:
+        jwt = demo_token(settings._base, options.email or DEMO_EMAIL)  # noqa: SLF001 - the address of its endpoints
+    except (Refused, ValueError) as error:
+        raise CommandError(f"{settings.better_auth_url}: {error}") from error
+    except httpx.HTTPError as error:
+        raise CommandError(f"no issuer answers at {settings.better_auth_url}: start one with `make dev`") from error
+    sys.stdout.write(f"{jwt}\n")
+    return 0
+
+
+def _settings(*, database: bool = False) -> "Settings":
+    from pydantic import ValidationError
+
+    from backend.settings import Settings, explain
+
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise CommandError(explain(error), code=2) from error
+    if database and not settings.database_url:
+        raise CommandError("DATABASE_URL: is not set (`resource-server dev` needs none)", code=2)
+    return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="resource-server", description="A resource server for Better Auth.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    added = {}
+    for run in (dev, serve, migrate, openapi, token):
+        added[run] = commands.add_parser(run.__name__, help=run.__doc__, description=f"{run.__doc__}.")
+        added[run].set_defaults(run=run)
+    added[dev].add_argument("--port", type=_port, default=8000, help="the API's (%(default)s; 0: any free one)")
+    added[dev].add_argument("--issuer-port", type=_port, default=3000, help="Better Auth's (%(default)s; 0: any)")
+    added[dev].add_argument("--data-dir", type=Path, default=Path(".data"), help="kept between runs (%(default)s)")
+    added[serve].add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    added[serve].add_argument("--port", type=_port, default=8000, help="port to listen on (%(default)s)")
+    added[serve].add_argument("--fd", type=int, help="an inherited listening socket, instead of host and port")
+    added[serve].add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+    added[serve].add_argument("--migrate", action="store_true", help="migrate the database first")
+    added[token].add_argument("--email", help="whose; signed up when new")
+    return parser
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a port: 0 to 65535")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
