@@ -1,0 +1,145 @@
+"""Everything the environment can change, in one frozen object."""
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _split(value: object) -> object:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+def _web_address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise ValueError("must be an http(s) address without query, fragment or credentials")
+    return value.rstrip("/")
+
+
+def _database_address(value: str) -> str:
+    if not value.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must start with postgresql://")
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+DatabaseAddress = Annotated[str, AfterValidator(_database_address)]
+
+
+class Settings(BaseSettings):
+    """Read from the environment and from `.env`; a wrong value is an error before anything starts.
+
+    A name that is left empty counts as unset, so that `.env.example` can be copied as it stands.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    database_url: DatabaseAddress = Field(
+        default="",
+        validate_default=False,
+        description="PostgreSQL 18 or newer. Any login that may `SET ROLE api_user` and `api_system` will do. "
+        "Unset under `resource-server dev`: an embedded server in `.data/`.",
+    )
+    database_direct_url: DatabaseAddress = Field(
+        default="",
+        validate_default=False,
+        description="The same database past any transaction pooler, for migrations. Default: `DATABASE_URL`.",
+    )
+    database_pool_size: int = Field(default=10, ge=1, le=1000, description="Connections per worker.")
+    database_prepare: Literal["on", "off"] = Field(
+        default="on", description="Prepared statements. `off` behind a pgbouncer older than 1.21."
+    )
+    public_url: WebAddress = Field(
+        default="http://localhost:8000",
+        description="This API's own public address: its RFC 9728 resource identifier, and an accepted audience.",
+    )
+    better_auth_url: WebAddress = Field(
+        default="http://localhost:3000",
+        description="Where Better Auth lives: its origin, or its full base address when that has a path of its own.",
+    )
+    better_auth_issuers: Names = Field(
+        default=(),
+        description="Accepted `iss` values, comma-separated, all names of ONE server; users are filed under the first. "
+        "Default: the origin of `BETTER_AUTH_URL`, and its base address (`/api/auth` unless it has a path).",
+    )
+    better_auth_audiences: Names = Field(
+        default=(),
+        description="Accepted `aud` values, comma-separated. Default: `BETTER_AUTH_URL`'s origin, and `PUBLIC_URL`.",
+    )
+    better_auth_jwks_url: WebAddress = Field(
+        default="",
+        validate_default=False,
+        description="Where the keys are fetched; may be an internal address. Default: `/jwks` below the base address.",
+    )
+    token_max_lifetime: int = Field(
+        default=3600, ge=60, le=86400, description="Longest accepted `exp - iat` of a token, in seconds."
+    )
+    cors_origins: Names = Field(
+        default=(), description="Origins whose pages may call this API, comma-separated, exact. Default: none."
+    )
+    trusted_hosts: Names = Field(
+        default=("*",), description="Accepted `Host` names, comma-separated, `*.example.com` allowed. Default: any."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    log_format: Literal["json", "console"] | None = Field(
+        default=None,
+        description="`json`: one object a line. `console`: for people. Default: `console` in a terminal, else `json`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_in_lower_case(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name in ("log_level", "log_format", "database_prepare"):
+                if isinstance(data.get(name), str):
+                    data[name] = data[name].lower()
+        return data
+
+    @model_validator(mode="after")
+    def _origins_are_origins(self) -> "Settings":
+        for origin in self.cors_origins:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
+                raise ValueError(f"CORS_ORIGINS: {origin!r} is not an origin such as https://app.example.com")
+        return self
+
+    @property
+    def direct_url(self) -> str:
+        return self.database_direct_url or self.database_url
+
+    @property
+    def _origin(self) -> str:
+        parts = urlsplit(self.better_auth_url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def _base(self) -> str:
+        """Better Auth mounts itself at /api/auth unless its base URL has a path of its own."""
+        return self.better_auth_url if urlsplit(self.better_auth_url).path else f"{self.better_auth_url}/api/auth"
+
+    @property
+    def issuers(self) -> tuple[str, ...]:
+        return self.better_auth_issuers or (self._origin, self._base)
+
+    @property
+    def audiences(self) -> tuple[str, ...]:
+        return self.better_auth_audiences or (self._origin, self.public_url)
+
+    @property
+    def jwks_url(self) -> str:
+        return self.better_auth_jwks_url or f"{self._base}/jwks"
+
+
+def explain(error: ValidationError) -> str:
+    """One line per wrong setting, by its variable's name and never with its value, which may be a secret."""
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        name = "_".join(map(str, problem["loc"][:1])).upper()
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {message}" if name else message)
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""The environment: what it may say, what follows from it, and that it is told the same everywhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from backend.settings import Settings, explain
+
+ROOT = Path(__file__).parents[1]
+NAMES = [name.upper() for name in Settings.model_fields]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def read(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Settings(_env_file=None)
+
+
+@pytest.mark.parametrize(
+    ("url", "issuers", "jwks"),
+    [
+        (
+            "http://localhost:3000",
+            ("http://localhost:3000", "http://localhost:3000/api/auth"),
+            "http://localhost:3000/api/auth/jwks",
+        ),
+        (
+            "https://auth.example.com/auth/v1/",
+            ("https://auth.example.com", "https://auth.example.com/auth/v1"),
+            "https://auth.example.com/auth/v1/jwks",
+        ),
+        (
+            "https://example.com/api/auth",
+            ("https://example.com", "https://example.com/api/auth"),
+            "https://example.com/api/auth/jwks",
+        ),
+    ],
+)
+def test_three_things_follow_from_one_url(
+    monkeypatch: pytest.MonkeyPatch, url: str, issuers: tuple[str, ...], jwks: str
+) -> None:
+    settings = read(monkeypatch, BETTER_AUTH_URL=url)
+    assert settings.issuers == issuers
+    assert settings.audiences == (issuers[0], "http://localhost:8000")
+    assert settings.jwks_url == jwks
+
+
+def test_each_of_them_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read(
+        monkeypatch,
+        BETTER_AUTH_ISSUERS="https://a.example, https://b.example/x ,",
+        BETTER_AUTH_AUDIENCES="tasks",
+        BETTER_AUTH_JWKS_URL="http://better-auth:3000/api/auth/jwks",
+        CORS_ORIGINS="https://app.example.com,http://localhost:3000",
+    )
+    assert settings.issuers == ("https://a.example", "https://b.example/x")
+    assert settings.audiences == ("tasks",)
+    assert settings.jwks_url == "http://better-auth:3000/api/auth/jwks"
+    assert settings.cors_origins == ("https://app.example.com", "http://localhost:3000")
+
+
+def test_an_empty_value_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(monkeypatch, **dict.fromkeys(NAMES, "")) == Settings(_env_file=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://user:hunter2@host/db"),
+        ("DATABASE_POOL_SIZE", "0"),
+        ("DATABASE_POOL_SIZE", "many"),
+        ("DATABASE_PREPARE", "maybe"),
+        ("PUBLIC_URL", "localhost:8000"),
+        ("BETTER_AUTH_URL", "ftp://example.com"),
+        ("BETTER_AUTH_URL", "http://user:hunter2@example.com"),
+        ("BETTER_AUTH_URL", "http://[::1"),
+        ("BETTER_AUTH_JWKS_URL", "http://example.com/jwks?x=1"),
+        ("TOKEN_MAX_LIFETIME", "5"),
+        ("CORS_ORIGINS", "*"),
+        ("CORS_ORIGINS", "https://app.example.com/"),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_the_setting_and_not_the_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    with pytest.raises(ValidationError) as error:
+        read(monkeypatch, **{name: value})
+    line = explain(error.value)
+    assert line.startswith(f"{name}: ")
+    assert "\n" not in line
+    assert "hunter2" not in line + str(error.value)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        Settings(_env_file=None).database_url = "postgresql://elsewhere"
+
+
+def test_the_example_file_names_every_setting_and_can_be_copied() -> None:
+    text = (ROOT / ".env.example").read_text()
+    assert re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE) == NAMES
+    for field in Settings.model_fields.values():
+        assert field.description in re.sub(r"\n# ", " ", text)
+    assert Settings(_env_file=ROOT / ".env.example") == Settings(_env_file=None)
+
+
+def test_the_readme_has_a_row_for_every_setting() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert rows == [
+        (name.upper(), str(field.description).replace("|", "\\|")) for name, field in Settings.model_fields.items()
+    ]
