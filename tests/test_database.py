@@ -1,0 +1,166 @@
+"""The executor: roles, transactions, errors, and what stays on a connection (nothing)."""
+
+import asyncio
+from typing import LiteralString
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg_pool import PoolTimeout
+from sqlalchemy import text
+
+from backend.database import SYSTEM, Actor, Database, Pool, Row, Statement, Transaction
+from tests.conftest import Api
+
+
+def raw(sql: LiteralString) -> Statement:
+    """A statement as it is written: `%(name)s` are its parameters."""
+    statement = Statement(text("SELECT 1"))
+    statement.sql = sql
+    return statement
+
+
+async def connection_id(database: Database) -> int:
+    row = await database.row(raw("SELECT pg_backend_pid() AS pid"))
+    assert row
+    pid: int = row["pid"]
+    return pid
+
+
+@pytest.fixture
+async def pool(database_url: str) -> Pool:
+    return Pool(database_url, size=1)
+
+
+async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Pool) -> None:
+    who = raw(
+        "SELECT current_user AS role, current_setting('app.caller') AS caller, current_setting('timezone') AS zone"
+    )
+    user = Actor.user(uuid4())
+    async with pool:
+        for actor in user, SYSTEM, user:
+            assert await Database(pool, actor).row(who) == {"role": actor.role, "caller": actor.id, "zone": "UTC"}
+            async with pool.connection() as connection:
+                row = await (
+                    await connection.execute(
+                        "SELECT current_user = session_user AS self, current_setting('app.caller') AS c"
+                    )
+                ).fetchone()
+            assert row == {"self": True, "c": ""}
+
+
+async def test_an_error_poisons_nothing(pool: Pool) -> None:
+    async with pool:
+        database = Database(pool, SYSTEM)
+        pid = await connection_id(database)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await database.rows(raw("SELECT 1 / 0"))
+        assert await connection_id(database) == pid
+
+
+async def test_a_commit_that_fails_is_an_error(pool: Pool) -> None:
+    """Such a constraint is forbidden (a test reads the catalogue); were there one, there would be no false success."""
+    async with pool:
+        async with pool.connection() as connection:
+            await connection.execute("CREATE TABLE late (i int CONSTRAINT u UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+            await connection.execute("GRANT ALL ON late TO api_system")
+        database = Database(pool, SYSTEM)
+        insert = raw("INSERT INTO late VALUES (1), (1)")
+        try:
+            with pytest.raises(psycopg.OperationalError):
+                await database.rows(insert)
+            with pytest.raises(psycopg.errors.UniqueViolation):
+                await database.transact(lambda transaction: transaction.rows(insert))
+            assert await database.rows(raw("SELECT * FROM late")) == []
+        finally:
+            async with pool.connection() as connection:
+                await connection.execute("DROP TABLE late")
+
+
+async def test_a_transaction_is_all_or_nothing(pool: Pool) -> None:
+    insert = raw("INSERT INTO users (issuer, subject) VALUES ('atomic', %(subject)s) RETURNING id")
+    count = raw("SELECT count(*) AS n FROM users WHERE issuer = 'atomic'")
+
+    async def fails(transaction: Transaction) -> None:
+        await transaction.rows(insert, subject="a")
+        assert await transaction.row(count) == {"n": 1}
+        await transaction.rows(insert, subject="a")
+
+    async with pool:
+        database = Database(pool, SYSTEM)
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            await database.transact(fails)
+        assert await database.row(count) == {"n": 0}
+
+
+async def test_a_deadlock_is_tried_once_more(database_url: str) -> None:
+    async with Pool(database_url, size=2) as pool:
+        database = Database(pool, SYSTEM)
+        made = raw("INSERT INTO users (issuer, subject) VALUES ('lock', %(subject)s) RETURNING id")
+        touch = raw("UPDATE users SET locale = 'de' WHERE id = %(id)s")
+        ids = [(await database.rows(made, subject=uuid4().hex))[0]["id"] for _ in range(2)]
+        both_hold_one = asyncio.Barrier(2)
+        attempts: list[UUID] = []
+
+        async def work(transaction: Transaction, first: UUID, second: UUID) -> None:
+            attempts.append(first)
+            await transaction.rows(touch, id=first)
+            if attempts.count(first) == 1:
+                await both_hold_one.wait()
+            await transaction.rows(touch, id=second)
+
+        await asyncio.gather(
+            database.transact(lambda transaction: work(transaction, *ids)),
+            database.transact(lambda transaction: work(transaction, *reversed(ids))),
+        )
+        assert len(attempts) == 3
+
+
+async def test_the_second_failure_is_the_callers(pool: Pool) -> None:
+    calls = 0
+
+    async def conflict(_: Transaction) -> Row:
+        nonlocal calls
+        calls += 1
+        raise psycopg.errors.SerializationFailure
+
+    async with pool:
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            await Database(pool, SYSTEM).transact(conflict)
+    assert calls == 2
+
+
+async def test_a_pool_that_is_used_up_is_an_error_in_bounded_time(database_url: str) -> None:
+    async with Pool(database_url, size=1, wait=0.05) as pool, pool.connection():
+        with pytest.raises(PoolTimeout):
+            await Database(pool, SYSTEM).rows(raw("SELECT 1"))
+
+
+async def test_a_statement_that_takes_too_long_is_ended(pool: Pool) -> None:
+    async with pool:
+        row = await Database(pool, SYSTEM).row(raw("SELECT current_setting('statement_timeout') AS limit"))
+    assert row == {"limit": "10s"}
+
+
+@pytest.mark.parametrize("prepare", [True, False])
+async def test_statements_are_prepared_unless_a_pooler_forbids_it(database_url: str, prepare: bool) -> None:
+    async with Pool(database_url, size=1, prepare=prepare) as pool:
+        database = Database(pool, SYSTEM)
+        for _ in range(10):
+            row = await database.row(raw("SELECT count(*) AS n FROM pg_prepared_statements"))
+        assert row == {"n": 2 if prepare else 0}
+
+
+async def test_the_database_comes_back(api: Api) -> None:
+    """Every backend of the pool is ended; the requests that meet a dead connection are 503, and the rest are served."""
+    ada = api.person()
+    await ada.task()
+    async with api.state["pool"].connection() as connection:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'resource-server' AND datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    answers = [await ada.get("/api/v1/tasks") for _ in range(30)]
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
+    assert [answer.status_code for answer in answers[-5:]] == [200] * 5
