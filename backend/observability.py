@@ -1,0 +1,121 @@
+"""What every request carries and leaves behind: a request id, safe headers, one line in the log."""
+
+import json
+import logging
+import re
+import sys
+import time
+from typing import Any, Literal
+from uuid import uuid4
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+access = logging.getLogger("backend.access")
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+# The docs page loads Swagger UI; everything else is data and may load nothing.
+_DOCS = "/docs"
+_CSP = "default-src 'none'; frame-ancestors 'none'"
+
+
+class Observability:
+    """Pure ASGI, outermost: what goes wrong within has its request id and its line, too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers.setdefault("Cache-Control", "private, no-cache" if "etag" in headers else "no-store")
+                if scope["path"] != _DOCS:
+                    headers["Content-Security-Policy"] = _CSP
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            if access.isEnabledFor(logging.INFO):
+                access.info("request", extra={"fields": _fields(scope, status, time.perf_counter() - started)})
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return value.decode() if _REQUEST_ID.fullmatch(value) else uuid4().hex
+    return uuid4().hex
+
+
+def _fields(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
+    """The route's template, never the path: a path may hold anything, and has no bound."""
+    state = scope["state"]
+    route = scope.get("route")
+    fields = {
+        "request_id": state["request_id"],
+        "method": scope["method"],
+        "route": getattr(route, "path_format", None) or getattr(route, "path", None),
+        "status": status,
+        "ms": round(seconds * 1000, 2),
+    }
+    principal = state.get("principal")
+    if principal is not None:
+        fields["subject"] = principal.subject
+        if principal.impersonated_by:
+            fields["impersonator"] = principal.impersonated_by
+    return fields
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line; a line break in a value cannot start a line of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class Console(logging.Formatter):
+    """For people: the same fields as `name=value`, each escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(
+            f" {name}={value if isinstance(value, int | float) else json.dumps(value)}"
+            for name, value in getattr(record, "fields", {}).items()
+            if value is not None
+        )
+        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():7} {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def configure_logging(level: str, format: Literal["json", "console"] | None) -> None:
+    """Send every logger of the process through one handler on stderr. uvicorn's own access log is not used."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        Console() if (format or ("console" if sys.stderr.isatty() else "json")) == "console" else JsonLines()
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel("WARNING")

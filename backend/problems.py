@@ -1,0 +1,206 @@
+"""Every error leaves as application/problem+json (RFC 9457), with a code that does not change."""
+
+import logging
+import traceback
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import psycopg
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+
+class ProblemError(BaseModel):
+    """One thing that is wrong with a request."""
+
+    loc: list[str | int] = Field(description="Where: `body`, `query`, `path` or `header`, then the way to the member.")
+    msg: str
+    type: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is stable and listed in docs/errors.md; `detail` is for people and may change."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str | None = None
+    code: str
+    request_id: str | None = None
+    errors: list[ProblemError] | None = Field(default=None, description="With 422: each member that is wrong.")
+
+
+class DomainError(Exception):
+    """What a service raises when it says no. The docstring of each kind is what the client is told."""
+
+    status = 500
+    code = "internal_error"
+
+
+class NotFound(DomainError):
+    """There is no such thing, or it is not yours."""
+
+    status, code = 404, "not_found"
+
+
+class StaleVersion(DomainError):
+    """The version in If-Match is not the current one: fetch it again, then decide."""
+
+    status, code = 412, "stale_version"
+
+
+class InvalidCursor(DomainError):
+    """The cursor is not one of this listing's: a cursor is bound to the sort and filters it was made under."""
+
+    status, code = 422, "invalid_cursor"
+
+
+# The first match decides: a whole SQLSTATE, else its class (PostgreSQL documentation, appendix A).
+SQLSTATES: dict[str, tuple[int, str]] = {
+    "23505": (409, "conflict"),
+    "22": (422, "invalid_value"),
+    "23": (409, "constraint_violated"),
+    "40": (503, "database_busy"),
+    "53": (503, "database_busy"),
+    "57014": (503, "database_busy"),  # statement_timeout
+    "55P03": (503, "database_busy"),
+    "57": (503, "database_unavailable"),
+    "58": (503, "database_unavailable"),
+    "08": (503, "database_unavailable"),
+}
+
+# Raised by psycopg itself, without a SQLSTATE: a value it cannot write (NUL), a connection it cannot get or has lost.
+WITHOUT_SQLSTATE: tuple[tuple[type[psycopg.Error], tuple[int, str]], ...] = (
+    (psycopg.DataError, (422, "invalid_value")),
+    (psycopg.OperationalError, (503, "database_unavailable")),
+    (psycopg.InterfaceError, (503, "database_unavailable")),
+)
+
+DETAILS = {
+    "conflict": "Somebody else was there first: this already exists.",
+    "constraint_violated": "The change contradicts what is stored.",
+    "invalid_value": "A value cannot be stored.",
+    "database_busy": "The database is busy. Nothing was changed; try again.",
+    "database_unavailable": "The database cannot be reached. Try again; an Idempotency-Key makes that safe.",
+    "internal_error": "Something went wrong here. The request id finds it in the log.",
+}
+
+# What the framework itself answers.
+CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+    503: "unavailable",
+}
+
+
+def respond(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    errors: Sequence[Mapping[str, Any]] | None = None,
+) -> JSONResponse:
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request.scope.get("state", {}).get("request_id"),
+    }
+    if errors is not None:
+        body["errors"] = errors
+    return JSONResponse(body, status, dict(headers or {}), "application/problem+json")
+
+
+async def domain_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DomainError)
+    return respond(request, error.status, error.code, str(error) or type(error).__doc__)
+
+
+async def http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    code = getattr(error, "code", None) or CODES.get(status, HTTPStatus(status).name.lower())
+    return respond(request, status, code, error.detail, headers=error.headers)
+
+
+async def invalid_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in error.errors()]
+    if any(e["type"] == "json_invalid" for e in errors):
+        return respond(request, 422, "invalid_json", "The body is not JSON that can be read.", errors=errors)
+    return respond(request, 422, "invalid", "The request is not valid: see errors.", errors=errors)
+
+
+async def database_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, psycopg.Error)
+    state = error.sqlstate
+    if state:
+        status, code = SQLSTATES.get(state) or SQLSTATES.get(state[:2]) or (500, "internal_error")
+    else:
+        status, code = next(
+            (answer for kind, answer in WITHOUT_SQLSTATE if isinstance(error, kind)), (500, "internal_error")
+        )
+    if status >= 500:
+        # The message of a database error may quote values, so only its kind is logged.
+        logger.error("database error %s", state or type(error).__name__)
+    return respond(request, status, code, DETAILS[code], headers={"Retry-After": "1"} if status == 503 else None)
+
+
+class LastResort:
+    """Pure ASGI, just outside the routes: what nobody expected is a 500 like any other problem, headers and all.
+
+    The log gets the kind of the error and where it came from, not its message, which may quote what a client sent.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            trace = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("unexpected %s\n%s", type(error).__qualname__, trace)  # noqa: TRY400  # not the message
+            if not started:
+                response = respond(Request(scope), 500, "internal_error", DETAILS["internal_error"])
+                await response(scope, receive, send)
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(DomainError, domain_error)
+    app.add_exception_handler(HTTPException, http_exception)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(psycopg.Error, database_error)
+
+
+def _document(description: str) -> dict[str, Any]:
+    return {"description": description, "model": Problem}
+
+
+# For OpenAPI: what any operation may answer.
+RESPONSES: dict[int | str, dict[str, Any]] = {"default": _document("A problem (RFC 9457)")}
