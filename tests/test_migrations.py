@@ -1,0 +1,144 @@
+"""The schema: its history, its roles, and what no table may lack."""
+
+import asyncio
+import sys
+from uuid import uuid4
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import NullPool, create_engine
+from sqlmodel import SQLModel
+
+from backend import migrations
+from backend.migrations import MigrationError
+from tests.conftest import create_database
+
+
+@pytest.fixture
+def empty(postgres: str) -> str:
+    return create_database(postgres, f"empty_{uuid4().hex[:8]}")
+
+
+def test_the_tables_are_what_the_migrations_make(database_url: str) -> None:
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(database_url), poolclass=NullPool)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_an_empty_database_and_a_current_one(empty: str) -> None:
+    assert migrations.pending(empty) == "the database is empty: run `resource-server migrate`"
+    migrations.upgrade(empty)
+    assert migrations.pending(empty) is None
+    migrations.upgrade(empty)
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert "newer than this version" in str(migrations.pending(empty))
+
+
+async def upgrade_elsewhere(url: str) -> int | None:
+    """In a process of its own, as on another machine."""
+    code = "import sys; from backend import migrations; migrations.upgrade(sys.argv[1])"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, url)
+    return await process.wait()
+
+
+async def test_many_may_start_at_once(postgres: str) -> None:
+    """On one database, and on several of one cluster, whose two roles are the cluster's."""
+    urls = [create_database(postgres, f"at_once_{uuid4().hex[:8]}") for _ in range(2)]
+    assert set(await asyncio.gather(*(upgrade_elsewhere(url) for url in urls * 3))) == {0}
+    assert [migrations.pending(url) for url in urls] == [None, None]
+
+
+def test_a_database_that_is_not_there_is_one_clear_line() -> None:
+    for work in migrations.upgrade, migrations.pending:
+        with pytest.raises(MigrationError, match="cannot connect to the database"):
+            work("postgresql://nobody@127.0.0.1:9/nothing")
+
+
+def as_login(url: str, name: str) -> str:
+    return url.replace("postgresql://postgres@", f"postgresql://{name}@", 1)
+
+
+def test_an_ordinary_login_migrates_and_serves(empty: str) -> None:
+    """CREATEROLE is enough, for a login that owns its database: no superuser is needed."""
+    login = f"owner_{uuid4().hex[:8]}"
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {login} LOGIN".encode())
+        connection.execute(f"GRANT ALL ON SCHEMA public TO {login}".encode())
+        connection.execute(f"GRANT api_user, api_system TO {login} WITH INHERIT FALSE, SET TRUE".encode())
+    migrations.upgrade(as_login(empty, login))
+    with psycopg.connect(as_login(empty, login)) as connection:
+        connection.execute("INSERT INTO users (issuer, subject) SELECT 'i', 's' WHERE false")
+        assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,), (
+            "forced policies bind the owner, too"
+        )
+        connection.execute("SET LOCAL ROLE api_system")
+        connection.execute("INSERT INTO users (issuer, subject) VALUES ('i', 's')")
+
+
+def test_a_login_that_may_not_make_roles_is_told_what_a_dba_must_do(empty: str) -> None:
+    login = f"plain_{uuid4().hex[:8]}"
+    with psycopg.connect(empty, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {login} LOGIN".encode())
+        connection.execute(f"GRANT ALL ON SCHEMA public TO {login}".encode())
+    with pytest.raises(MigrationError, match="GRANT api_user, api_system TO"):
+        migrations.upgrade(as_login(empty, login))
+    assert migrations.pending(empty) == "the database is empty: run `resource-server migrate`"
+
+
+class TestCatalogue:
+    """Read from PostgreSQL's own tables, so that a new table cannot be forgotten."""
+
+    @pytest.fixture
+    def catalogue(self, database_url: str) -> psycopg.Connection:
+        return psycopg.connect(database_url)
+
+    def test_every_table_with_an_owner_has_forced_policies(self, catalogue: psycopg.Connection) -> None:
+        with catalogue:
+            tables = catalogue.execute(
+                """
+                SELECT c.relname, c.relrowsecurity AND c.relforcerowsecurity,
+                       array(SELECT r.rolname || ': ' || pg_get_expr(p.polqual, p.polrelid) FROM pg_policy p
+                             JOIN pg_roles r ON r.oid = ANY (p.polroles) WHERE p.polrelid = c.oid ORDER BY 1)
+                FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relnamespace = 'public'::regnamespace
+                  AND c.relname <> 'alembic_version'
+                """
+            ).fetchall()
+        caller = "(NULLIF(current_setting('app.caller'::text, true), ''::text))::uuid"
+        assert {name for name, _, _ in tables} >= {"users", "tasks"}
+        for name, forced, policies in tables:
+            key = "id" if name == "users" else "owner_id"
+            assert forced, name
+            assert policies == ["api_system: true", f"api_user: ({key} = {caller})"], name
+
+    def test_every_key_and_index_leads_with_the_owner(self, catalogue: psycopg.Connection) -> None:
+        with catalogue:
+            indexes = catalogue.execute(
+                """
+                SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid, 1, false) FROM pg_index i
+                JOIN pg_class c ON c.oid = i.indrelid WHERE c.relnamespace = 'public'::regnamespace
+                  AND c.relname NOT IN ('users', 'alembic_version')
+                """
+            ).fetchall()
+        assert indexes
+        assert {first for _, first in indexes} == {"owner_id"}, indexes
+
+    def test_no_constraint_waits_for_the_commit(self, catalogue: psycopg.Connection) -> None:
+        with catalogue:
+            assert catalogue.execute("SELECT conname FROM pg_constraint WHERE condeferrable").fetchall() == []
+
+    def test_the_roles_can_do_nothing_but_their_work(self, catalogue: psycopg.Connection) -> None:
+        with catalogue:
+            roles = catalogue.execute(
+                "SELECT rolname, rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls"
+                " FROM pg_roles WHERE rolname LIKE 'api\\_%' ORDER BY 1"
+            ).fetchall()
+            columns = catalogue.execute(
+                "SELECT column_name FROM information_schema.column_privileges"
+                " WHERE grantee = 'api_user' AND table_name = 'users' AND privilege_type = 'UPDATE' ORDER BY 1"
+            ).fetchall()
+        assert roles == [("api_system", False), ("api_user", False)]
+        assert columns == [("locale",), ("time_zone",), ("updated_at",)]
