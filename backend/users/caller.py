@@ -1,0 +1,56 @@
+"""The caller of a route: judged, found and let in before the body is read."""
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response
+
+from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason
+from backend.bodies import JSON, MERGE_PATCH, JSONRequest
+from backend.database import Actor, Database
+from backend.users.directory import Users
+
+
+def route_for(*, read: str, write: str) -> type["PersonRoute"]:
+    """A route class for people, whose OAuth access tokens need the scope `read` for GET and `write` for the rest."""
+
+    class Route(PersonRoute):
+        scopes = (read, write)
+
+    return Route
+
+
+class PersonRoute(BearerRoute):
+    """The order of refusals: token, person, scope, account, content type, size, and only then what the body says."""
+
+    scopes: tuple[str, str]  # for GET, for the rest
+    body_limit = 64 * 1024  # bytes
+
+    async def judge(self, request: Request) -> None:
+        await super().judge(request)
+        state = request.state
+        principal: Principal = state.principal
+        users: Users = state.users
+        state.bearer.require_person(principal)
+        state.bearer.require_scopes(principal, self.scopes[request.method != "GET"])
+        user = await users.resolve(principal)
+        if principal.issued_at <= user.tokens_valid_after:
+            raise state.bearer.refusal(InvalidToken(Reason.REVOKED))
+        state.user = user
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+        media_types = MERGE_PATCH if "PATCH" in (self.methods or ()) else JSON
+
+        async def handler(request: Request) -> Response:
+            return await answer(JSONRequest(request, media_types=media_types, limit=self.body_limit))
+
+        return handler
+
+
+async def caller_database(request: Request, _: CurrentPrincipal) -> Database:
+    """The database as the caller sees it: their rows, and nobody else's."""
+    return Database(request.state.pool, Actor.user(request.state.user.id))
+
+
+CallerDatabase = Annotated[Database, Depends(caller_database)]

@@ -1,0 +1,157 @@
+"""From a judged token to the local user row: made at first sight, kept in step, remembered for a minute."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from cachetools import TTLCache
+from sqlalchemy import and_, bindparam, func, or_, tuple_
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col, select
+
+from backend.auth import Principal
+from backend.database import SYSTEM, Database, Pool, Row, Statement, parameters
+from backend.problems import DomainError
+from backend.users.models import User, UserStatus
+
+# Better Auth keeps a picture as a data URL if it is given one. An address is kept, a picture is not.
+_LONGEST_IMAGE = 2048
+_ATTEMPTS = 3
+
+PROFILE = ("email", "email_verified", "name", "image", "roles", "is_anonymous")
+KNOWN = [col(getattr(User, name)) for name in ("id", "status", "tokens_valid_after", "claims_at", *PROFILE)]
+THIS = (col(User.issuer) == bindparam("issuer"), col(User.subject) == bindparam("subject"))
+FIND = Statement(select(*KNOWN).where(*THIS))
+
+
+class Suspended(DomainError):
+    """This account is suspended here."""
+
+    status, code = 403, "account_suspended"
+
+
+class Contended(DomainError):
+    """This account is being changed by many at once; try again."""
+
+    status, code = 503, "database_busy"
+
+
+@lru_cache(64)
+def ensure(fields: frozenset[str]) -> Statement:
+    """Insert the row, or bring it in step with newer claims; no row comes back when there was nothing to do.
+
+    Safe against any number of first requests at once: the unique key decides, and the losers find the winner's row.
+    """
+    statement = insert(User).values(parameters(("issuer", "subject", "claims_at", *fields)))
+    if not fields:
+        return Statement(statement.on_conflict_do_nothing().returning(*KNOWN))
+    new = statement.excluded
+    differs = tuple_(*(col(getattr(User, name)) for name in sorted(fields))).is_distinct_from(
+        tuple_(*(new[name] for name in sorted(fields)))
+    )
+    newer = or_(col(User.claims_at).is_(None), col(User.claims_at) <= new.claims_at)
+    changes = {name: new[name] for name in (*fields, "claims_at")} | {"updated_at": func.now()}
+    statement = statement.on_conflict_do_update(
+        index_elements=[col(User.issuer), col(User.subject)], set_=changes, where=and_(newer, differs)
+    )
+    return Statement(statement.returning(*KNOWN))
+
+
+@dataclass(frozen=True, slots=True)
+class KnownUser:
+    """What each request needs of the row, without a statement."""
+
+    id: UUID
+    status: UserStatus
+    roles: tuple[str, ...]
+    tokens_valid_after: float
+    claims_at: float
+    profile: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, row: Row) -> "KnownUser":
+        floor, claims_at = row["tokens_valid_after"], row["claims_at"]
+        return cls(
+            id=row["id"],
+            status=UserStatus(row["status"]),
+            roles=tuple(row["roles"]),
+            tokens_valid_after=math.floor(floor.timestamp()) if floor else -math.inf,
+            claims_at=claims_at.timestamp() if claims_at else -math.inf,
+            profile={name: row[name] for name in PROFILE},
+        )
+
+    def is_behind(self, claims: Mapping[str, Any], principal: Principal) -> bool:
+        """Whether the token says something else than the row, and is not older than what the row was written from."""
+        profile = self.profile
+        return any(profile[name] != value for name, value in claims.items()) and claims_at(principal) >= self.claims_at
+
+
+class Users:
+    """The people who call, by the subject of their token. One for the process; emptied of what is older than a minute.
+
+    `issuer`: the first of the issuer's names, under which all rows are filed, whichever name a token bears.
+    """
+
+    def __init__(self, pool: Pool, issuer: str, *, size: int = 10_000, ttl: float = 60.0) -> None:
+        self._database = Database(pool, SYSTEM)
+        self._issuer = issuer
+        self._known: TTLCache[str, KnownUser] = TTLCache(size, ttl)
+
+    async def resolve(self, principal: Principal) -> KnownUser:
+        """The caller's row. A caller who is known and whose claims are as before costs no statement."""
+        claims = profile_of(principal)
+        user = self._known.get(principal.subject)
+        if user is None or user.is_behind(claims, principal):
+            user = await self._load(principal, claims)
+            self._known[principal.subject] = user
+        if user.status is not UserStatus.active:
+            raise Suspended
+        return user
+
+    def forget(self, subject: str) -> None:
+        self._known.pop(subject, None)
+
+    async def _load(self, principal: Principal, claims: Mapping[str, Any]) -> KnownUser:
+        key = {"issuer": self._issuer, "subject": principal.subject}
+        since = datetime.fromtimestamp(claims_at(principal), UTC) if claims else None
+        for _ in range(_ATTEMPTS):
+            row = await self._database.row(FIND, **key)
+            if row is None or KnownUser.of(row).is_behind(claims, principal):
+                row = await self._database.row(ensure(frozenset(claims)), **key, **claims, claims_at=since)
+            if row is not None:
+                return KnownUser.of(row)
+            # Another request made the row first, or an erasure took it away: look again.
+        raise Contended
+
+
+def profile_of(principal: Principal) -> dict[str, Any]:
+    """The claims that the row keeps, those only that the token has: an OAuth access token says nothing of a name."""
+    claims: dict[str, Any] = dict(principal.profile)
+    if len(claims.get("image") or "") > _LONGEST_IMAGE:
+        claims["image"] = None
+    if principal.roles is not None:
+        claims["roles"] = list(principal.roles)
+    if "isAnonymous" in principal.claims:
+        claims["is_anonymous"] = principal.is_anonymous
+    return claims
+
+
+def claims_at(principal: Principal) -> float:
+    """The moment that the token's claims speak of, in unix seconds.
+
+    `iat` counts whole seconds, and two tokens of one second may say different things (a role set in between). Where
+    the claims hold the user's `updatedAt`, which has milliseconds, it decides within that second.
+    """
+    updated = principal.claims.get("updatedAt")
+    if isinstance(updated, str):
+        try:
+            changed = datetime.fromisoformat(updated).timestamp()
+        except (ValueError, OverflowError):
+            return principal.issued_at
+        if principal.issued_at < changed < principal.issued_at + 1:
+            return changed
+    return principal.issued_at

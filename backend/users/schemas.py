@@ -1,0 +1,94 @@
+"""What the API shows of a user, and lets them change."""
+
+import re
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from backend.users.models import UserStatus
+
+# IANA names start with a capital; `localtime`, `posix/...` and the like are files of the machine, not zones.
+_ZONE = re.compile(r"[A-Z][A-Za-z0-9_+-]{0,30}(/[A-Z][A-Za-z0-9_+-]{0,30}){0,2}")
+
+# RFC 5646, section 2.1: language, script, region, variants, extensions, private use.
+_LANGUAGE_TAG = re.compile(
+    r"[A-Za-z]{2,3}(-[A-Za-z]{4})?(-([A-Za-z]{2}|[0-9]{3}))?(-([A-Za-z0-9]{5,8}|[0-9][A-Za-z0-9]{3}))*"
+    r"(-[0-9A-WY-Za-wy-z](-[A-Za-z0-9]{2,8})+)*(-[xX](-[A-Za-z0-9]{1,8})+)?"
+)
+
+
+def _time_zone(value: str) -> str:
+    if _ZONE.fullmatch(value):
+        try:
+            return ZoneInfo(value).key
+        except (ValueError, KeyError, OSError):
+            pass
+    raise ValueError("is not a time zone of the IANA database, such as Europe/Berlin")
+
+
+def _locale(value: str) -> str:
+    if not _LANGUAGE_TAG.fullmatch(value):
+        raise ValueError("is not a language tag (BCP 47), such as de-CH")
+    return value
+
+
+class Me(BaseModel):
+    """The caller: the local row, and how the token was judged."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
+                    "email": "ada@example.com",
+                    "email_verified": True,
+                    "name": "Ada Lovelace",
+                    "image": None,
+                    "roles": ["user"],
+                    "scopes": None,
+                    "is_anonymous": False,
+                    "status": "active",
+                    "time_zone": "Europe/London",
+                    "locale": "en-GB",
+                    "issuer": "http://localhost:3000",
+                    "subject": "Yq2CLmVq0VVmJYFBzLkS8jDbNQvlnVpM",
+                    "expires_at": "2026-11-23T10:15:00Z",
+                    "created_at": "2026-11-23T10:00:00Z",
+                    "updated_at": "2026-11-23T10:00:00Z",
+                }
+            ]
+        }
+    )
+
+    id: UUID
+    email: str | None
+    email_verified: bool
+    name: str | None
+    image: str | None
+    roles: list[str]
+    scopes: list[str] | None = Field(description="Of an OAuth access token. null: the person's own token, not limited.")
+    is_anonymous: bool
+    status: UserStatus
+    time_zone: str | None = Field(description="IANA name")
+    locale: str | None = Field(description="BCP 47")
+    issuer: str = Field(description="`iss` of the token that was used")
+    subject: str
+    expires_at: datetime = Field(description="`exp` of the token that was used")
+    created_at: datetime
+    updated_at: datetime
+
+
+class MeUpdate(BaseModel):
+    """What belongs to this API. Everything else is Better Auth's, and changed there."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"time_zone": "Europe/London", "locale": "en-GB"}]}
+    )
+
+    time_zone: Annotated[str, AfterValidator(_time_zone)] | None = Field(default=None, description="IANA name")
+    locale: Annotated[str, AfterValidator(_locale), Field(max_length=100)] | None = Field(
+        default=None, description="BCP 47"
+    )

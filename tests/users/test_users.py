@@ -1,0 +1,301 @@
+"""The local user row: made at first sight, kept in step with the claims, and never confused with another's."""
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from backend.database import SYSTEM, Database, Statement
+from backend.users import directory
+from tests.conftest import BASE, ISSUER, Api, Person
+from tests.test_database import raw
+
+ME = "/api/v1/users/me"
+NOW = int(time.time())
+
+
+async def rows_of(api: Api, subject: str) -> list[dict[str, Any]]:
+    statement = raw("SELECT *, xmin::text AS written_by FROM users WHERE subject = %(subject)s")
+    return await Database(api.state["pool"], SYSTEM).rows(statement, subject=subject)
+
+
+async def set_row(api: Api, subject: str, column: str, value: object) -> None:
+    statement = raw("")
+    statement.sql = f"UPDATE users SET {column} = %(value)s WHERE subject = %(subject)s"  # noqa: S608  # of this file
+    await Database(api.state["pool"], SYSTEM).rows(statement, value=value, subject=subject)
+    api.state["users"].forget(subject)
+
+
+async def me(person: Person, **claims: Any) -> dict[str, Any]:
+    response = await person.get(ME, headers={"Authorization": f"Bearer {person.token(**claims)}"})
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def test_me(api: Api) -> None:
+    ada = api.person(
+        email="ada@example.com", emailVerified=True, name="Ada", role="user,admin", image="https://x.test/a.png"
+    )
+    seen = await me(ada, iat=NOW, exp=NOW + 900)
+    assert seen["email"] == "ada@example.com"
+    assert seen["email_verified"] is True
+    assert (seen["name"], seen["image"], seen["roles"]) == ("Ada", "https://x.test/a.png", ["user", "admin"])
+    assert (seen["subject"], seen["issuer"], seen["status"]) == (ada.subject, ISSUER, "active")
+    assert (seen["scopes"], seen["time_zone"], seen["locale"], seen["is_anonymous"]) == (None, None, None, False)
+    assert seen["expires_at"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW + 900))
+
+
+async def test_two_hundred_first_requests_make_one_row(api: Api) -> None:
+    ada = api.person()
+    answers = await asyncio.gather(*(ada.get(ME) for _ in range(200)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(await rows_of(api, ada.subject)) == 1
+
+
+async def test_first_requests_in_several_processes_make_one_row(api: Api) -> None:
+    """Each directory stands for a process of its own: nothing is shared but the database."""
+    ada = api.person(name="Ada")
+    principal = await api.state["bearer"].verifier.verify(ada.token())
+    processes = [directory.Users(api.state["pool"], ISSUER) for _ in range(20)]
+    users = await asyncio.gather(*(process.resolve(principal) for process in processes))
+    assert len({user.id for user in users}) == 1
+    assert len(await rows_of(api, ada.subject)) == 1
+
+
+async def test_both_names_of_the_issuer_reach_one_row(api: Api) -> None:
+    ada = api.person(name="Ada")
+    by_session = await me(ada, iss=ISSUER)
+    by_base = await me(ada, iss=BASE)
+    assert by_session["id"] == by_base["id"]
+    assert (by_session["issuer"], by_base["issuer"]) == (ISSUER, BASE)
+    assert [row["issuer"] for row in await rows_of(api, ada.subject)] == [ISSUER]
+
+
+async def test_an_equal_email_is_no_link(api: Api) -> None:
+    ada, eve = (api.person(email="same@example.com", emailVerified=True) for _ in range(2))
+    task = await ada.task()
+    assert (await me(ada))["id"] != (await me(eve))["id"]
+    assert (await eve.get(f"/api/v1/tasks/{task['id']}")).status_code == 404
+
+
+async def test_newer_claims_are_taken_over_and_older_ones_are_not(api: Api) -> None:
+    ada = api.person()
+    assert (await me(ada, iat=NOW - 60, name="Ada", role="admin"))["roles"] == ["admin"]
+    assert (await me(ada, iat=NOW - 30, name="Ada L.", role="user"))["roles"] == ["user"]
+    again = await me(ada, iat=NOW - 60, name="Ada", role="admin")
+    assert (again["name"], again["roles"]) == ("Ada L.", ["user"])
+    api.state["users"].forget(ada.subject)
+    again = await me(ada, iat=NOW - 60, name="Ada", role="admin")
+    assert (again["name"], again["roles"]) == ("Ada L.", ["user"])
+
+
+async def test_within_a_second_the_time_of_the_users_change_decides(api: Api) -> None:
+    ada = api.person(iat=NOW)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(NOW))
+    before, after = f"{moment}.100Z", f"{moment}.900Z"
+    assert (await me(ada, role="admin", updatedAt=before))["roles"] == ["admin"]
+    assert (await me(ada, role="user", updatedAt=after))["roles"] == ["user"]
+    assert (await me(ada, role="admin", updatedAt=before))["roles"] == ["user"]
+
+
+@pytest.mark.parametrize(
+    "updated", ["soon", "", 5, None, "9999-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00", ["x"]], ids=str
+)
+async def test_an_odd_time_of_change_is_passed_over(api: Api, updated: object) -> None:
+    ada = api.person(iat=NOW - 10)
+    await me(ada, name="old")
+    assert (await me(ada, name="new", updatedAt=updated))["name"] == "new"
+    (row,) = await rows_of(api, ada.subject)
+    assert row["claims_at"].timestamp() == NOW - 10
+
+
+async def test_a_row_is_written_only_when_something_changed(api: Api) -> None:
+    ada = api.person(name="Ada")
+    await me(ada, iat=NOW - 60)
+    (before,) = await rows_of(api, ada.subject)
+    for forget in False, True:
+        if forget:
+            api.state["users"].forget(ada.subject)
+        await me(ada, iat=NOW - 30)
+        assert await rows_of(api, ada.subject) == [before]
+
+
+async def test_a_token_without_a_profile_blanks_nothing(api: Api) -> None:
+    ada = api.person()
+    known = await me(ada, iat=NOW - 60, name="Ada", email="ada@example.com", role="admin", emailVerified=True)
+    bare = api.issuer.access_token(sub=ada.subject, scope="profile", iss=BASE)
+    response = await ada.get(ME, headers={"Authorization": f"Bearer {bare}"})
+    assert response.status_code == 200, response.text
+    for name in "id", "name", "email", "roles", "email_verified":
+        assert response.json()[name] == known[name]
+    assert response.json()["scopes"] == ["profile"]
+
+
+async def test_a_row_first_seen_without_a_profile_takes_an_older_one(api: Api) -> None:
+    """Whoever comes by OAuth first is known by the subject alone, so even an older token of theirs tells more."""
+    ada = api.person()
+    bare = api.issuer.access_token(sub=ada.subject, scope="profile", iss=BASE, iat=NOW, exp=NOW + 600)
+    assert (await ada.get(ME, headers={"Authorization": f"Bearer {bare}"})).json()["name"] is None
+    assert (await me(ada, iat=NOW - 60, name="Ada"))["name"] == "Ada"
+
+
+async def test_a_claim_that_is_null_is_nothing(api: Api) -> None:
+    ada = api.person()
+    await me(ada, iat=NOW - 60, name="Ada", role="admin", image="https://x.test/a.png")
+    after = await me(ada, iat=NOW, name=None, role=None, image=None)
+    assert (after["name"], after["roles"], after["image"]) == (None, [], None)
+
+
+async def test_a_picture_is_not_kept(api: Api) -> None:
+    ada = api.person()
+    assert (await me(ada, image="data:image/png;base64," + "A" * 5000))["image"] is None
+    assert len(await rows_of(api, ada.subject)) == 1
+
+
+async def test_a_known_caller_costs_no_statement(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = api.person(name="Ada")
+    await ada.task()
+    seen: list[str] = []
+    original = Database._rows
+
+    async def watched(self: Database, statement: Statement, values: Any) -> Any:
+        seen.append(statement.sql)
+        return await original(self, statement, values)
+
+    monkeypatch.setattr(Database, "_rows", watched)
+    await ada.get("/api/v1/tasks")
+    await ada.get("/api/v1/tasks", headers={"Authorization": f"Bearer {ada.token(iat=NOW - 1)}"})
+    assert [sql.split()[0] for sql in seen] == ["SELECT", "SELECT"]
+    assert all("FROM tasks" in sql for sql in seen)
+
+
+@pytest.mark.parametrize(
+    ("patch", "kept"),
+    [
+        ({"time_zone": "Europe/Berlin", "locale": "de-CH"}, {"time_zone": "Europe/Berlin", "locale": "de-CH"}),
+        ({"time_zone": "America/Argentina/Buenos_Aires"}, {"time_zone": "America/Argentina/Buenos_Aires"}),
+        ({"time_zone": "UTC", "locale": "zh-Hant-TW"}, {"time_zone": "UTC", "locale": "zh-Hant-TW"}),
+        ({}, {}),
+    ],
+)
+async def test_what_belongs_to_the_api_can_be_changed(api: Api, patch: dict[str, str], kept: dict[str, str]) -> None:
+    ada = api.person()
+    before = await me(ada)
+    response = await ada.patch(ME, patch)
+    assert response.status_code == 200
+    assert {name: response.json()[name] for name in kept} == kept
+    assert (await me(ada))["updated_at"] == response.json()["updated_at"]
+    assert (response.json()["updated_at"] > before["updated_at"]) is bool(patch)
+    assert (await ada.patch(ME, patch)).json()["updated_at"] == response.json()["updated_at"]
+    cleared = await ada.patch(ME, {"time_zone": None, "locale": None})
+    assert (cleared.json()["time_zone"], cleared.json()["locale"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        {"time_zone": "Mars/Olympus"},
+        {"time_zone": "../../etc/passwd"},
+        {"time_zone": "localtime"},
+        {"time_zone": "posix/Europe/Berlin"},
+        {"time_zone": "Europe/Berlin\0"},
+        {"time_zone": ""},
+        {"time_zone": 1},
+        {"locale": "deutsch sprechend"},
+        {"locale": "d"},
+        {"locale": "de_CH"},
+        {"locale": "x" * 200},
+        {"name": "Eve"},
+        {"email": "eve@example.com"},
+        {"roles": ["admin"]},
+        {"role": "admin"},
+        {"status": "active"},
+        {"id": str(uuid4())},
+    ],
+    ids=str,
+)
+async def test_nothing_else_can(api: Api, patch: dict[str, object]) -> None:
+    ada = api.person(name="Ada")
+    before = await me(ada)
+    response = await ada.patch(ME, patch)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["loc"] == ["body", next(iter(patch))]
+    assert await me(ada) == before
+
+
+@pytest.mark.parametrize("status", ["suspended", "purged"])
+async def test_an_account_that_is_not_active_is_refused(api: Api, status: str) -> None:
+    ada = api.person()
+    await ada.task()
+    await set_row(api, ada.subject, "status", status)
+    for method in "GET", "POST":
+        response = await ada.request(method, "/api/v1/tasks", json={"title": "x"} if method == "POST" else None)
+        assert (response.status_code, response.json()["code"]) == (403, "account_suspended")
+        assert "www-authenticate" not in response.headers
+
+
+async def test_tokens_from_before_the_floor_are_invalid(api: Api) -> None:
+    ada = api.person()
+    await me(ada)
+    await set_row(api, ada.subject, "tokens_valid_after", datetime.fromtimestamp(NOW - 100.5, UTC))
+    for iat, status in {NOW - 200: 401, NOW - 101: 401, NOW - 100: 200, NOW: 200}.items():
+        token = ada.token(iat=iat, exp=NOW + 600)
+        response = await ada.get(ME, headers={"Authorization": f"Bearer {token}"})
+        assert response.status_code == status, iat
+        if status == 401:
+            assert 'error="invalid_token"' in response.headers["www-authenticate"]
+            assert response.json()["code"] == "invalid_token"
+
+
+@pytest.mark.parametrize(
+    ("claims", "status"),
+    [
+        ({"banned": True}, 403),
+        ({"banned": True, "banExpires": "2001-01-01T00:00:00.000Z"}, 200),
+        ({"banned": True, "banExpires": "2999-01-01T00:00:00.000Z"}, 403),
+        ({"banned": True, "banExpires": "whenever"}, 403),
+        ({"banned": False}, 200),
+        ({"banned": None}, 200),
+    ],
+    ids=str,
+)
+async def test_the_banned_are_refused(api: Api, claims: dict[str, object], status: int) -> None:
+    assert (await api.person(**claims).get(ME)).status_code == status
+
+
+async def test_a_machine_never_gets_a_row(api: Api) -> None:
+    token = api.issuer.access_token(sub="machine-1", client_id="machine-1", scope="tasks:read profile", iss=BASE)
+    response = await api.http.get(ME, headers={"Authorization": f"Bearer {token}"})
+    assert response.status_code == 403
+    assert await rows_of(api, "machine-1") == []
+
+
+@pytest.mark.parametrize("subject", ["x" * 255, "İstanbul 🎉", "' OR 1=1 --", "%s %(caller)s", "a:b/c"])
+async def test_any_subject_that_a_token_may_have_is_stored(api: Api, subject: str) -> None:
+    ada = api.person(sub=subject)
+    assert (await me(ada))["subject"] == subject
+    assert (await ada.task("mine"))["title"] == "mine"
+
+
+@pytest.mark.parametrize("claims", [{"name": "a\0b"}, {"email": "\0"}, {"role": "admin\0"}], ids=str)
+async def test_a_claim_that_cannot_be_stored_is_no_server_error(api: Api, claims: dict[str, str]) -> None:
+    ada = api.person()
+    seen = await me(ada, **claims)
+    assert "admin" not in seen["roles"]
+
+
+async def test_no_password_ever_reaches_this_side(api: Api) -> None:
+    statement = raw(
+        "SELECT table_name || '.' || column_name AS name FROM information_schema.columns WHERE table_schema = 'public'"
+    )
+    columns = [row["name"] for row in await Database(api.state["pool"], SYSTEM).rows(statement)]
+    document = api.app.openapi()
+    names = [*columns, *document["paths"], *json.dumps(document["components"]["schemas"]).split('"')]
+    assert columns
+    assert not [name for name in names if "password" in name.lower() or "sign-in" in name or "login" in name]
