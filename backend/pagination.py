@@ -1,0 +1,63 @@
+"""Keyset pages: stable under inserts, and no slower on page 1,000 than on page 1."""
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from starlette.datastructures import URL
+
+from backend.database import Row
+from backend.problems import InvalidCursor
+
+T = TypeVar("T")
+
+
+class Page(BaseModel, Generic[T]):
+    items: list[T]
+    next_cursor: str | None = Field(default=None, description="Pass it as `cursor` for the next page. null: the end.")
+
+
+def listing(name: str, sort: str, filters: Mapping[str, object]) -> str:
+    """What a cursor is bound to: this listing, in this order, of these rows."""
+    told = json.dumps([name, sort, sorted(filters.items())], default=str)
+    return blake2b(told.encode(), digest_size=6).hexdigest()
+
+
+def encode(bound_to: str, key: object, id: UUID) -> str:
+    told = json.dumps([bound_to, None if key is None else str(key), str(id)], separators=(",", ":"))
+    return urlsafe_b64encode(told.encode()).decode().rstrip("=")
+
+
+def decode(cursor: str, bound_to: str, key_type: TypeAdapter[Any]) -> tuple[Any, UUID]:
+    """The sort key and id that a page ended on.
+
+    It holds nothing that its owner may not know, and every statement is scoped to its caller, so it needs no signature:
+    whatever is written into one, no row of anybody else's comes back.
+    """
+    try:
+        told = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        made_for, key, id = told
+        if made_for != bound_to:
+            raise InvalidCursor
+        return key_type.validate_python(key), UUID(id)
+    except (ValueError, TypeError, AttributeError, RecursionError, ValidationError):
+        raise InvalidCursor from None
+
+
+def page(rows: Sequence[Row], limit: int, bound_to: str, key: str) -> Row:
+    """A page of rows, of which one more than `limit` was read when there is a next page."""
+    items = rows[:limit]
+    more = len(rows) > limit
+    return {"items": items, "next_cursor": encode(bound_to, items[-1][key], items[-1]["id"]) if more else None}
+
+
+def link(url: URL, next_cursor: str | None) -> dict[str, str]:
+    """The `Link` header (RFC 8288), relative, so that it holds behind any proxy."""
+    if next_cursor is None:
+        return {}
+    next_url = url.include_query_params(cursor=next_cursor)
+    return {"Link": f'<{next_url.path}?{next_url.query}>; rel="next"'}

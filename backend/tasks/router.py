@@ -1,0 +1,63 @@
+"""/api/v1/tasks: HTTP in, HTTP out."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from backend import answers, pagination
+from backend.answers import Answer
+from backend.pagination import Page
+from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskUpdate
+from backend.tasks.service import TaskService
+from backend.users.caller import CallerDatabase, route_for
+
+router = APIRouter(
+    prefix="/api/v1/tasks", tags=["tasks"], route_class=route_for(read="tasks:read", write="tasks:write")
+)
+
+
+async def caller_tasks(database: CallerDatabase) -> TaskService:
+    return TaskService(database)
+
+
+Tasks = Annotated[TaskService, Depends(caller_tasks)]
+
+one, many = Answer(TaskRead), Answer(TaskRead, many=True)
+
+
+@router.get("", response_model=Page[TaskRead])
+async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery, Query()]) -> Response:
+    """The caller's tasks, newest first unless sorted otherwise."""
+    page = await tasks.list(query)
+    return many(page, headers=pagination.link(request.url, page["next_cursor"]))
+
+
+@router.post("", response_model=TaskRead, status_code=201)
+async def create_task(request: Request, tasks: Tasks, data: TaskCreate) -> Response:
+    """Make a task. The server chooses its id."""
+    task = await tasks.create(data)
+    return one(task, 201, {"ETag": answers.etag(task), "Location": f"{request.url.path}/{task['id']}"})
+
+
+@router.get("/{id:uuid}", response_model=TaskRead)
+async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
+    """One task, or 304 if If-None-Match names the version that there is."""
+    task = await tasks.get(id)
+    tag = answers.etag(task)
+    if answers.not_modified(request, tag):
+        return Response(status_code=304, headers={"ETag": tag})
+    return one(task, headers={"ETag": tag})
+
+
+@router.patch("/{id:uuid}", response_model=TaskRead)
+async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate) -> Response:
+    """Change some members (JSON merge patch). With If-Match only if the version is still that one."""
+    task = await tasks.update(id, data, if_match=answers.if_match(request))
+    return one(task, headers={"ETag": answers.etag(task)})
+
+
+@router.delete("/{id:uuid}", status_code=204)
+async def delete_task(request: Request, tasks: Tasks, id: UUID) -> None:
+    """Put a task into the bin. Doing it twice is no error."""
+    await tasks.delete(id, if_match=answers.if_match(request))

@@ -1,0 +1,108 @@
+"""The shapes that the tasks API takes and gives."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from backend.tasks.models import DESCRIPTION_LENGTH, TITLE_LENGTH, Priority, Status
+
+
+def _storable(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain NUL")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _unset(schema: dict[str, Any]) -> None:
+    """In a patch a default is what null brings back, not what leaving a member out does."""
+    schema.pop("default", None)
+
+
+Storable = AfterValidator(_storable)
+Title = Annotated[str, Field(min_length=1, max_length=TITLE_LENGTH), Storable, AfterValidator(_not_blank)]
+Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]
+
+_EXAMPLE: dict[str, Any] = {
+    "title": "Buy milk",
+    "description": "Two litres",
+    "priority": "high",
+    "due_at": "2026-12-01T18:00:00Z",
+}
+
+
+class TaskCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+
+    title: Title
+    description: Description | None = None
+    status: Status = Status.todo
+    priority: Priority = Priority.normal
+    due_at: AwareDatetime | None = None
+
+
+class TaskUpdate(BaseModel):
+    """A JSON merge patch (RFC 7396): members left out stay as they are, null brings the default back."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"status": "done"}]})
+
+    title: Title = Field(default="", json_schema_extra=_unset)
+    description: Description | None = Field(default=None, json_schema_extra=_unset)
+    status: Annotated[Status | None, AfterValidator(lambda status: status or Status.todo)] = Field(
+        default=None, json_schema_extra=_unset
+    )
+    priority: Annotated[Priority | None, AfterValidator(lambda priority: priority or Priority.normal)] = Field(
+        default=None, json_schema_extra=_unset
+    )
+    due_at: AwareDatetime | None = Field(default=None, json_schema_extra=_unset)
+
+
+class TaskRead(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
+                    **_EXAMPLE,
+                    "status": "todo",
+                    "is_overdue": False,
+                    "completed_at": None,
+                    "created_at": "2026-11-23T10:00:00Z",
+                    "updated_at": "2026-11-23T10:00:00Z",
+                    "deleted_at": None,
+                    "version": 1,
+                }
+            ]
+        }
+    )
+
+    id: UUID
+    title: str
+    description: str | None
+    status: Status
+    priority: Priority
+    due_at: datetime | None
+    is_overdue: bool = Field(description="`due_at` has passed and the task is not done.")
+    completed_at: datetime | None = Field(description="When `status` became done.")
+    created_at: datetime
+    updated_at: datetime
+    deleted_at: datetime | None
+    version: int = Field(description="Counts the changes; the ETag of the task.")
+
+
+class TaskQuery(BaseModel):
+    """What a listing can be narrowed by. Each field that is set adds the condition of the same name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=20, ge=1, le=100)
+    cursor: str | None = Field(default=None, max_length=1000, description="`next_cursor` of the page before.")
+    status: Status | None = None
+    sort: Literal["created_at", "-created_at"] = Field(default="-created_at", description="`-` for descending.")

@@ -1,0 +1,245 @@
+"""The tasks API over the whole application and a real PostgreSQL."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pydantic import TypeAdapter
+
+from backend.tasks.schemas import TaskRead
+from tests.conftest import Api
+
+TASKS = "/api/v1/tasks"
+YESTERDAY = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+
+
+async def test_a_task_from_its_making_to_the_bin(api: Api) -> None:
+    ada = api.person()
+    made = await ada.post(TASKS, {"title": "Buy milk", "due_at": YESTERDAY})
+    assert made.status_code == 201
+    task = made.json()
+    assert list(task) == list(TaskRead.model_fields)
+    assert made.headers["location"] == f"{TASKS}/{task['id']}"
+    assert made.headers["etag"] == '"1o"'
+    assert (task["is_overdue"], task["status"], task["priority"], task["version"]) == (True, "todo", "normal", 1)
+
+    url = made.headers["location"]
+    assert (await ada.get(url)).json() == task
+
+    done = await ada.patch(url, {"status": "done"}, headers={"If-Match": '"1o"'})
+    assert done.status_code == 200
+    assert done.headers["etag"] == '"2"'
+    assert done.json()["completed_at"] == done.json()["updated_at"] > task["updated_at"]
+    assert not done.json()["is_overdue"]
+
+    reopened = (await ada.patch(url, {"status": "in_progress"})).json()
+    assert (reopened["completed_at"], reopened["is_overdue"], reopened["version"]) == (None, True, 3)
+
+    for _ in "twice":
+        assert (await ada.delete(url)).status_code == 204
+    for method in "GET", "PATCH":
+        assert (await ada.request(method, url, json={"title": "x"} if method == "PATCH" else None)).status_code == 404
+    assert (await ada.get(TASKS)).json() == {"items": [], "next_cursor": None}
+
+
+async def test_rows_are_written_as_the_response_model_would(api: Api) -> None:
+    ada = api.person()
+    await ada.task('é🎉\t"quoted" \\ and \u2028', description="", due_at="2030-02-03T04:05:06.789+02:00")
+    await ada.task("done", status="done", priority="urgent")
+    response = await ada.get(TASKS)
+    items = TypeAdapter(list[TaskRead]).validate_json(
+        response.text.removeprefix('{"items":').partition(',"next_cursor"')[0]
+    )
+    assert response.json()["items"] == TypeAdapter(list[TaskRead]).dump_python(items, mode="json")
+
+
+@pytest.mark.parametrize(
+    ("patch", "changed"),
+    [
+        pytest.param({}, False, id="empty"),
+        pytest.param({"title": "a task"}, False, id="equal"),
+        pytest.param({"description": None, "due_at": None, "status": None, "priority": None}, False, id="defaults"),
+        pytest.param({"title": "another"}, True, id="title"),
+        pytest.param({"title": "a task", "priority": "low"}, True, id="one of two"),
+        pytest.param({"due_at": "2030-01-01T00:00:00Z"}, True, id="due"),
+    ],
+)
+async def test_only_a_change_makes_a_version(api: Api, patch: dict[str, Any], changed: bool) -> None:
+    ada = api.person()
+    task = await ada.task()
+    after = (await ada.patch(f"{TASKS}/{task['id']}", patch)).json()
+    assert after["version"] == task["version"] + changed
+    assert (after["updated_at"] > task["updated_at"]) is changed
+    assert {name: after[name] for name in patch} == {
+        name: task[name] if value is None else value for name, value in patch.items()
+    }
+
+
+async def test_null_brings_the_default_back(api: Api) -> None:
+    ada = api.person()
+    task = await ada.task(description="d", status="done", priority="urgent", due_at="2030-01-01T00:00:00Z")
+    patch = dict.fromkeys(("description", "status", "priority", "due_at"))
+    after = (await ada.patch(f"{TASKS}/{task['id']}", patch)).json()
+    assert {name: after[name] for name in patch} == {
+        "description": None,
+        "status": "todo",
+        "priority": "normal",
+        "due_at": None,
+    }
+    assert (await ada.patch(f"{TASKS}/{task['id']}", {"title": None})).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ('"1"', 200),
+        ('"1o"', 200),
+        ("*", 200),
+        ('"7", "1"', 200),
+        ('"2"', 412),
+        ('W/"1"', 412),
+        ('"0"', 412),
+        ('"01"', 412),
+        ('"1x"', 412),
+        ("1", 412),
+        ("", 412),
+        ('"99999999999999999999"', 412),
+    ],
+)
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+async def test_if_match(api: Api, method: str, header: str, status: int) -> None:
+    ada = api.person()
+    task = await ada.task()
+    url = f"{TASKS}/{task['id']}"
+    body = {"title": "new"} if method == "PATCH" else None
+    response = await ada.request(method, url, headers={"If-Match": header}, json=body)
+    assert response.status_code == (204 if (method, status) == ("DELETE", 200) else status)
+    if status == 412:
+        assert response.json()["code"] == "stale_version"
+        assert (await ada.get(url)).json() == task
+    unknown = await ada.request(method, f"{TASKS}/{uuid4()}", headers={"If-Match": header}, json=body)
+    assert unknown.status_code == 404
+
+
+async def test_an_empty_patch_is_checked_too(api: Api) -> None:
+    ada = api.person()
+    task = await ada.task()
+    assert (await ada.patch(f"{TASKS}/{task['id']}", {}, headers={"If-Match": '"2"'})).status_code == 412
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [('"1"', 304), ('W/"1"', 304), ('"9", "1"', 304), ("*", 304), ('"2"', 200), ('"1o"', 200), ("", 200), ("1", 200)],
+)
+async def test_if_none_match(api: Api, header: str, status: int) -> None:
+    ada = api.person()
+    task = await ada.task()
+    response = await ada.get(f"{TASKS}/{task['id']}", headers={"If-None-Match": header})
+    assert response.status_code == status
+    assert response.headers["etag"] == '"1"'
+    assert response.headers["cache-control"] == "private, no-cache"
+    assert response.content == b"" if status == 304 else response.json() == task
+
+
+async def test_the_last_of_two_writers_is_told(api: Api) -> None:
+    ada = api.person()
+    task = await ada.task()
+    url = f"{TASKS}/{task['id']}"
+    answers = [await ada.patch(url, {"title": name}, headers={"If-Match": '"1"'}) for name in ("one", "two")]
+    assert [answer.status_code for answer in answers] == [200, 412]
+    assert (await ada.get(url)).json()["title"] == "one"
+
+
+@pytest.mark.parametrize(
+    ("body", "loc", "kind"),
+    [
+        pytest.param({}, ["body", "title"], "missing", id="nothing"),
+        pytest.param({"title": ""}, ["body", "title"], "string_too_short", id="empty title"),
+        pytest.param({"title": " \u2003\t"}, ["body", "title"], "value_error", id="blank title"),
+        pytest.param({"title": "x" * 201}, ["body", "title"], "string_too_long", id="long title"),
+        pytest.param({"title": 5}, ["body", "title"], "string_type", id="number for title"),
+        pytest.param({"title": "nul\0"}, ["body", "title"], "value_error", id="NUL in title"),
+        pytest.param(
+            {"title": "x", "description": "\0"}, ["body", "description"], "value_error", id="NUL in description"
+        ),
+        pytest.param(
+            {"title": "x", "description": "x" * 10_001},
+            ["body", "description"],
+            "string_too_long",
+            id="long description",
+        ),
+        pytest.param({"title": "x", "status": "maybe"}, ["body", "status"], "enum", id="unknown status"),
+        pytest.param(
+            {"title": "x", "due_at": "2030-01-01T00:00:00"}, ["body", "due_at"], "timezone_aware", id="no offset"
+        ),
+        pytest.param({"title": "x", "due_at": "soon"}, ["body", "due_at"], None, id="no time"),
+        pytest.param({"title": "x", "id": str(uuid4())}, ["body", "id"], "extra_forbidden", id="own id"),
+        pytest.param({"title": "x", "owner_id": str(uuid4())}, ["body", "owner_id"], "extra_forbidden", id="owner"),
+        pytest.param([], ["body"], None, id="a list"),
+        pytest.param(None, ["body"], None, id="null"),
+    ],
+)
+async def test_what_is_not_a_task_is_named(api: Api, body: Any, loc: list[str], kind: str | None) -> None:
+    ada = api.person()
+    response = await ada.request("POST", TASKS, json=body)
+    assert response.status_code == 422
+    problem = response.json()
+    assert problem["code"] == "invalid"
+    assert problem["errors"][0]["loc"] == loc
+    assert kind is None or problem["errors"][0]["type"] == kind
+    assert (await ada.get(TASKS)).json()["items"] == []
+
+
+async def test_a_moment_past_the_calendar_is_a_422(api: Api) -> None:
+    """PostgreSQL and Python agree on the years that exist, once the offset is taken into account."""
+    ada = api.person()
+    for moment in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+        assert (await ada.post(TASKS, {"title": "x", "due_at": moment})).status_code == 422
+
+
+@pytest.mark.parametrize("id", ["1", "null", "00000000-0000-0000-0000-00000000000g", "%00", "..%2f..", "a" * 500])
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+async def test_an_id_that_is_none_is_a_404(api: Api, method: str, id: str) -> None:
+    response = await api.person().request(method, f"{TASKS}/{id}")
+    assert response.status_code == 404
+    assert response.json()["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"limit": "0"},
+        {"limit": "101"},
+        {"limit": "many"},
+        {"status": "maybe"},
+        {"sort": "owner_id"},
+        {"sort": "title; drop table tasks"},
+        {"owner_id": str(uuid4())},
+    ],
+    ids=str,
+)
+async def test_a_listing_that_is_not_offered_is_a_422(api: Api, params: dict[str, str]) -> None:
+    response = await api.person().get(TASKS, params=params)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["loc"] == ["query", next(iter(params))]
+
+
+async def test_a_merge_patch_has_two_names(api: Api) -> None:
+    ada = api.person()
+    task = await ada.task()
+    url = f"{TASKS}/{task['id']}"
+    for kind, status in {
+        "application/merge-patch+json": 200,
+        "application/json; charset=utf-8": 200,
+        "Application/JSON": 200,
+        "application/json-patch+json": 415,
+        "text/plain": 415,
+        "application/x-www-form-urlencoded": 415,
+    }.items():
+        response = await ada.request("PATCH", url, content=b'{"title":"t"}', headers={"Content-Type": kind})
+        assert response.status_code == status, kind
+    response = await ada.request(
+        "POST", TASKS, content=b'{"title":"t"}', headers={"Content-Type": "application/merge-patch+json"}
+    )
+    assert response.status_code == 415
