@@ -1,0 +1,121 @@
+"""Put the pieces together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypedDict
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from backend import __version__, health, migrations, problems, resource_metadata
+from backend.auth import Bearer, RemoteKeys, TokenVerifier
+from backend.database import Pool
+from backend.observability import Observability
+from backend.settings import Settings
+from backend.tasks.router import router as tasks
+from backend.users.directory import Users
+from backend.users.router import router as users
+
+
+class State(TypedDict):
+    """What lives as long as the process, reached as `request.state`."""
+
+    settings: Settings
+    pool: Pool
+    keys: RemoteKeys
+    bearer: Bearer
+    users: Users
+    revision: str
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application.
+
+    Nothing is read or opened before start-up, so that the schema can be had without settings. Start-up waits for
+    nobody: a database or an issuer that is down is a 503 until it is back.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        config = settings or Settings()
+        async with (
+            RemoteKeys(config.jwks_url) as keys,
+            Pool(config.database_url, size=config.database_pool_size, prepare=config.database_prepare == "on") as pool,
+        ):
+            verifier = TokenVerifier(
+                keys=keys,
+                issuers=config.issuers,
+                audiences=config.audiences,
+                max_lifetime=config.token_max_lifetime,
+            )
+            yield State(
+                settings=config,
+                pool=pool,
+                keys=keys,
+                bearer=Bearer(verifier, resource_metadata=resource_metadata.url(config.public_url)),
+                users=Users(pool, config.issuers[0]),
+                revision=migrations.head(),
+            )
+
+    app = FastAPI(
+        title="Better Auth resource server",
+        summary="Tasks of people whom Better Auth has signed in.",
+        version=__version__,
+        lifespan=lifespan,
+        generate_unique_id_function=operation_id,
+        redoc_url=None,
+        responses=problems.RESPONSES,
+    )
+    problems.install(app)
+    app.add_middleware(problems.LastResort)
+    app.add_middleware(Edge)
+    app.add_middleware(Observability)
+    for router in health.router, resource_metadata.router, users, tasks:
+        app.include_router(router)
+    return app
+
+
+class Edge:
+    """Hosts, CORS and compression, put together at the first request from the settings that start-up has read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._inner = app
+        self._chain: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        if self._chain is None:
+            self._chain = self._assemble(scope["state"]["settings"])
+        await self._chain(scope, receive, send)
+
+    def _assemble(self, settings: Settings) -> ASGIApp:
+        app: ASGIApp = GZipMiddleware(self._inner, minimum_size=1024, compresslevel=4)
+        if settings.cors_origins:
+            app = CORSMiddleware(
+                app,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+                allow_headers=[
+                    "Authorization",
+                    "Content-Type",
+                    "Idempotency-Key",
+                    "If-Match",
+                    "If-None-Match",
+                    "X-Request-ID",
+                ],
+                expose_headers=["ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID"],
+                max_age=3600,
+            )
+        if "*" not in settings.trusted_hosts:
+            app = TrustedHostMiddleware(app, allowed_hosts=settings.trusted_hosts, www_redirect=False)
+        return app
+
+
+def operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,43 @@
+"""Whether this process lives, and whether it can serve."""
+
+import asyncio
+from typing import Any
+
+import psycopg
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from backend import __version__
+
+router = APIRouter(tags=["health"])
+
+_PATIENCE = 2.0  # seconds
+
+
+@router.get("/", summary="Name and version")
+async def get_service(request: Request) -> dict[str, str]:
+    return {"name": request.app.title, "version": __version__, "docs": "/docs", "openapi": "/openapi.json"}
+
+
+@router.get("/livez", summary="The process answers")
+async def get_liveness() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="Database, migrations and keys are there", responses={503: {"description": "Not ready"}})
+async def get_readiness(request: Request) -> JSONResponse:
+    """Says which of them is missing. Takes at most two seconds."""
+    state = request.state
+    checks = {"database": await _database(state), "keys": "ok" if state.keys.ready else "no usable keys yet"}
+    ready = all(check == "ok" for check in checks.values())
+    return JSONResponse({"status": "ok" if ready else "unavailable", "checks": checks}, 200 if ready else 503)
+
+
+async def _database(state: Any) -> str:
+    try:
+        async with asyncio.timeout(_PATIENCE), state.pool.connection() as connection:
+            cursor = await connection.execute("SELECT version_num FROM alembic_version")
+            row = await cursor.fetchone()
+    except (psycopg.Error, TimeoutError) as error:
+        return "not migrated" if isinstance(error, psycopg.errors.UndefinedTable) else "unreachable"
+    return "ok" if row and row["version_num"] == state.revision else "at another revision than this version needs"

@@ -1,0 +1,164 @@
+"""What all tests share: a real database, an issuer of our own, and the whole application in between."""
+
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from backend import migrations
+from backend.app import create_app
+from backend.auth.testing import LocalIssuer
+from backend.settings import Settings
+
+pytest_plugins = ["tests.postgres", "tests.issuers"]
+
+ISSUER = "http://issuer.test"
+BASE = f"{ISSUER}/api/auth"
+AUDIENCE = "http://localhost:8000"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+def create_database(postgres: str, name: str) -> str:
+    """A new, empty database beside the others; its URL."""
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    return postgres.replace("/postgres?", f"/{name}?", 1)
+
+
+@pytest.fixture(scope="session")
+def database_url(postgres: str) -> str:
+    """A migrated database. Tests share it: everything in it has an owner, and each test brings its own people."""
+    url = create_database(postgres, f"api_{uuid4().hex[:8]}")
+    migrations.upgrade(url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def issuer() -> LocalIssuer:
+    return LocalIssuer(ISSUER, audience=AUDIENCE)
+
+
+@pytest.fixture(scope="session")
+def jwks_url(issuer: LocalIssuer) -> Iterator[str]:
+    """The issuer's keys over HTTP on loopback."""
+
+    class Keys(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name that http.server calls
+            body = json.dumps(issuer.jwks).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Keys)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/jwks"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def settings(database_url: str, jwks_url: str) -> Settings:
+    return Settings(
+        _env_file=None,
+        database_url=database_url,
+        database_pool_size=8,
+        better_auth_url=ISSUER,
+        better_auth_jwks_url=jwks_url,
+        cors_origins=("https://app.example.com",),
+    )
+
+
+@dataclass
+class Api:
+    """The running application: its lifespan's state, and a client that speaks to it in process."""
+
+    app: FastAPI
+    state: Mapping[str, Any]
+    http: httpx.AsyncClient
+    issuer: LocalIssuer
+
+    def person(self, **claims: Any) -> "Person":
+        """Somebody new, signed in at the issuer."""
+        return Person(self, claims.pop("sub", None) or uuid4().hex, claims)
+
+
+@dataclass
+class Person:
+    """One who calls the API with a token of their own."""
+
+    api: Api
+    subject: str
+    claims: dict[str, Any]
+
+    def token(self, **claims: Any) -> str:
+        return self.api.issuer.token(sub=self.subject, **self.claims | claims)
+
+    def __post_init__(self) -> None:
+        self.bearer = {"Authorization": f"Bearer {self.token()}"}
+
+    async def request(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> httpx.Response:
+        return await self.api.http.request(method, path, headers={**self.bearer, **(headers or {})}, **options)
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        return await self.request("GET", path, **options)
+
+    async def post(self, path: str, json: Any = None, **options: Any) -> httpx.Response:
+        return await self.request("POST", path, json=json, **options)
+
+    async def patch(self, path: str, json: Any = None, **options: Any) -> httpx.Response:
+        return await self.request("PATCH", path, json=json, **options)
+
+    async def delete(self, path: str, **options: Any) -> httpx.Response:
+        return await self.request("DELETE", path, **options)
+
+    async def task(self, title: str = "a task", **members: Any) -> dict[str, Any]:
+        """Make a task and return it."""
+        response = await self.post("/api/v1/tasks", {"title": title, **members})
+        assert response.status_code == 201, response.text
+        task: dict[str, Any] = response.json()
+        return task
+
+
+@asynccontextmanager
+async def running(settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
+    """The whole application with its lifespan, and no server in between."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app) as state:
+        assert state is not None
+
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["state"] = dict(state)
+            await app(scope, receive, send)
+
+        transport = httpx.ASGITransport(with_state)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as http:
+            yield Api(app, state, http, issuer)
+
+
+@pytest.fixture(scope="session")
+async def api(settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
+    async with running(settings, issuer) as api:
+        yield api

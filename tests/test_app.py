@@ -1,0 +1,331 @@
+"""What holds for every request: who is let in, in which order things are refused, and what each answer carries."""
+
+import gzip
+import inspect
+import json
+import logging
+from collections.abc import AsyncIterator
+from secrets import token_hex
+
+import pytest
+from fastapi.routing import iter_route_contexts
+
+from backend.observability import Console, JsonLines
+from backend.settings import Settings
+from tests.conftest import Api, running
+
+TASKS = "/api/v1/tasks"
+PUBLIC = {"/", "/livez", "/readyz", "/openapi.json", "/docs", "/.well-known/oauth-protected-resource"}
+
+
+async def test_every_route_but_the_public_ones_asks_for_a_token(api: Api) -> None:
+    routes = [
+        (method, route.path_format)
+        for route in iter_route_contexts(api.app.routes)
+        if route.path_format
+        for method in route.methods or ()
+    ]
+    assert len(routes) > len(PUBLIC)
+    for method, path in routes:
+        response = await api.http.request(method, path.replace("{id}", "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f"))
+        if path in PUBLIC or path == "/docs/oauth2-redirect":
+            assert response.status_code in (200, 503), path  # not ready is an answer, too
+        else:
+            assert response.status_code == 401, (method, path)
+            assert response.headers["www-authenticate"] == (
+                'Bearer resource_metadata="http://localhost:8000/.well-known/oauth-protected-resource"'
+            )
+            assert response.json()["code"] == "unauthorized"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/api/v1/nowhere", 404, "not_found"),
+        ("GET", "/api/v2/tasks", 404, "not_found"),
+        ("PUT", TASKS, 405, "method_not_allowed"),
+        ("DELETE", "/livez", 405, "method_not_allowed"),
+    ],
+)
+async def test_the_unknown_needs_no_token(api: Api, method: str, path: str, status: int, code: str) -> None:
+    response = await api.http.request(method, path)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert ("allow" in response.headers) is (status == 405)
+
+
+class Unread(AsyncIterator[bytes]):
+    async def __anext__(self) -> bytes:
+        raise AssertionError("the body was read")
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"), [(None, 401), ("Bearer", 400), ("Basic YTpi", 401), ("Bearer nonsense", 401)]
+)
+async def test_who_is_not_let_in_is_told_before_the_body_is_read(
+    api: Api, authorization: str | None, status: int
+) -> None:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
+    response = await api.http.post(TASKS, content=Unread(), headers=headers)
+    assert response.status_code == status
+    too_long = await api.http.post(TASKS, content=b"x" * 70_000, headers=headers)
+    assert too_long.status_code == status
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"",
+        b"{'title': 'x'}",
+        b'{"title": NaN}',
+        b'{"title": "\\ud800"}',
+        b'{"title": "\xff"}',
+        b'\xef\xbb\xbf{"title": "x"}',
+        b"[" * 60_000,
+        b'{"title": ' + b"9" * 5_000 + b"}",
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+async def test_json_that_cannot_be_read_is_a_422(api: Api, body: bytes) -> None:
+    response = await api.person().request("POST", TASKS, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert response.json()["code"] == ("invalid_json" if body else "invalid")
+    assert response.json()["errors"][0]["loc"][0] == "body"
+
+
+async def test_a_number_past_all_bounds_is_a_422(api: Api) -> None:
+    content = b'{"title": 1e400}'
+    response = await api.person().request("POST", TASKS, content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+
+
+async def test_a_body_has_a_bound(api: Api) -> None:
+    ada = api.person()
+    fits, over = ('{"title":"x"}'.ljust(size) for size in (65_536, 65_537))
+
+    async def in_pieces(text: str) -> AsyncIterator[bytes]:
+        for start in range(0, len(text), 10_000):
+            yield text[start : start + 10_000].encode()
+
+    for text, status in ((fits, 201), (over, 413)):
+        for content in (text.encode(), in_pieces(text)):
+            response = await ada.request("POST", TASKS, content=content, headers={"Content-Type": "application/json"})
+            assert response.status_code == status
+            assert status == 201 or response.json()["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/xml"}, 415),
+        ({}, 415),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, 415),
+        ({"Content-Type": "application/json; charset=utf-8"}, 201),
+    ],
+    ids=str,
+)
+async def test_other_content_types_are_a_415(api: Api, headers: dict[str, str], status: int) -> None:
+    content = b'{"title": "x"}'
+    if "Content-Encoding" in headers:
+        content = gzip.compress(content)
+    response = await api.person().request("POST", TASKS, content=content, headers=headers)
+    assert response.status_code == status
+    assert status == 201 or response.json()["code"] == "unsupported_media_type"
+
+
+async def test_every_answer_carries_the_safe_headers(api: Api) -> None:
+    ada = api.person()
+    task = await ada.task()
+    answers = [
+        await ada.get(f"{TASKS}/{task['id']}"),
+        await ada.get(TASKS),
+        await ada.delete(f"{TASKS}/{task['id']}"),
+        await api.http.get(TASKS),
+        await api.http.get("/nowhere"),
+        await api.http.get("/livez"),
+        await ada.post(TASKS, {}),
+    ]
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["cache-control"] == ("private, no-cache" if "etag" in answer.headers else "no-store")
+        assert len(answer.headers["x-request-id"]) == 32
+    assert "content-security-policy" not in (await api.http.get("/docs")).headers
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("abc-1.2_3", True), ("x" * 128, True), ("x" * 129, False), ("", False), ("a b", False), ("a\u00e9", False)],
+)
+async def test_a_request_id_is_kept_or_replaced(api: Api, given: str, kept: bool) -> None:
+    response = await api.http.get("/nowhere", headers={b"X-Request-ID": given.encode()})
+    assert (response.headers["x-request-id"] == given) is kept
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+async def test_a_problem_has_one_shape(api: Api) -> None:
+    response = await api.http.get("/nowhere")
+    assert response.headers["content-type"] == "application/problem+json"
+    assert list(response.json()) == ["type", "title", "status", "detail", "code", "request_id"]
+    invalid = await api.person().post(TASKS, {"title": 1, "more": 2})
+    assert [sorted(error) for error in invalid.json()["errors"]] == [["loc", "msg", "type"]] * 2
+
+
+async def test_what_nobody_expected_is_a_500_that_tells_nothing(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = token_hex()
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError(f"not for anybody's eyes: {secret}")
+
+    monkeypatch.setattr("backend.tasks.service.TaskService.list", broken)
+    response = await api.person().get(TASKS, headers={"Origin": "https://app.example.com"})
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert response.headers["x-request-id"] == response.json()["request_id"]
+    assert response.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert "unexpected RuntimeError" in caplog.text
+    assert "broken" in caplog.text
+    assert secret not in response.text + caplog.text
+
+
+async def test_long_answers_are_compressed(api: Api) -> None:
+    ada = api.person()
+    await ada.task(description="x" * 2000)
+    plain = await ada.get(TASKS, headers={"Accept-Encoding": "identity"})
+    packed = await ada.get(TASKS, headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert "Accept-Encoding" in packed.headers["vary"]
+    assert packed.json() == plain.json()
+
+
+async def test_cors_is_for_the_listed_origins_alone(api: Api) -> None:
+    preflight = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "authorization,if-match"}
+    allowed = await api.http.options(TASKS, headers={"Origin": "https://app.example.com", **preflight})
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert "access-control-allow-credentials" not in allowed.headers
+    for origin in "https://evil.example", "https://app.example.com.evil.example", "http://app.example.com", "null":
+        refused = await api.http.options(TASKS, headers={"Origin": origin, **preflight})
+        assert refused.status_code == 400
+        assert "access-control-allow-origin" not in refused.headers
+    unauthorized = await api.http.get(TASKS, headers={"Origin": "https://app.example.com"})
+    assert unauthorized.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert "ETag" in unauthorized.headers["access-control-expose-headers"]
+
+
+async def test_only_trusted_hosts_are_served(settings: Settings, api: Api) -> None:
+    config = settings.model_copy(update={"trusted_hosts": ("api.example.com",)})
+    async with running(config, api.issuer) as guarded:
+        assert (await guarded.http.get("/livez", headers={"Host": "api.example.com"})).status_code == 200
+        assert (await guarded.http.get("/livez", headers={"Host": "evil.example"})).status_code == 400
+
+
+async def test_the_resource_metadata_come_from_the_settings(api: Api) -> None:
+    response = await api.http.get("/.well-known/oauth-protected-resource", headers={"Host": "evil.example"})
+    assert response.json() == {
+        "resource": "http://localhost:8000",
+        "authorization_servers": ["http://issuer.test/api/auth"],
+        "bearer_methods_supported": ["header"],
+        "scopes_supported": ["profile", "tasks:read", "tasks:write"],
+        "resource_name": "Better Auth resource server",
+    }
+
+
+async def test_health(api: Api) -> None:
+    assert (await api.http.get("/livez")).json() == {"status": "ok"}
+    ready = await api.http.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json() == {"status": "ok", "checks": {"database": "ok", "keys": "ok"}}
+
+
+async def test_a_start_with_everything_down_is_clean_and_says_what_is_missing(settings: Settings, api: Api) -> None:
+    config = settings.model_copy(
+        update={
+            "database_url": "postgresql://nobody@127.0.0.1:9/nothing",
+            "better_auth_jwks_url": "http://127.0.0.1:9/jwks",
+        }
+    )
+    async with running(config, api.issuer) as crippled:
+        assert (await crippled.http.get("/livez")).status_code == 200
+        ready = await crippled.http.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["checks"] == {"database": "unreachable", "keys": "no usable keys yet"}
+        response = await crippled.person().get(TASKS)
+        assert (response.status_code, response.json()["code"]) == (503, "keys_unavailable")
+        assert int(response.headers["retry-after"]) >= 1
+        assert "www-authenticate" not in response.headers
+
+
+async def test_a_database_that_is_down_is_a_503(settings: Settings, api: Api) -> None:
+    config = settings.model_copy(update={"database_url": "postgresql://nobody@127.0.0.1:9/nothing"})
+    async with running(config, api.issuer) as crippled:
+        response = await crippled.person().get(TASKS)
+    assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_a_401_takes_no_connection(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken() -> None:
+        raise AssertionError("a connection was taken")
+
+    monkeypatch.setattr(api.state["pool"], "connection", taken)
+    ada = api.person()
+    for token in ada.token(exp=1), ada.token(aud="https://other.example"), ada.token()[:-4] + "AAAA":
+        assert (await api.http.get(TASKS, headers={"Authorization": f"Bearer {token}"})).status_code == 401
+
+
+async def test_neither_tokens_nor_bodies_reach_the_log(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    ada = api.person()
+    await ada.task("a secret title")
+    await ada.post(TASKS, {"title": "a secret title", "status": "a secret status"})
+    await ada.get(TASKS, params={"cursor": "secretcursor"})
+    forged = ada.token()[:-4] + "AAAA"
+    await api.http.get(TASKS, headers={"Authorization": f"Bearer {forged}"})
+    text = "\n".join(
+        formatter.format(record)
+        for record in caplog.records
+        if record.name.startswith("backend")
+        for formatter in (JsonLines(), Console())
+    )
+    assert ada.subject in text
+    assert "/api/v1/tasks" in text
+    assert "secret" not in text
+    for token in ada.bearer["Authorization"][7:], forged:
+        assert not any(part in text for part in token.split("."))
+
+
+async def test_a_log_line_says_what_happened(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "backend.access")
+    ada = api.person(impersonatedBy="admin-7")
+    response = await ada.get(f"{TASKS}/019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", headers={"X-Request-ID": "r1"})
+    assert response.status_code == 404
+    line = json.loads(JsonLines().format(caplog.records[-1]))
+    expected = {
+        "level": "info",
+        "logger": "backend.access",
+        "request_id": "r1",
+        "method": "GET",
+        "route": "/api/v1/tasks/{id}",
+        "status": 404,
+        "subject": ada.subject,
+        "impersonator": "admin-7",
+    }
+    assert line | expected == line
+    assert isinstance(line["ms"], float)
+
+
+async def test_no_route_or_dependency_runs_in_a_thread(api: Api) -> None:
+    for route in iter_route_contexts(api.app.routes):
+        dependant = getattr(route, "dependant", None)
+        pending = [dependant] if dependant else []
+        while pending:
+            found = pending.pop()
+            pending += found.dependencies
+            call = found.call if inspect.isroutine(found.call) else type(found.call).__call__
+            assert inspect.iscoroutinefunction(call), found.call

@@ -1,0 +1,42 @@
+"""The rules of the house: who may import whom, and that nothing goes past the executor."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BACKEND = ROOT / "backend"
+MODULES = sorted(BACKEND.rglob("*.py"))
+
+
+def test_imports_run_one_way() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_states_its_promise(module: Path) -> None:
+    source = module.read_text()
+    if source.strip():
+        assert ast.get_docstring(ast.parse(source)), "no docstring"
+
+
+def test_only_the_executor_speaks_to_the_database() -> None:
+    """The pool and the migrations connect; the executor runs statements, and the readiness check its own."""
+    calls = {
+        (str(module.relative_to(BACKEND)), node.func.attr)
+        for module in MODULES
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in {"execute", "executemany", "copy", "connect"}
+        if not module.is_relative_to(BACKEND / "dev") and not module.is_relative_to(BACKEND / "migrations" / "versions")
+    }
+    assert calls == {
+        ("database.py", "execute"),
+        ("health.py", "execute"),
+        ("migrations/__init__.py", "connect"),
+    }
