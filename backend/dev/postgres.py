@@ -129,7 +129,7 @@ class EmbeddedPostgres:
             raise EmbeddedPostgresError(
                 f"the PostgreSQL in {home} is in use by process {holder}: stop that one, or take another directory"
             )
-        owner.truncate()
+        owner.truncate(0)
         owner.write(f"{os.getpid()}\n")
         owner.flush()
         server = self._await_end_of_earlier_server(home)
@@ -152,14 +152,14 @@ class EmbeddedPostgres:
         """Where data, socket, log and locks are, and the account to run as (None: our own)."""
         if self.data_dir is None:
             home = _temporary_directory()
-            account = _account(home) if os.geteuid() == 0 else None
+            account = _account(home)
         else:
             home = self.data_dir
             try:
                 home.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise EmbeddedPostgresError(f"{home} cannot be made: {error.strerror}") from error
-            account = _account(home) if os.geteuid() == 0 else None
+            account = _account(home)
             if account and not _may_enter(home.parent, account):
                 digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
                 home = _SYSTEM_DIRECTORY / digest
@@ -221,7 +221,7 @@ class EmbeddedPostgres:
     def _launch(self, binaries: Path, home: Path, socket: Path, account: Account | None, server: IO[str]) -> None:
         settings = {
             "listen_addresses": "",
-            "unix_socket_directories": f'"{socket}"',
+            "unix_socket_directories": '"{}"'.format(str(socket).replace('"', '""')),
             "lc_messages": "C",
             **self._settings,
         }
@@ -269,16 +269,30 @@ def _binaries() -> Path:
     return binaries
 
 
-def _account(directory: Path) -> Account:
-    """Whom root runs the server as: the owner of the nearest directory that is not root's, or else `nobody`."""
+def _account(directory: Path) -> Account | None:
+    """Whom the server runs as: ourselves (None), or for root the owner of the nearest directory not root's, or nobody.
+
+    PostgreSQL wants its user to have a name.
+    """
+    if own := os.geteuid():
+        if not _has_name(own):
+            raise EmbeddedPostgresError(f"PostgreSQL does not run as uid {own}, which has no name: set DATABASE_URL")
+        return None
     for place in (directory / "cluster", directory, *directory.parents):
-        if place.exists() and (status := place.stat()).st_uid:
-            return Account(status.st_uid, status.st_gid)
+        if place.exists() and _has_name(uid := place.stat().st_uid) and uid:
+            return Account(uid, place.stat().st_gid)
     try:
         nobody = pwd.getpwnam("nobody")
-    except KeyError:
-        return Account(65534, 65534)
+    except KeyError as error:
+        raise EmbeddedPostgresError("PostgreSQL does not run as root, and there is no user `nobody`") from error
     return Account(nobody.pw_uid, nobody.pw_gid)
+
+
+def _has_name(uid: int) -> bool:
+    try:
+        return bool(pwd.getpwuid(uid))
+    except KeyError:
+        return False
 
 
 def _reachable_binaries(binaries: Path, account: Account | None) -> Path:
@@ -312,7 +326,7 @@ def _reachable_binaries(binaries: Path, account: Account | None) -> Path:
 
 def _socket_directory(home: Path, account: Account | None) -> Path:
     socket = home / "socket"
-    if len(os.fsencode(socket / _SOCKET)) > _SOCKET_PATH_BYTES:
+    if len(os.fsencode(socket / _SOCKET)) > _SOCKET_PATH_BYTES or "," in str(socket):  # libpq's host is a list
         socket = _temporary_directory()
     socket.mkdir(mode=0o700, exist_ok=True)
     if account:

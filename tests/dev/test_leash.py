@@ -1,0 +1,115 @@
+"""A leashed command ends with its starter, by the signal asked for, and takes everything of its own with it."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.dev import leash
+from tests.dev.processes import await_end, family
+
+
+@pytest.fixture
+def start() -> Iterator[Any]:
+    """Run a shell script on a leash; whatever the test leaves is ended."""
+    started = []
+
+    def run(script: str, **options: Any) -> subprocess.Popen[bytes]:
+        command = leash.arguments(["/bin/sh", "-c", script], **options)
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)  # noqa: S603
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
+)
+def test_the_exit_code_is_the_commands(start: Any, script: str, code: int) -> None:
+    assert start(script).wait() == code
+
+
+def test_a_missing_command_is_said() -> None:
+    command = leash.arguments(["/nowhere/at/all"])
+    done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, check=False)  # noqa: S603 - our own
+    assert (done.returncode, done.stderr) == (127, b"/nowhere/at/all: No such file or directory\n")
+
+
+def test_the_end_of_standard_input_stops_the_command(start: Any) -> None:
+    process = start("trap 'echo asked; exit 3' INT; echo up; while :; do sleep 0.01; done", stop=signal.SIGINT)
+    assert process.stdout.readline() == b"up\n"
+    process.stdin.close()
+    assert process.stdout.readline() == b"asked\n"
+    assert process.wait() == 3
+    process.stdin = None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_leash_stops_the_command(start: Any, number: signal.Signals) -> None:
+    process = start("trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done")
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(number)
+    assert process.wait() == 3
+
+
+def test_a_command_that_does_not_listen_is_killed_with_its_children(start: Any) -> None:
+    process = start("trap '' TERM; sleep 600 & echo up; wait; wait", grace=0.1)
+    assert process.stdout.readline() == b"up\n"
+    processes = family(process.pid)
+    assert len(processes) == 3
+    process.stdin.close()
+    process.stdin = None
+    assert process.wait() == 137
+    assert await_end(processes) == []
+
+
+def test_children_that_a_command_leaves_behind_end_with_it(start: Any) -> None:
+    process = start("sleep 600 >&- & echo $!")
+    left = family(int(process.stdout.readline()))
+    assert process.wait() == 0
+    assert await_end(left) == []
+
+
+def test_the_starters_sudden_death_ends_the_command() -> None:
+    script = (
+        "import subprocess, sys; from backend.dev import leash\n"
+        "subprocess.Popen(leash.arguments(['/bin/sh', '-c', 'echo up; sleep 600']), stdin=subprocess.PIPE,"
+        " start_new_session=True).wait()"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)  # noqa: S603 - our own
+    assert starter.stdout
+    assert starter.stdout.readline() == b"up\n"
+    processes = family(starter.pid)
+    assert len(processes) >= 3
+    starter.kill()
+    assert await_end(processes) == []
+    starter.communicate()
+
+
+def test_readiness_is_told_once_even_when_its_text_comes_in_pieces(start: Any) -> None:
+    process = start("printf 'it is re'; sleep 0.05; echo ady to serve; echo ready to serve", ready="ready to")
+    out, err = process.communicate()
+    assert out.split(b"\n")[1:] == [b"", b""]
+    assert err == b"it is ready to serve\nready to serve\n"
+
+
+def test_a_command_that_ends_before_it_is_ready_leaves_its_last_words(start: Any) -> None:
+    process = start("echo no >&2; exit 1", ready="ready")
+    out, err = process.communicate()
+    assert (out.count(b"\n"), err, process.returncode) == (1, b"no\n", 1)
+
+
+def test_the_directory_goes_with_the_command(start: Any, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "file").touch()
+    start(f"test -e '{place}/file'", remove=place).communicate()
+    assert not place.exists()
