@@ -95,10 +95,13 @@ def test_the_starters_sudden_death_ends_the_command() -> None:
 
 
 def test_readiness_is_told_once_even_when_its_text_comes_in_pieces(start: Any) -> None:
-    process = start("printf 'it is re'; sleep 0.05; echo ady to serve; echo ready to serve", ready="ready to")
-    out, err = process.communicate()
-    assert out.split(b"\n")[1:] == [b"", b""]
-    assert err == b"it is ready to serve\nready to serve\n"
+    script = "printf 'it is re'; sleep 0.05; echo ady to serve; echo ready to serve; exec sleep 600"
+    process = start(script, ready="ready to")
+    assert int(process.stdout.readline()) > 0
+    assert process.stdout.readline() == b"\n"
+    assert process.stderr.readline() == b"it is ready to serve\n"
+    assert process.stderr.readline() == b"ready to serve\n"
+    assert process.communicate() == (b"", b"")
 
 
 def test_a_command_that_ends_before_it_is_ready_leaves_its_last_words(start: Any) -> None:
