@@ -4,7 +4,7 @@ import { DatabaseSync } from "node:sqlite";
 import { test } from "node:test";
 import { betterAuth } from "better-auth";
 import { getMigrations } from "better-auth/db/migration";
-import { type AuthSettings, authOptions, claims, createAuth, KEY_ALGORITHMS } from "./auth.ts";
+import { type AuthSettings, authOptions, claims, createAuth } from "./auth.ts";
 
 const BASE = "http://localhost:3000";
 const person = { email: "ada@example.com", password: "long-enough-for-a-test", name: "Ada" };
@@ -85,7 +85,7 @@ test("updatedAt moves with whatever changes a claim", async () => {
   }
 });
 
-for (const keyAlgorithm of KEY_ALGORITHMS) {
+for (const keyAlgorithm of ["EdDSA", "ES256", "ES512", "PS256", "RS256"] as const) {
   test(`signs with ${keyAlgorithm}, by a key that is published under its kid`, async () => {
     const { auth } = await started({ keyAlgorithm });
     const { bearer } = await signedUp(auth);

@@ -2,7 +2,9 @@
 import { randomBytes } from "node:crypto";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { KEY_ALGORITHMS, type KeyAlgorithm } from "./auth.ts";
+import type { KeyAlgorithm } from "./auth.ts";
+
+const KEY_ALGORITHMS = ["EdDSA", "ES256", "ES512", "PS256", "RS256"] satisfies KeyAlgorithm[];
 
 export class SettingsError extends Error {}
 

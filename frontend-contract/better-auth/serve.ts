@@ -1,0 +1,133 @@
+/** A server on loopback that says where it is when it is ready, and lives no longer than its parent. */
+import { Console } from "node:console";
+import { fstatSync } from "node:fs";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { type Settings, SettingsError } from "./settings.ts";
+
+/** Where the server is found: what it prints when it is ready. */
+export interface Location {
+  /** What `BETTER_AUTH_URL` should say. */
+  url: string;
+  /** Where the endpoints are: `url`, and `/api/auth` unless the URL has a path of its own. */
+  base_url: string;
+  jwks_url: string;
+  issuer: string;
+  port: number;
+}
+
+type Listener = (request: IncomingMessage, response: ServerResponse) => Promise<void> | void;
+
+export interface Running {
+  /** Answers what comes under `base_url`. */
+  handle: Listener;
+  close(): void;
+  /** Goes into the readiness line beside the location. */
+  about?: object;
+}
+
+/**
+ * Listens on 127.0.0.1, starts what answers there, and prints one line of JSON.
+ *
+ * A start that fails is an explanation on standard error and exit code 1.
+ */
+export async function serve<S extends Pick<Settings, "port" | "url">>(
+  read: () => S,
+  start: (settings: S, where: Location) => Promise<Running>,
+): Promise<void> {
+  // Standard output carries the readiness line and nothing else, whoever else prints.
+  globalThis.console = new Console(process.stderr, process.stderr);
+  try {
+    const settings = read();
+    // The public address may hold the chosen port, so listening comes first; requests before readiness wait for it.
+    const { promise: ready, resolve: answer } = Promise.withResolvers<Listener>();
+    const server = createServer(async (request, response) => (await ready)(request, response));
+    // Longer than any client pools a connection: a reused one must not be closed under a request.
+    server.keepAliveTimeout = 75_000;
+    await new Promise<void>((resolve, reject) => {
+      server.once("error", reject).listen(settings.port, "127.0.0.1", resolve);
+    });
+    const where = locate(settings.url, (server.address() as AddressInfo).port);
+    const { handle, close, about } = await start(settings, where);
+    answer(route(where, handle));
+    endWithParent(close);
+    process.stdout.write(`${JSON.stringify({ ...where, ...about })}\n`);
+  } catch (error) {
+    process.stderr.write(`issuer: ${explained(error as NodeJS.ErrnoException)}\n`);
+    process.exit(1);
+  }
+}
+
+function locate(url: string | null, port: number): Location {
+  const parsed = new URL(url ?? `http://localhost:${port}`);
+  if (parsed.port === "0") parsed.port = String(port);
+  const address = parsed.href.replace(/\/+$/, "");
+  const base = parsed.pathname === "/" ? `${address}/api/auth` : address;
+  return { url: address, base_url: base, jwks_url: `${base}/jwks`, issuer: parsed.origin, port };
+}
+
+function route(where: Location, handle: Listener): Listener {
+  const prefix = `${new URL(where.base_url).pathname}/`;
+  return async (request, response) => {
+    const path = request.url?.split("?", 1)[0] ?? "";
+    if (path === "/") return welcome(where, request, response);
+    if (!path.startsWith(prefix)) {
+      response.writeHead(404, { "content-type": "application/json" });
+      response.end(`${JSON.stringify({ code: "NOT_FOUND", message: `The endpoints are under ${where.base_url}` })}\n`);
+      return;
+    }
+    try {
+      await handle(request, response);
+    } catch (error) {
+      console.error(error);
+      if (!response.headersSent) response.writeHead(500);
+      response.end();
+    }
+  };
+}
+
+function endWithParent(close: () => void): void {
+  const stop = (): void => {
+    close();
+    process.exit(0);
+  };
+  process.once("SIGTERM", stop).once("SIGINT", stop);
+  // A parent that holds a pipe to our standard input takes us along however it ends; a terminal or /dev/null does not.
+  const stdin = fstatSync(0);
+  if (stdin.isFIFO() || stdin.isSocket()) process.stdin.once("end", stop).once("error", stop).resume();
+}
+
+function explained(error: NodeJS.ErrnoException): string {
+  if (error instanceof SettingsError) return error.message;
+  if (error.syscall !== "listen") return error.stack ?? String(error);
+  const { code, port, address } = error as NodeJS.ErrnoException & { port: number; address: string };
+  const why = code === "EADDRINUSE" ? "is taken" : `cannot be opened (${code})`;
+  return `port ${port} on ${address} ${why}: choose another with ISSUER_PORT`;
+}
+
+function welcome({ base_url, jwks_url, issuer }: Location, request: IncomingMessage, response: ServerResponse): void {
+  const about = {
+    server: "Better Auth reference issuer, for development and tests",
+    issuer,
+    jwks: jwks_url,
+    sign_up: `POST ${base_url}/sign-up/email {"name", "email", "password"}`,
+    sign_in: `POST ${base_url}/sign-in/email {"email", "password"}`,
+    sign_out: `POST ${base_url}/sign-out`,
+    token: `GET ${base_url}/token with the session cookie, or with the bearer from the header set-auth-token`,
+    session: `GET ${base_url}/get-session`,
+  };
+  if (request.headers.accept?.includes("text/html")) {
+    const rows = Object.entries(about).map(([name, text]) => `<dt>${name}<dd><code>${escaped(text)}</code>`);
+    response.setHeader("content-type", "text/html; charset=utf-8");
+    response.end(
+      `<!doctype html><html lang="en"><meta charset="utf-8"><title>Better Auth</title>` +
+        `<style>body{font:1rem/1.5 system-ui;max-width:50rem;margin:3rem auto;padding:0 1rem;color-scheme:light dark}` +
+        `dt{margin-top:1rem;font-weight:600}dd{margin:0}</style><h1>Better Auth</h1><dl>${rows.join("")}</dl></html>\n`,
+    );
+  } else {
+    response.setHeader("content-type", "application/json");
+    response.end(`${JSON.stringify(about, null, 2)}\n`);
+  }
+}
+
+const escaped = (text: string): string => text.replace(/[&<>]/g, (character) => `&#${character.charCodeAt(0)};`);
