@@ -30,6 +30,7 @@ from .bearer import (
     requires_scope,
 )
 from .claims import Principal
+from .encoding import decode_object
 from .errors import (
     AuthError,
     InvalidRequest,
@@ -43,7 +44,7 @@ from .jwk import Key, KeySet, SkippedKey
 from .jws import JWS, parse_jws, verify_jws
 from .keys import KeySource, KeysStatus, RemoteKeys, StaticKeys
 from .observer import FetchReason, Observer
-from .verifier import TokenVerifier
+from .verifier import TokenVerifier, verify_signature
 
 __all__ = [
     "JWS",
@@ -72,6 +73,7 @@ __all__ = [
     "TokenVerifier",
     "UnusableKeys",
     "bearer_of",
+    "decode_object",
     "forbidden",
     "judge",
     "parse_jws",
@@ -79,4 +81,5 @@ __all__ = [
     "requires_role",
     "requires_scope",
     "verify_jws",
+    "verify_signature",
 ]

@@ -1,5 +1,6 @@
 """Who a token speaks for, and what Better Auth's plugins say about them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +11,7 @@ ProfileValue = str | bool | None
 
 # A number above this is milliseconds, as JavaScript counts: in seconds it would be the year 5138.
 _MILLISECONDS: Final = 1e11
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 _LAST_SECOND: Final = 253402300799.0  # of the year 9999
 
 
@@ -98,7 +100,7 @@ class Principal:
 
 def is_storable(text: str) -> bool:
     """Whether a text can be stored and sent on: no NUL (PostgreSQL), no lone surrogate (UTF-8)."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    return _UNSTORABLE.search(text) is None
 
 
 def without_unstorable(claims: Mapping[str, Any]) -> dict[str, Any]:

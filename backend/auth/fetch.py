@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -104,9 +105,10 @@ def _seconds(value: str, clock: Callable[[], float]) -> float:
     if value.isascii() and value.isdigit():
         return float(value)
     try:
-        return parsedate_to_datetime(value).timestamp() - clock()
-    except (ValueError, OverflowError):
+        date = parsedate_to_datetime(value)
+    except ValueError:
         return 0.0
+    return date.replace(tzinfo=date.tzinfo or UTC).timestamp() - clock()
 
 
 def _is_loopback(host: str) -> bool:

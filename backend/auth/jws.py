@@ -44,7 +44,7 @@ def parse_jws(token: str) -> JWS:
         raise InvalidToken(Reason.MALFORMED)
     if len(token) > MAX_TOKEN:
         raise InvalidToken(Reason.TOO_LONG)
-    segments = token.split(".")
+    segments = token.split(".", 3)
     if len(segments) != 3:
         raise InvalidToken(Reason.OPAQUE_SESSION if _SESSION_TOKEN.fullmatch(token) else Reason.MALFORMED)
     if len(segments[0]) > MAX_HEADER:

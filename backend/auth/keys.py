@@ -4,8 +4,10 @@ import asyncio
 import logging
 import random as random_module
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -13,7 +15,7 @@ import httpx
 from cachetools import FIFOCache
 
 from .encoding import decode_jwks
-from .errors import InvalidToken, KeysUnavailable, Reason, UnusableKeys
+from .errors import AuthError, InvalidToken, KeysUnavailable, Reason, UnusableKeys
 from .fetch import FetchFailed, check_url, fetch, new_client
 from .jwk import Key, KeySet, SkippedKey
 from .observer import FetchReason, Observer
@@ -43,7 +45,7 @@ class KeySource(Protocol):
     async def get(self, kid: str) -> Key:
         """The key of that id, fetched if need be. Raises InvalidToken (it does not exist) or KeysUnavailable."""
 
-    async def replacement(self, key: Key) -> Key | None:
+    async def replacement(self, key: Key, /) -> Key | None:
         """The key that has taken the id of `key`, which did not fit a signature; None when there is none."""
 
 
@@ -61,9 +63,8 @@ class StaticKeys:
             return key
         raise InvalidToken(Reason.UNKNOWN_KEY)
 
-    async def replacement(self, key: Key) -> Key | None:
-        found = self.set.keys.get(key.kid)
-        return None if found == key else found
+    async def replacement(self, _key: Key, /) -> Key | None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class RemoteKeys:
         self._backoff = FIRST_BACKOFF
         self._budget = _TokenBucket(BUDGET, BUDGET_EVERY, self._due)
         self._absent: FIFOCache[str, float] = FIFOCache(1024)  # kid -> start of the attempt whose set lacked it
-        self._flight: asyncio.Task[None] | None = None
+        self._flight: asyncio.Task[bool] | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
         self._fetches = dict.fromkeys(FetchReason, 0)
@@ -180,8 +181,9 @@ class RemoteKeys:
 
     def current(self, kid: str) -> Key | None:
         now = self._monotonic()
-        if now >= self._due:
-            self._refresh_due()
+        if now >= self._due and self._flight is None and self._refreshing is not None and not self._refreshing.done():
+            # The background task has overslept (timers stop with a suspended machine). Nobody waits for this.
+            self._begin(FetchReason.REFRESH)
         usable = self._usable(now)
         return usable.keys.get(kid) if usable else None
 
@@ -189,71 +191,75 @@ class RemoteKeys:
         arrived = self._monotonic()
         if key := self.current(kid):
             return key
-        if self._set is None:
-            await self._first_load()
-        elif self._usable(arrived) is None:
-            await self._wait_for(self._ask(FetchReason.FIRST_LOAD))
-        else:
-            return await self._find_unknown(kid, arrived)
-        if key := self.current(kid):
+        if self._usable(arrived) is not None:
+            self._unknown_kids += 1
+            try:
+                key = await self._find(kid, arrived)
+            except AuthError as error:
+                self._observer.unknown_kid("absent" if isinstance(error, InvalidToken) else "unavailable")
+                raise
+            self._observer.unknown_kid("found")
             return key
-        return self._judge_unknown(kid, arrived)
+        if self._set is None:
+            await self._first_set()
+        elif not await self._share_attempt(FetchReason.NO_KEYS):
+            raise self._unavailable()
+        return self._settle(kid, arrived)
 
-    async def replacement(self, key: Key) -> Key | None:
+    async def replacement(self, key: Key, /) -> Key | None:
         # A set fetched just now has the last word. So forged signatures cannot use up the budget of unknown kids.
         if self._monotonic() - self._since > MEMORY:
-            flight = self._ask(FetchReason.BAD_SIGNATURE)
-            if flight is not None and self._waiting < MAX_WAITERS:
-                await self._wait(flight)
+            await self._share_attempt(FetchReason.BAD_SIGNATURE)
         found = self.current(key.kid)
         return None if found == key else found
 
-    async def _first_load(self) -> None:
-        """Wait for any attempt to succeed: the API may have been started a moment before its issuer."""
-        self._ask(FetchReason.FIRST_LOAD)
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(WAIT):
-                await self._loaded.wait()
-        except TimeoutError:
-            raise self._unavailable() from None
-        finally:
-            self._waiting -= 1
-
-    async def _find_unknown(self, kid: str, arrived: float) -> Key:
-        self._unknown_kids += 1
-        if arrived - self._absent.get(kid, float("-inf")) <= MEMORY:
-            self._observer.unknown_kid("absent")
+    async def _find(self, kid: str, arrived: float) -> Key:
+        """Look for a kid that the set lacks: the normal way in which a rotation shows."""
+        if arrived - self._absent.get(kid, -inf) <= MEMORY:
             raise InvalidToken(Reason.UNKNOWN_KEY)
-        try:
-            await self._wait_for(self._ask(FetchReason.UNKNOWN_KID))
-        except KeysUnavailable:
-            self._observer.unknown_kid("unavailable")
-            raise
-        if key := self.current(kid):
-            self._observer.unknown_kid("found")
-            return key
-        return self._judge_unknown(kid, arrived)
-
-    def _judge_unknown(self, kid: str, arrived: float) -> Key:
-        """Refuse a kid that a fetch begun after the request came, or just before, did not bring; else say "later"."""
-        if self._usable(self._monotonic()) is not None and arrived - self._since <= MEMORY:
-            self._absent[kid] = self._since
-            self._observer.unknown_kid("absent")
-            raise InvalidToken(Reason.UNKNOWN_KEY)
-        self._observer.unknown_kid("unavailable")
-        raise self._unavailable()
-
-    async def _wait_for(self, flight: asyncio.Task[None] | None) -> None:
-        if flight is None or self._waiting >= MAX_WAITERS:
+        if not await self._share_attempt(FetchReason.UNKNOWN_KID):
             raise self._unavailable()
-        await self._wait(flight)
+        return self._settle(kid, arrived)
 
-    async def _wait(self, flight: asyncio.Task[None]) -> None:
-        self._waiting += 1
-        try:
+    def _settle(self, kid: str, arrived: float) -> Key:
+        """Say what an attempt has shown: the key; that it does not exist; or that this is not known yet.
+
+        Only an attempt begun after the request arrived, or at most 5 s before, shows that a kid does not exist.
+        """
+        if key := self.current(kid):
+            return key
+        if not self.ready or arrived - self._since > MEMORY:
+            raise self._unavailable()
+        self._absent[kid] = self._since
+        raise InvalidToken(Reason.UNKNOWN_KEY)
+
+    async def _first_set(self) -> None:
+        """Wait for any attempt to succeed, not only the next: the API may have started a moment before its issuer."""
+        self._ask(FetchReason.NO_KEYS)
+        with self._one_more_waiting():
+            try:
+                async with asyncio.timeout(WAIT):
+                    await self._loaded.wait()
+            except TimeoutError:
+                raise self._unavailable() from None
+
+    async def _share_attempt(self, reason: FetchReason) -> bool:
+        """Wait for the attempt in flight or a new one, and say whether it brought a set.
+
+        It did not, either, when there was none to wait for, when too many wait already, or when it took too long.
+        """
+        if self._waiting >= MAX_WAITERS or (flight := self._ask(reason)) is None:
+            return False
+        with self._one_more_waiting():
             # Unlike wait_for, this leaves the shared attempt alone when one of those who wait gives up.
             await asyncio.wait({flight}, timeout=WAIT)
+        return flight.done() and not flight.cancelled() and flight.result()
+
+    @contextmanager
+    def _one_more_waiting(self) -> Iterator[None]:
+        self._waiting += 1
+        try:
+            yield
         finally:
             self._waiting -= 1
 
@@ -264,24 +270,19 @@ class RemoteKeys:
     def _usable(self, now: float) -> KeySet | None:
         return self._set if now - self._since <= self._max_stale else None
 
-    def _ask(self, reason: FetchReason) -> asyncio.Task[None] | None:
+    def _ask(self, reason: FetchReason) -> asyncio.Task[bool] | None:
         """The attempt in flight, or a new one if the budget and the endpoint allow."""
-        if self._flight is not None:
-            return self._flight
+        if self._refreshing is None:
+            raise RuntimeError("RemoteKeys must be entered before use: async with RemoteKeys(url) as keys")
         now = self._monotonic()
+        if self._flight is not None or self._refreshing.done():
+            return self._flight
         if now < self._not_before or not self._budget.take(now):
             return None
         return self._begin(reason)
 
-    def _refresh_due(self) -> None:
-        """Start an overdue refresh from a request, which does not wait for it: timers sleep while a machine does."""
-        if self._flight is None and self._refreshing is not None and not self._refreshing.done():
-            self._begin(FetchReason.REFRESH)
-
-    def _begin(self, reason: FetchReason) -> asyncio.Task[None]:
-        if self._refreshing is None or self._refreshing.done():
-            raise RuntimeError("RemoteKeys must be entered before use: async with RemoteKeys(url) as keys")
-        self._flight = asyncio.create_task(self._attempt(reason), name=f"key set fetch: {reason}")
+    def _begin(self, reason: FetchReason) -> asyncio.Task[bool]:
+        self._flight = asyncio.create_task(self._attempt(reason), name=f"key set: {reason}")
         return self._flight
 
     async def _refresh_forever(self) -> None:
@@ -292,8 +293,8 @@ class RemoteKeys:
             else:
                 await asyncio.wait({self._flight or self._begin(FetchReason.REFRESH)})
 
-    async def _attempt(self, reason: FetchReason) -> None:
-        """Fetch once and take note of what came of it; never raises."""
+    async def _attempt(self, reason: FetchReason) -> bool:
+        """Fetch once, take note of what came of it, and say whether it was a usable set. Never raises."""
         started = self._monotonic()
         self._fetches[reason] += 1
         retry_after = 0.0
@@ -328,12 +329,13 @@ class RemoteKeys:
             self._due = max(self._due, self._not_before)
         self._note(error)
         self._observer.fetched(reason, now - started, error)
+        return error is None
 
     def _swap(self, new: KeySet, body: bytes) -> None:
         if self._set is None or new.keys != self._set.keys:
             self._absent.clear()
             logger.info("key set changed: %s", ", ".join(new.keys))
-        for key in new.skipped:
+        for key in new.skipped if self._set is None or new.skipped != self._set.skipped else ():
             logger.warning("key skipped: kid %s: %s", key.kid, key.reason)
         self._set, self._body = new, body
 

@@ -8,7 +8,7 @@ class FetchReason(StrEnum):
     """Why the key set is fetched."""
 
     REFRESH = "refresh"
-    FIRST_LOAD = "first_load"
+    NO_KEYS = "no_keys"
     UNKNOWN_KID = "unknown_kid"
     BAD_SIGNATURE = "bad_signature"
 

@@ -84,9 +84,10 @@ class TokenVerifier:
         verified = self._cache.get(digest)
         if (
             verified is not None
+            # As a full judgement would say: the wall clock may have been set forward or back since.
             and verified.not_before - self._leeway <= self.clock() < verified.expires_at + self._leeway
             and self._monotonic() < verified.until
-            and self.keys.current(verified.key.kid) == verified.key
+            and ((key := self.keys.current(verified.key.kid)) is verified.key or key == verified.key)
         ):
             self._observer.judged("hit")
             return verified.principal
@@ -109,22 +110,19 @@ class TokenVerifier:
         if jws.typ not in _TYPES:
             raise InvalidToken(Reason.BAD_TYPE)
         claims = _read_claims(jws.payload)
-        now = self.clock()
+        now, started = self.clock(), self._monotonic()
         issued_at, not_before, expires_at = self._judge_times(claims, now)
         self._judge_names(claims)
         is_access_token = jws.typ in _ACCESS_TOKEN
         if is_access_token and not (_is_text(claims.get("client_id")) and _is_text(claims.get("jti"))):
             raise InvalidToken(Reason.INCOMPLETE)
-        principal = Principal.from_claims(claims, is_access_token=is_access_token)
-        key = await self._judge_signature(jws)
-        life = min(expires_at + self._leeway - now, CACHE_SECONDS)
         return _Verified(
-            principal,
-            key,
-            max(issued_at, not_before),
-            expires_at,
-            self._monotonic() + life,
-            1 + len(token) // ENTRY_SIZE,
+            key=await verify_signature(jws, self.keys),
+            principal=Principal.from_claims(claims, is_access_token=is_access_token),
+            not_before=max(issued_at, not_before),
+            expires_at=expires_at,
+            until=started + min(expires_at + self._leeway - now, CACHE_SECONDS),
+            size=1 + len(token) // ENTRY_SIZE,
         )
 
     def _judge_times(self, claims: Mapping[str, Any], now: float) -> tuple[float, float, float]:
@@ -157,14 +155,20 @@ class TokenVerifier:
         if "cnf" in claims:
             raise InvalidToken(Reason.SENDER_CONSTRAINED)
 
-    async def _judge_signature(self, jws: JWS) -> Key:
-        key = await self.keys.get(jws.kid)
-        if jws.is_signed_by(key):
-            return key
-        replacement = await self.keys.replacement(key)
-        if replacement is not None and jws.is_signed_by(replacement):
-            return replacement
-        raise InvalidToken(Reason.BAD_SIGNATURE)
+
+async def verify_signature(jws: JWS, keys: KeySource) -> Key:
+    """Verify a JWS of any type with the key that it names, which is returned. Raises InvalidToken or KeysUnavailable.
+
+    It may fetch the key set: look first whether what the JWS says could be accepted at all.
+    """
+    key = await keys.get(jws.kid)
+    if jws.is_signed_by(key):
+        return key
+    # A database made anew may give an old kid to another key.
+    replacement = await keys.replacement(key)
+    if replacement is not None and jws.is_signed_by(replacement):
+        return replacement
+    raise InvalidToken(Reason.BAD_SIGNATURE)
 
 
 def _read_claims(payload: bytes) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""A key set endpoint on a real socket that misbehaves in the ways of real endpoints."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+BOMB = gzip.compress(b" " * 50_000_000, 1)
+Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(script: Script) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Answer each connection by `script`, once its request has been read; gives the URL and the requests."""
+    requests: list[bytes] = []
+    answering: set[asyncio.Task[None]] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        answering.add(task)
+        try:
+            requests.append(await reader.readuntil(b"\r\n\r\n"))
+            await script(writer)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+            answering.discard(task)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}/jwks", requests
+    finally:
+        server.close()
+        for task in answering:
+            task.cancel()
+        await asyncio.gather(*answering)
+
+
+def says(status: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Script:
+    """An ordinary answer; `headers` may lie about its length."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(_head(status, {"Content-Length": str(len(body)), **(headers or {})}) + body)
+        await writer.drain()
+
+    return answer
+
+
+def says_json(value: Any) -> Script:
+    return says("200 OK", json.dumps(value).encode())
+
+
+async def hangs(_: asyncio.StreamWriter) -> None:
+    """Takes the request, and never answers."""
+    await asyncio.Event().wait()
+
+
+async def drips(writer: asyncio.StreamWriter) -> None:
+    """Sends its headers at once and its body byte by byte, each in time for any timeout between two reads."""
+    writer.write(_head("200 OK", {"Content-Length": "1000000"}))
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def floods(writer: asyncio.StreamWriter) -> None:
+    """Sends 50 MB, without saying so first."""
+    writer.write(_head("200 OK", {"Transfer-Encoding": "chunked"}))
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    for _ in range(800):
+        writer.write(chunk)
+        await writer.drain()
+    writer.write(b"0\r\n\r\n")
+
+
+async def bombs(writer: asyncio.StreamWriter) -> None:
+    """Sends 50 kB that would inflate to 50 MB, though nothing but identity was accepted."""
+    await says("200 OK", BOMB, {"Content-Encoding": "gzip"})(writer)
+
+
+async def hangs_up(writer: asyncio.StreamWriter) -> None:
+    """Closes the connection in the middle of the body."""
+    await says("200 OK", b'{"keys": [', {"Content-Length": "1000"})(writer)
+
+
+def _head(status: str, headers: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items()), "Connection: close"]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()

@@ -1,0 +1,135 @@
+"""Over a real socket, no endpoint can redirect, stall, inflate or flood the fetch of the key set."""
+
+import time
+import tracemalloc
+
+import httpx
+import pytest
+
+from backend.auth import RemoteKeys
+from backend.auth import fetch as fetch_module
+from backend.auth.fetch import FetchFailed, check_url, fetch, new_client
+from backend.auth.testing import LocalIssuer
+from tests.auth.loopback import Script, bombs, drips, floods, hangs, hangs_up, says, says_json, serving
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "TOTAL_TIMEOUT", 0.2)
+
+
+async def fetched(url: str) -> fetch_module.Fetched:
+    async with new_client() as client:
+        return await fetch(client, httpx.URL(url), time.time)
+
+
+def test_the_figures() -> None:
+    assert fetch_module.MAX_BODY == 256 * 1024
+    assert (fetch_module.CONNECT_TIMEOUT, fetch_module.TOTAL_TIMEOUT, fetch_module.MAX_RETRY_AFTER) == (1, 5, 60)
+
+
+async def test_asks_for_json_and_nothing_compressed() -> None:
+    async with serving(says_json({"keys": []})) as (url, requests):
+        assert (await fetched(url)).body == b'{"keys": []}'
+        head = requests[0].decode().lower()
+        assert "accept-encoding: identity\r\n" in head
+        assert "cookie" not in head
+        assert "authorization" not in head
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        (hangs, "no whole answer within 0.2 s"),
+        (drips, "no whole answer within 0.2 s"),
+        (floods, "the body is over 256 KiB"),
+        (bombs, "the body is compressed, though it was not asked for"),
+        (hangs_up, "RemoteProtocolError"),
+        (says("302 Found", headers={"Location": "http://169.254.169.254/"}), "HTTP 302"),
+        (says("200 OK", b"{}", {"Content-Encoding": "br"}), "the body is compressed, though it was not asked for"),
+        (says("not HTTP"), "RemoteProtocolError"),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+async def test_a_misbehaving_endpoint(script: Script, error: str) -> None:
+    async with serving(script) as (url, requests):
+        tracemalloc.start()
+        try:
+            with pytest.raises(FetchFailed) as failure:
+                await fetched(url)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert str(failure.value) == error
+        assert len(requests) == 1, "nothing was followed or repeated"
+        assert peak < 4_000_000, "nothing was inflated or piled up"
+
+
+async def test_nobody_there() -> None:
+    async with serving(hangs) as (url, _):
+        pass
+    with pytest.raises(FetchFailed, match="cannot connect"):
+        await fetched(url)
+
+
+async def test_a_client_of_ones_own_may_follow_redirects_but_not_here(issuer: LocalIssuer) -> None:
+    async with (
+        serving(says_json(issuer.jwks)) as (elsewhere, requests),
+        serving(says("302 Found", headers={"Location": elsewhere})) as (url, _),
+    ):
+        async with httpx.AsyncClient(follow_redirects=True) as client:
+            with pytest.raises(FetchFailed, match="HTTP 302"):
+                await fetch(client, httpx.URL(url), time.time)
+        assert not requests
+
+
+async def test_the_environment_names_no_proxy(issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    async with serving(says_json(issuer.jwks)) as (url, requests), RemoteKeys(url) as keys:
+        assert (await keys.get(issuer.key.kid)).kid == issuer.key.kid
+        assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://auth.example.com/api/auth/jwks",
+        "https://10.0.0.1/jwks",
+        "http://localhost:3000/jwks",
+        "http://LOCALHOST/jwks",
+        "http://127.0.0.1/jwks",
+        "http://127.9.9.9:1/jwks",
+        "http://[::1]:3000/jwks",
+    ],
+)
+def test_addresses_that_are_accepted(url: str) -> None:
+    assert check_url(url) == httpx.URL(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://auth.example.com/jwks",
+        "http://10.0.0.1/jwks",
+        "http://localhost.example.com/jwks",
+        "http://127.0.0.1.example.com/jwks",
+        "http://[::2]/jwks",
+        "ftp://localhost/jwks",
+        "file:///etc/passwd",
+        "data:application/json,{}",
+        "//auth.example.com/jwks",
+        "/jwks",
+        "",
+        "https://",
+        "https://user:password@auth.example.com/jwks",
+        "https://auth.example.com/jwks#fragment",
+        "https://auth.example.com:port/jwks",
+        "https://auth.example.com/\x00",
+    ],
+)
+def test_addresses_that_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"URL|address"):
+        RemoteKeys(url)
