@@ -17,6 +17,24 @@ _ENTITY_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _VERSION = re.compile(r'"([1-9][0-9]{0,8})o?"')
 
 
+# For OpenAPI: headers that are read from the request and set on the answer by hand.
+ETAG = {"ETag": {"description": "The version of what is shown.", "schema": {"type": "string", "examples": ['"3"']}}}
+LOCATION = {"Location": {"description": "Where it is.", "schema": {"type": "string", "format": "uri-reference"}}}
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing has changed.", "headers": ETAG}}
+IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "Only if the version is one of these (RFC 9110, section 13.1.1).",
+    "schema": {"type": "string", "examples": ['"3"', "*"]},
+}
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "304 if the version is one of these (RFC 9110, section 13.1.2).",
+    "schema": {"type": "string", "examples": ['"3"']},
+}
+
+
 class Answer:
     """Writes rows that PostgreSQL has typed already, so they are not validated again. A test holds both ways equal."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -61,14 +61,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 revision=migrations.head(),
             )
 
-    app = FastAPI(
+    app = Application(
         title="Better Auth resource server",
         summary="Tasks of people whom Better Auth has signed in.",
         version=__version__,
         lifespan=lifespan,
         generate_unique_id_function=operation_id,
         redoc_url=None,
-        responses=problems.RESPONSES,
     )
     problems.install(app)
     app.add_middleware(problems.LastResort)
@@ -77,6 +76,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in health.router, resource_metadata.router, users, tasks:
         app.include_router(router)
     return app
+
+
+class Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made once."""
+        if not self.openapi_schema:
+            document = problems.correct(super().openapi())
+            for schema in document["components"]["schemas"].values():
+                for example in schema.get("examples", ()):
+                    # FastAPI leaves out what is null, also where it must be there.
+                    example |= dict.fromkeys(set(schema.get("required", ())) - set(example))
+            self.openapi_schema = document
+        return self.openapi_schema
 
 
 class Edge:

@@ -1,11 +1,12 @@
 """Whether this process lives, and whether it can serve."""
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from backend import __version__
 
@@ -24,9 +25,19 @@ async def get_liveness() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Database, migrations and keys are there", responses={503: {"description": "Not ready"}})
+class Readiness(BaseModel):
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, str] = Field(description="`ok`, or what is wrong, for each part", examples=[{"database": "ok"}])
+
+
+@router.get(
+    "/readyz",
+    summary="Database, migrations and keys are there",
+    response_model=Readiness,
+    responses={503: {"description": "Something is missing: `checks` says what.", "model": Readiness}},
+)
 async def get_readiness(request: Request) -> JSONResponse:
-    """Says which of them is missing. Takes at most two seconds."""
+    """Takes at most two seconds."""
     state = request.state
     checks = {"database": await _database(state), "keys": "ok" if state.keys.ready else "no usable keys yet"}
     ready = all(check == "ok" for check in checks.values())

@@ -15,6 +15,9 @@ from backend.problems import InvalidCursor
 
 T = TypeVar("T")
 
+# For OpenAPI.
+LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "schema": {"type": "string"}}}
+
 
 class Page(BaseModel, Generic[T]):
     items: list[T]

@@ -5,15 +5,18 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from backend import answers, pagination
+from backend import answers, pagination, problems
 from backend.answers import Answer
 from backend.pagination import Page
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskUpdate
 from backend.tasks.service import TaskService
-from backend.users.caller import CallerDatabase, route_for
+from backend.users.caller import REFUSALS, CallerDatabase, route_for
 
 router = APIRouter(
-    prefix="/api/v1/tasks", tags=["tasks"], route_class=route_for(read="tasks:read", write="tasks:write")
+    prefix="/api/v1/tasks",
+    tags=["tasks"],
+    route_class=route_for(read="tasks:read", write="tasks:write"),
+    responses=REFUSALS,
 )
 
 
@@ -26,21 +29,35 @@ Tasks = Annotated[TaskService, Depends(caller_tasks)]
 one, many = Answer(TaskRead), Answer(TaskRead, many=True)
 
 
-@router.get("", response_model=Page[TaskRead])
+@router.get(
+    "",
+    response_model=Page[TaskRead],
+    responses=problems.responses(422, headers={200: pagination.LINK}),
+)
 async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery, Query()]) -> Response:
     """The caller's tasks, newest first unless sorted otherwise."""
     page = await tasks.list(query)
     return many(page, headers=pagination.link(request.url, page["next_cursor"]))
 
 
-@router.post("", response_model=TaskRead, status_code=201)
+@router.post(
+    "",
+    response_model=TaskRead,
+    status_code=201,
+    responses=problems.responses(413, 415, 422, headers={201: answers.ETAG | answers.LOCATION}),
+)
 async def create_task(request: Request, tasks: Tasks, data: TaskCreate) -> Response:
     """Make a task. The server chooses its id."""
     task = await tasks.create(data)
     return one(task, 201, {"ETag": answers.etag(task), "Location": f"{request.url.path}/{task['id']}"})
 
 
-@router.get("/{id:uuid}", response_model=TaskRead)
+@router.get(
+    "/{id:uuid}",
+    response_model=TaskRead,
+    responses=problems.responses(404, headers={200: answers.ETAG}) | answers.NOT_MODIFIED,
+    openapi_extra={"parameters": [answers.IF_NONE_MATCH]},
+)
 async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
     """One task, or 304 if If-None-Match names the version that there is."""
     task = await tasks.get(id)
@@ -50,14 +67,24 @@ async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
     return one(task, headers={"ETag": tag})
 
 
-@router.patch("/{id:uuid}", response_model=TaskRead)
+@router.patch(
+    "/{id:uuid}",
+    response_model=TaskRead,
+    responses=problems.responses(404, 412, 413, 415, 422, headers={200: answers.ETAG}),
+    openapi_extra={"parameters": [answers.IF_MATCH]},
+)
 async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate) -> Response:
     """Change some members (JSON merge patch). With If-Match only if the version is still that one."""
     task = await tasks.update(id, data, if_match=answers.if_match(request))
     return one(task, headers={"ETag": answers.etag(task)})
 
 
-@router.delete("/{id:uuid}", status_code=204)
+@router.delete(
+    "/{id:uuid}",
+    status_code=204,
+    responses=problems.responses(404, 412),
+    openapi_extra={"parameters": [answers.IF_MATCH]},
+)
 async def delete_task(request: Request, tasks: Tasks, id: UUID) -> None:
     """Put a task into the bin. Doing it twice is no error."""
     await tasks.delete(id, if_match=answers.if_match(request))

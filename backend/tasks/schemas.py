@@ -102,7 +102,7 @@ class TaskQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=20, ge=1, le=100)
+    limit: int = Field(default=20, ge=1, le=100, description="Tasks on a page.")
     cursor: str | None = Field(default=None, max_length=1000, description="`next_cursor` of the page before.")
-    status: Status | None = None
+    status: Status | None = Field(default=None, description="Only these.")
     sort: Literal["created_at", "-created_at"] = Field(default="-created_at", description="`-` for descending.")

@@ -5,10 +5,13 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 
+from backend import problems
 from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Actor, Database
 from backend.users.directory import Users
+
+REFUSALS = problems.responses(400, 401, 403, 503)
 
 
 def route_for(*, read: str, write: str) -> type["PersonRoute"]:
