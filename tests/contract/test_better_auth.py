@@ -1,0 +1,204 @@
+"""The API keeps its word to a real Better Auth: signed up over HTTP, let in by its JWTs, in step with what it says."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import jwt
+import pytest
+
+from backend.auth.testing import ALGORITHMS, LocalIssuer
+from backend.dev.issuer import Issuer
+from backend.dev.people import People, Refused, Session
+from backend.settings import Settings
+from tests.conftest import Api, running
+
+TASKS = "/api/v1/tasks"
+ME = "/api/v1/users/me"
+
+
+def served_by(issuer: Issuer, settings: Settings) -> Settings:
+    """The settings of an API whose people come from this issuer, by its address alone."""
+    return Settings(
+        _env_file=None,
+        database_url=settings.database_url,
+        database_pool_size=4,
+        better_auth_url=issuer.url,
+    )
+
+
+@pytest.fixture(scope="module")
+async def api(better_auth: Issuer, settings: Settings, issuer: LocalIssuer) -> Any:
+    async with running(served_by(better_auth, settings), issuer) as api:
+        yield api
+
+
+def with_token(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def call(api: Api, token: str, method: str = "GET", path: str = ME, **options: Any) -> httpx.Response:
+    return await api.http.request(method, path, headers=with_token(token), **options)
+
+
+async def test_signed_up_over_http_and_let_in_by_cookie_and_by_bearer(api: Api, people: People) -> None:
+    email = f"{uuid4().hex}@example.com"
+    session = await people.sign_up(email, name="Ada Lovelace")
+    seen = []
+    for token in await people.token_by_cookie(session), await people.token(session):
+        made = await call(api, token, "POST", TASKS, json={"title": "Buy milk"})
+        assert made.status_code == 201, made.text
+        me = (await call(api, token)).json()
+        seen.append(me["id"])
+        assert (me["email"], me["email_verified"], me["name"]) == (email, False, "Ada Lovelace")
+        assert (me["subject"], me["roles"], me["scopes"]) == (session.user_id, ["user"], None)
+    assert len(set(seen)) == 1
+    again = await people.token(await people.sign_in(email))
+    listed = (await call(api, again, path=TASKS)).json()["items"]
+    assert [task["title"] for task in listed] == ["Buy milk"] * 2
+
+
+async def test_what_a_client_holds_is_no_credential_here(api: Api, better_auth: Issuer, people: People) -> None:
+    """The mobile client's session token is opaque: it is told what to do with it."""
+    session = await people.sign_up(f"{uuid4().hex}@example.com")
+    response = await call(api, session.bearer)
+    assert response.status_code == 401
+    assert f"exchange it at {better_auth.base_url}/token" in response.headers["www-authenticate"]
+    assert (await api.http.get(ME, headers=session.cookie)).status_code == 401
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_every_algorithm(
+    start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer, algorithm: str
+) -> None:
+    better_auth = start_issuer(key_algorithm=algorithm)
+    async with running(served_by(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
+        token = await people.token(await people.sign_up("ada@example.com"))
+        assert (await call(api, token, "POST", TASKS, json={"title": algorithm})).status_code == 201
+        forged = token[:-8] + ("A" * 8 if token[-8:] != "A" * 8 else "B" * 8)
+        assert (await call(api, forged)).status_code == 401
+
+
+async def test_a_rotated_key_is_taken_up_at_once_and_the_old_one_stays_good(
+    start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer
+) -> None:
+    """Better Auth never publishes a key in advance: a token by a key that nobody has seen is how a rotation shows."""
+    better_auth = start_issuer()
+    async with running(served_by(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
+        session = await people.sign_up("ada@example.com")
+        first = await people.token(session)
+        assert (await call(api, first)).status_code == 200
+        better_auth.rotate()
+        second = await people.token(session)
+        assert jwt.get_unverified_header(second)["kid"] != jwt.get_unverified_header(first)["kid"]
+        answers = await asyncio.gather(*(call(api, token) for token in (second, first) * 10))
+        assert [answer.status_code for answer in answers] == [200] * 20
+
+
+async def test_a_signed_out_session_gets_no_more_tokens(api: Api, people: People) -> None:
+    session = await people.sign_up(f"{uuid4().hex}@example.com")
+    token = await people.token(session)
+    await people.sign_out(session)
+    with pytest.raises(Refused, match="401"):
+        await people.token(session)
+    with pytest.raises(Refused, match="401"):
+        await people.token_by_cookie(session)
+    assert (await call(api, token)).status_code == 200, "the last one dies by itself, within 15 minutes"
+
+
+async def test_a_changed_name_arrives_with_the_next_token(api: Api, people: People) -> None:
+    session = await people.sign_up(f"{uuid4().hex}@example.com", name="Ada")
+    old = await people.token(session)
+    assert (await call(api, old)).json()["name"] == "Ada"
+    await people.request("POST", "/update-user", session.authorization, name="Ada L.")
+    new = await people.token(session)
+    for token in new, old, new:
+        assert (await call(api, token)).json()["name"] == "Ada L."
+
+
+async def test_a_role_that_was_taken_away_does_not_come_back(api: Api, people: People, admin: Session) -> None:
+    """Both tokens may be of the same second: the time of the user's last change orders them."""
+    session = await people.sign_up(f"{uuid4().hex}@example.com")
+    tokens = []
+    for role in "admin", "user":
+        await people.request("POST", "/admin/set-role", admin.authorization, userId=session.user_id, role=role)
+        tokens.append(await people.token(session))
+        assert (await call(api, tokens[-1])).json()["roles"] == [role]
+    assert (await call(api, tokens[0])).json()["roles"] == ["user"]
+
+
+async def test_the_banned_are_kept_out(api: Api, better_auth: Issuer, people: People, admin: Session) -> None:
+    """By the administrators' route the session ends, too; a ban written into the database shows in the next token."""
+    banned, written = [await people.sign_up(f"{uuid4().hex}@example.com") for _ in range(2)]
+    await people.request("POST", "/admin/ban-user", admin.authorization, userId=banned.user_id)
+    with pytest.raises(Refused, match="401"):
+        await people.token(banned)
+    assert (await call(api, await people.token(written))).status_code == 200
+    with closing(sqlite3.connect(better_auth.database, timeout=10)) as connection, connection:
+        connection.execute("UPDATE user SET banned = 1 WHERE id = ?", (written.user_id,))
+    refused = await call(api, await people.token(written))
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+
+
+async def test_an_impersonated_session_is_marked(
+    api: Api, people: People, admin: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = await people.sign_up(f"{uuid4().hex}@example.com")
+    response = await people.request("POST", "/admin/impersonate-user", admin.authorization, userId=session.user_id)
+    bearer = {"Authorization": f"Bearer {response.headers['set-auth-token']}"}
+    token: str = (await people.request("GET", "/token", bearer)).json()["token"]
+    caplog.set_level("INFO", "backend.access")
+    assert (await call(api, token)).json()["subject"] == session.user_id
+    assert caplog.records[-1].fields["impersonator"] == admin.user_id  # type: ignore[attr-defined]  # our log's extra
+
+
+async def test_the_anonymous_have_tasks_too(api: Api, people: People) -> None:
+    token = await people.token(await people.sign_in_anonymously())
+    me = (await call(api, token)).json()
+    assert me["is_anonymous"] is True
+    assert (await call(api, token, "POST", TASKS, json={"title": "x"})).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "options", [{"url": "http://localhost:0/auth/v1"}, {"serial_ids": True}], ids=["path", "serial"]
+)
+async def test_other_ways_to_run_better_auth(
+    start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer, options: dict[str, Any]
+) -> None:
+    better_auth = start_issuer(**options)
+    async with running(served_by(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
+        token = await people.token(await people.sign_up("ada@example.com"))
+        assert (await call(api, token)).status_code == 200
+
+
+async def test_another_better_auth_is_a_stranger(
+    api: Api, start_issuer: Callable[..., Issuer], better_auth: Issuer
+) -> None:
+    """Even when it says the same issuer and audience: its keys are not in the set."""
+    stranger = start_issuer(url=better_auth.url)
+    async with People(f"http://localhost:{stranger.port}/api/auth") as people:
+        people._client.headers["Host"] = better_auth.url.removeprefix("http://")
+        session = await people.sign_up("eve@example.com")
+        response = await call(api, await people.token(session))
+    assert response.status_code == 401
+    assert 'error="invalid_token"' in response.headers["www-authenticate"]
+
+
+async def test_the_api_starts_before_the_issuer(
+    start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer
+) -> None:
+    better_auth = start_issuer()
+    async with People(better_auth.base_url) as people:
+        token = await people.token(await people.sign_up("ada@example.com"))
+    better_auth.stop()
+    async with running(served_by(better_auth, settings), issuer) as api:
+        response = await call(api, token)
+        assert (response.status_code, response.json()["code"]) == (503, "keys_unavailable")
+        better_auth.start()
+        while (response := await call(api, token)).status_code == 503:  # noqa: ASYNC110  # as a client that obeys does
+            await asyncio.sleep(int(response.headers["retry-after"]))
+        assert response.status_code == 200
