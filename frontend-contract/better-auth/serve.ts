@@ -3,6 +3,7 @@ import { Console } from "node:console";
 import { fstatSync } from "node:fs";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { inspect } from "node:util";
 import { type Settings, SettingsError } from "./settings.ts";
 
 /** Where the server is found: what it prints when it is ready. */
@@ -99,7 +100,7 @@ function endWithParent(close: () => void): void {
 
 function explained(error: NodeJS.ErrnoException): string {
   if (error instanceof SettingsError) return error.message;
-  if (error.syscall !== "listen") return error.stack ?? String(error);
+  if (error.syscall !== "listen") return inspect(error);
   const { code, port, address } = error as NodeJS.ErrnoException & { port: number; address: string };
   const why = code === "EADDRINUSE" ? "is taken" : `cannot be opened (${code})`;
   return `port ${port} on ${address} ${why}: choose another with ISSUER_PORT`;

@@ -5,7 +5,7 @@ import { getMigrations } from "better-auth/db/migration";
 import { toNodeHandler } from "better-auth/node";
 import { authOptions } from "./auth.ts";
 import { type Location, type Running, serve } from "./serve.ts";
-import { readSettings, type Settings } from "./settings.ts";
+import { readSettings, serverOptions, type Settings } from "./settings.ts";
 
 async function start(settings: Settings, { url, port }: Location): Promise<Running> {
   const database = new DatabaseSync(settings.database);
@@ -17,21 +17,9 @@ async function start(settings: Settings, { url, port }: Location): Promise<Runni
       secret: settings.secret,
       keyAlgorithm: settings.keyAlgorithm,
       keyRotation: settings.keyRotation,
-      trustedOrigins: [`http://localhost:${port}`, `http://127.0.0.1:${port}`],
       ...(settings.audience.length > 0 && { audience: settings.audience }),
     }),
-    rateLimit: { enabled: settings.rateLimit },
-    session: { cookieCache: { enabled: settings.cookieCache, maxAge: 5 * 60 } },
-    advanced: { database: settings.serialIds ? { generateId: "serial" } : {} },
-    databaseHooks: {
-      user: {
-        create: {
-          // The first administrator of a real app is set in its database; here a test needs one over HTTP.
-          before: async (user) =>
-            settings.adminEmails.includes(user.email.toLowerCase()) ? { data: { ...user, role: "admin" } } : undefined,
-        },
-      },
-    },
+    ...serverOptions(settings, port),
   });
   await (await getMigrations(auth.options)).runMigrations();
   await auth.api.getJwks();

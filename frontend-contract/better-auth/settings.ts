@@ -48,6 +48,26 @@ export function readSettings(env: Environment): Settings {
   };
 }
 
+/** The options that both servers take from the settings as they stand; `port` is the one that was opened. */
+export function serverOptions(settings: Settings, port: number) {
+  return {
+    secret: settings.secret,
+    trustedOrigins: [`http://localhost:${port}`, `http://127.0.0.1:${port}`],
+    rateLimit: { enabled: settings.rateLimit },
+    session: { cookieCache: { enabled: settings.cookieCache, maxAge: 5 * 60 } },
+    advanced: { database: settings.serialIds ? { generateId: "serial" as const } : {} },
+    databaseHooks: {
+      user: {
+        create: {
+          // The first administrator of a real app is set in its database; here a test needs one over HTTP.
+          before: async <User extends { email: string }>(user: User) =>
+            settings.adminEmails.includes(user.email.toLowerCase()) ? { data: { ...user, role: "admin" } } : undefined,
+        },
+      },
+    },
+  };
+}
+
 function whole(env: Environment, name: string, otherwise: number, most = Number.MAX_SAFE_INTEGER): number {
   const text = env[name];
   if (!text) return otherwise;
