@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend.dev.issuer import Issuer
+from backend.dev.oauth import OAuthClient
 from backend.dev.people import People, Refused, Session
 
 ADMIN = "admin@example.com"
@@ -33,6 +34,20 @@ async def admin(people: People) -> Session:
         return await people.sign_up(ADMIN)
     except Refused:
         return await people.sign_in(ADMIN)
+
+
+@pytest.fixture(scope="session")
+def better_auth_oauth() -> Iterator[Issuer]:
+    """A running OAuth provider that everybody shares."""
+    with Issuer(oauth=True, admin_emails=[ADMIN]) as issuer:
+        yield issuer
+
+
+@pytest.fixture(scope="session")
+async def oauth(better_auth_oauth: Issuer) -> AsyncIterator[OAuthClient]:
+    """The client of the shared OAuth provider."""
+    async with OAuthClient(better_auth_oauth.base_url, **better_auth_oauth.client) as client:
+        yield client
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -21,7 +21,6 @@ OLDEST_NODE = "22.16"
 # Better Auth asks a statement for its columns: Node.js 22.16 and 23.11 brought that to node:sqlite.
 _FIT = "Boolean(process.getBuiltinModule?.('node:sqlite')?.StatementSync.prototype.columns)"
 CONTRACT = Path(__file__).resolve().parents[2] / "frontend-contract"
-SERVER = CONTRACT / "better-auth" / "server.ts"
 
 
 class IssuerError(Exception):
@@ -48,7 +47,10 @@ class Issuer:
     url: str = ""
     """The public address, `http://localhost:<port>` unless given. With a path, that replaces `/api/auth`."""
     audience: Sequence[str] = ()
-    """`aud` of the JWTs; the origin of the address unless given."""
+    """`aud` of the JWTs; the origin of the address unless given. With `oauth`, the resources that tokens can be for;
+    `http://localhost:8000` unless given."""
+    oauth: bool = False
+    """Run the OAuth provider instead of the reference configuration; see `client` and `backend.dev.oauth`."""
     key_algorithm: KeyAlgorithm = "EdDSA"
     key_rotation: int | None = None
     """Seconds until a key is followed by the next; 0 is never. The configuration's own default is 30 days."""
@@ -68,7 +70,9 @@ class Issuer:
     """Where the endpoints are."""
     jwks_url: str = field(default="", init=False)
     iss: str = field(default="", init=False)
-    """The `iss` of its JWTs."""
+    """The `iss` of the JWTs from `/token`. An OAuth access token says `base_url`."""
+    client: Mapping[str, str] = field(default_factory=dict, init=False, repr=False)
+    """The provider's one OAuth client, new at each start: `client_id`, `client_secret`, `redirect_uri`."""
     _process: subprocess.Popen[str] | None = field(default=None, init=False, repr=False)
     _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
 
@@ -98,16 +102,18 @@ class Issuer:
         """
         if self.pid:
             raise IssuerError("this issuer runs already")
-        if not SERVER.is_file():
-            raise IssuerError(f"{SERVER} is missing: the reference issuer runs from a checkout of the project")
-        if not (CONTRACT / "node_modules" / "better-auth").is_dir():
-            raise IssuerError(f"Better Auth is not installed: run `npm ci` in {CONTRACT}")
+        server = CONTRACT / ("better-auth-oauth" if self.oauth else "better-auth") / "server.ts"
+        if not server.is_file():
+            raise IssuerError(f"{server} is missing: the reference issuer runs from a checkout of the project")
+        installed = server.parent if self.oauth else CONTRACT
+        if not (installed / "node_modules" / "better-auth").is_dir():
+            raise IssuerError(f"Better Auth is not installed: run `npm ci` in {installed}")
         node = find_node()
         self._directory.mkdir(parents=True, exist_ok=True)
         with self._log.open("a") as log:
             said_before = log.tell()
             process = subprocess.Popen(  # noqa: S603 - our own server, by its full path
-                [node, "--experimental-strip-types", "--disable-warning=ExperimentalWarning", str(SERVER)],
+                [node, "--experimental-strip-types", "--disable-warning=ExperimentalWarning", str(server)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -134,6 +140,7 @@ class Issuer:
         ready = json.loads(line)
         self.port, self.url, self.base_url = ready["port"], ready["url"], ready["base_url"]
         self.jwks_url, self.iss = ready["jwks_url"], ready["issuer"]
+        self.client = ready.get("client", {})
 
     def stop(self) -> None:
         """End the server, within seconds and for certain; its data stay, and `start()` brings it back where it was."""

@@ -57,8 +57,7 @@ class People:
             base_url=base_url,
             # Better Auth refuses a cookie that comes without the Origin a browser would send.
             headers={"Origin": f"{parts.scheme}://{parts.netloc}"},
-            # Cookies belong to a Session: a shared jar would send one person's with another's request.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            cookies=no_cookies(),
             trust_env=False,
             timeout=30,
         )
@@ -104,7 +103,8 @@ class People:
             method, path, headers=credentials or {}, json=body if method == "POST" else None
         )
         if response.is_error:
-            is_json = response.headers.get("content-type", "").startswith("application/json")
+            # Better Auth answers some refusals, and a failure of its own, with no body under a JSON content type.
+            is_json = response.content and response.headers.get("content-type", "").startswith("application/json")
             reason: dict[str, str] = response.json() if is_json else {}
             raise Refused(response.status_code, reason.get("code", "-"), reason.get("message", "no reason given"))
         return response
@@ -112,6 +112,11 @@ class People:
     async def _token(self, credentials: Mapping[str, str]) -> str:
         token: str = (await self.request("GET", "/token", credentials)).json()["token"]
         return token
+
+
+def no_cookies() -> CookieJar:
+    """A jar that stays empty. Cookies belong to a Session: a kept one would go along with another person's request."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def _session(response: httpx.Response) -> Session:

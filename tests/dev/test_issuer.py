@@ -359,10 +359,12 @@ def test_an_old_node_on_the_path_is_passed_over(monkeypatch: pytest.MonkeyPatch,
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "CONTRACT", tmp_path)
-    with pytest.raises(IssuerError, match="npm ci"):
-        Issuer().start()
-    monkeypatch.setattr(module, "SERVER", tmp_path / "server.ts")
     with pytest.raises(IssuerError, match="checkout"):
+        Issuer().start()
+    server = tmp_path / "better-auth" / "server.ts"
+    server.parent.mkdir()
+    server.touch()
+    with pytest.raises(IssuerError, match="npm ci"):
         Issuer().start()
 
 
