@@ -17,7 +17,7 @@ class CommandError(Exception):
     """Ends the command with one line, and an exit code: 2 for what the caller can mend in the settings, else 1."""
 
     def __init__(self, message: object, code: int = 1) -> None:
-        super().__init__(str(message))
+        super().__init__(message)
         self.code = code
 
 
@@ -67,7 +67,7 @@ def serve(options: argparse.Namespace) -> int:
         elif reason := migrations.pending(settings.direct_url):
             raise CommandError(reason)
     except migrations.MigrationError as error:
-        raise CommandError(error) from error
+        raise CommandError(" ".join(str(error).split())) from error
     configure_logging(settings.log_level, settings.log_format)
     uvicorn.run(
         "backend.cli:application",
@@ -104,7 +104,7 @@ def migrate(_: argparse.Namespace) -> int:
     try:
         migrations.upgrade(_settings(database=True).direct_url)
     except migrations.MigrationError as error:
-        raise CommandError(error) from error
+        raise CommandError(" ".join(str(error).split())) from error
     _say(f"the database is at revision {migrations.head()}")
     return 0
 

@@ -99,7 +99,7 @@ def _run(
             event = events.get(timeout=_LOOK_FOR_CHANGES)
         except Empty:
             if (now := _sources()) != seen:
-                say(f"reload: {', '.join(sorted(path for path, _ in now ^ seen))}")
+                say(f"reload: {', '.join(sorted({path for path, _ in now ^ seen}))}")
                 seen, answered, reloaded = now, False, True
                 api.stop()
                 api.start()

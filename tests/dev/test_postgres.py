@@ -11,8 +11,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +19,16 @@ import pytest
 
 from backend.dev import postgres
 from backend.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
+from tests.dev.conftest import copy_data
 from tests.dev.processes import await_end, family
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user to become")
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that every user may pass through, unlike pytest's own."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o711)
-        yield Path(name)
-
-
-@pytest.fixture(scope="session")
-def made() -> Iterator[Path]:
-    """A data directory as a first start leaves it. Making one is most of what a test would take."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o711)
-        with start(Path(name, "data")):
-            pass
-        yield Path(name, "data")
-
-
-@pytest.fixture
 def data(place: Path, made: Path) -> Path:
-    """A copy of it."""
-    subprocess.run(["/bin/cp", "-a", made, place / "data"], check=True)  # noqa: S603 - shutil would not keep the owner
+    """A data directory that has been used before."""
+    copy_data(made, place / "data")
     return place / "data"
 
 

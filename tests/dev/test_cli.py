@@ -1,0 +1,182 @@
+"""Every command says what is wrong in one line, and does what it says."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import jwt
+import pytest
+
+from backend import __version__, migrations
+from backend.app import create_app
+from backend.cli import main
+from backend.dev.issuer import Issuer
+from tests.conftest import create_database
+from tests.dev.processes import await_end, family
+
+pytestmark = pytest.mark.usefixtures("no_settings")
+
+
+@pytest.fixture
+def empty_database(postgres: str) -> str:
+    return create_database(postgres, f"cli_{uuid4().hex[:8]}")
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was said on standard error."""
+    return capsys.readouterr().err.splitlines()
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "required: COMMAND"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["dev", "--port", "70000"], "70000 is not a port"),
+        (["serve", "--port", "http"], "http is not a port"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert reason in lines(capsys)[-1]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, backend.cli; print({'fastapi', 'pydantic', 'sqlalchemy', 'httpx', 'uvicorn'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("command", ["dev", "serve", "migrate", "token"])
+def test_a_wrong_setting_is_named_and_its_value_is_not_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "mysql://user:secret@host/db")
+    assert main([command]) == 2
+    assert lines(capsys) == ["DATABASE_URL: must start with postgresql://"]
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_a_missing_database_is_named(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([command]) == 2
+    assert [line.partition(":")[0] for line in lines(capsys)] == ["DATABASE_URL"]
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_a_database_that_does_not_answer_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://user:secret@/db?host=/nowhere")
+    assert main([command]) == 1
+    (line,) = lines(capsys)
+    assert line.startswith("cannot connect to the database: ")
+    assert "secret" not in line
+
+
+def test_serve_refuses_a_database_that_has_not_been_migrated(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, empty_database: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    assert main(["serve"]) == 1
+    assert lines(capsys) == ["the database is empty: run `resource-server migrate`"]
+
+
+def test_migrate_may_run_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, empty_database: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database)
+    for _ in range(2):
+        assert main(["migrate"]) == 0
+        assert lines(capsys) == [f"the database is at revision {migrations.head()}"]
+    assert migrations.pending(empty_database) is None
+
+
+def test_openapi_is_stable_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["openapi"]) == 0
+    text = capsys.readouterr().out
+    document = json.loads(text)
+    assert document == json.loads(json.dumps(create_app().openapi()))
+    assert text == json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def test_token_is_that_of_the_person_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, better_auth: Issuer
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", better_auth.url)
+    subjects = set()
+    for _ in range(2):
+        assert main(["token", "--email", "cli@example.com"]) == 0
+        claims = jwt.decode(capsys.readouterr().out.strip(), options={"verify_signature": False})
+        assert claims["email"] == "cli@example.com"
+        subjects.add(claims["sub"])
+    assert len(subjects) == 1
+
+
+def test_token_without_an_issuer_says_how_to_start_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://localhost:{nobody.getsockname()[1]}"
+        monkeypatch.setenv("BETTER_AUTH_URL", url)
+        assert main(["token"]) == 1
+    assert lines(capsys) == [f"no issuer answers at {url}: start one with `make dev`"]
+
+
+def test_token_is_for_development_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", "https://auth.example.com")
+    assert main(["token"]) == 1
+    (line,) = lines(capsys)
+    assert "loopback" in line
+
+
+def test_serve_migrates_when_told_and_several_workers_share_the_port(no_settings: Path, empty_database: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command = [
+            sys.executable,
+            "-m",
+            "backend.cli",
+            "serve",
+            "--migrate",
+            "--workers=2",
+            f"--fd={listener.fileno()}",
+        ]
+        log = no_settings / "log"
+        with log.open("w") as errors:
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                command,
+                env={**os.environ, "DATABASE_URL": empty_database, "LOG_FORMAT": "json"},
+                pass_fds=[listener.fileno()],
+                stderr=errors,
+            )
+        try:
+            host, port = listener.getsockname()
+            connection = http.client.HTTPConnection(host, port, timeout=30)
+            connection.request("GET", "/livez", headers={"X-Request-ID": "the-first"})
+            assert connection.getresponse().status == 200
+            connection.close()
+            processes = family(process.pid)
+            assert len(processes) >= 3
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait() == 0, log.read_text()
+    assert await_end(processes) == []
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record["route"] for record in records if record.get("request_id") == "the-first"] == ["/livez"]

@@ -1,0 +1,250 @@
+"""`resource-server dev`: one command to a running system, and nothing left of it afterwards, however it ends."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+import backend
+from backend.dev.up import DevError, up
+from backend.settings import Settings
+from tests.conftest import create_database
+from tests.dev.conftest import copy_data
+from tests.dev.processes import await_end, family
+
+PROGRAM = Path(sys.executable).with_name("resource-server")
+
+
+class Terminal:
+    """What a person at the terminal sees; `then` is what they do at the line that begins so."""
+
+    def __init__(self, **then: Callable[[str], Any]) -> None:
+        self.lines: list[str] = []
+        self._then = then
+
+    def __call__(self, text: str) -> None:
+        self.lines.append(text.strip())
+        for start, act in self._then.items():
+            if text.strip().startswith(start):
+                act(text)
+
+
+def run(place: Path, terminal: Terminal) -> int:
+    return up(port=0, issuer_port=0, data_dir=place / "data", settings=Settings(), say=terminal)
+
+
+def press_ctrl_c(_: str = "") -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def try_line(welcome: str) -> str:
+    """The command that the welcome offers."""
+    found = re.search(r"Try +(curl .+)", welcome)
+    assert found, welcome
+    return found[1]
+
+
+def shell(command: str, place: Path) -> str:
+    """What a command prints when a person pastes it."""
+    done = subprocess.run(["/bin/sh", "-c", command], cwd=place, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def new() -> Callable[[], list[Any]]:
+    """The processes that this one has started in this test, theirs too, and that live."""
+    before = family(os.getpid())
+    return lambda: [process for process in family(os.getpid()) if process not in before]
+
+
+@pytest.fixture
+def own_servers(no_settings: Path, postgres: str) -> Path:
+    """A database and a Better Auth of one's own, named in `.env`."""
+    url = create_database(postgres, f"dev_{uuid4().hex[:8]}")
+    (no_settings / ".env").write_text(f"DATABASE_URL={url}\nBETTER_AUTH_URL=http://localhost:9\n")
+    return no_settings
+
+
+@pytest.fixture
+def used(place: Path, made: Path) -> Path:
+    """The data directory of somebody who has run it before."""
+    copy_data(made, place / "data" / "postgres")
+    return place / "data"
+
+
+@pytest.fixture
+def start(no_settings: Path) -> Iterator[Callable[..., tuple["subprocess.Popen[str]", str]]]:
+    """The command itself, in a process group of its own, and its welcome."""
+    started = []
+
+    def run(*options: str) -> tuple["subprocess.Popen[str]", str]:
+        command = [str(PROGRAM), "dev", "--port=0", *options]
+        process = subprocess.Popen(command, cwd=no_settings, stderr=subprocess.PIPE, text=True, process_group=0)  # noqa: S603
+        started.append(process)
+        assert process.stderr
+        said = ""
+        while "Ctrl-C\n" not in said:
+            line = process.stderr.readline()
+            assert line, f"it ended:\n{said}"
+            said += line
+        return process, said
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stderr
+        process.stderr.close()
+
+
+def test_it_brings_up_what_it_says_keeps_the_data_and_leaves_no_process(place: Path, start: Any) -> None:
+    process, welcome = start("--issuer-port=0")
+    command = try_line(welcome)
+    assert shell(command, place) == '{"items":[],"next_cursor":null}'
+    body = """-H 'Content-Type: application/json' -d '{"title": "kept"}'"""
+    assert '"title":"kept"' in shell(f"{command} {body}", place)
+    processes = family(process.pid)
+    assert len(processes) > 8
+    os.killpg(process.pid, signal.SIGINT)
+    _, rest = process.communicate()
+    assert process.returncode == 0
+    assert rest.endswith("\nstopped\n")
+    assert await_end(processes, timeout=0) == []
+
+    (port,) = re.findall(r"Better Auth +http://localhost:(\d+)", welcome)
+    process, welcome = start(f"--issuer-port={port}")
+    assert '"title":"kept"' in shell(try_line(welcome), place)
+    processes = family(process.pid)
+    process.kill()
+    assert await_end(processes) == [], "not even this leaves anything"
+
+
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize(
+    ("program", "part", "elsewhere"),
+    [
+        ("postgres -D", "PostgreSQL", "BETTER_AUTH_URL"),
+        ("better-auth/server.ts", "the issuer", "DATABASE_URL"),
+        ("backend.cli serve", "the API", ""),
+    ],
+    ids=["postgres", "issuer", "api"],
+)
+def test_when_one_part_crashes_it_is_named_and_the_rest_ends(
+    own_servers: Path, new: Any, program: str, part: str, elsewhere: str
+) -> None:
+    place = own_servers
+    servers = (place / ".env").read_text().splitlines()
+    (place / ".env").write_text("\n".join(line for line in servers if not elsewhere or line.startswith(elsewhere)))
+    processes: list[Any] = []
+
+    def crash(_: str) -> None:
+        processes.extend(new())
+        commands = {process: " ".join(process.cmdline()) for process in processes}
+        (victim,) = [process for process, line in commands.items() if program in line and "leash" not in line]
+        victim.kill()
+
+    terminal = Terminal(API=crash)
+    assert run(place, terminal) == 1
+    assert re.fullmatch(f"{part} ended by itself \\(exit code -?\\d+\\): everything stops", terminal.lines[-1])
+    assert await_end(processes, timeout=0) == []
+
+
+@pytest.mark.usefixtures("no_settings")
+@pytest.mark.parametrize("option", ["--port", "--issuer-port"])
+def test_a_taken_port_is_said_before_anything_starts(place: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        taken = somebody.getsockname()[1]
+        ports = {"port": 0, "issuer_port": 0, option.strip("-").replace("-", "_"): taken}
+        with pytest.raises(DevError, match=f"^port {taken} is not free .*: take another with {option}$"):
+            up(**ports, data_dir=place / "data", settings=Settings(), say=Terminal())
+    assert not (place / "data").exists()
+
+
+@pytest.mark.usefixtures("no_settings", "used")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_early_stop_leaves_nothing(
+    place: Path, new: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    processes: list[Any] = []
+
+    def migrate(_: Any) -> None:
+        processes.extend(new())
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("backend.dev.up._migrate", migrate)
+    before = signal.getsignal(number)
+    terminal = Terminal()
+    assert run(place, terminal) == 0
+    assert terminal.lines == ["stopped"]
+    assert len(processes) > 4
+    assert await_end(processes, timeout=0) == []
+    assert signal.getsignal(number) is before
+
+
+def test_what_the_settings_name_is_not_started(own_servers: Path, new: Any) -> None:
+    def look(welcome: str) -> None:
+        assert [process.name() != "postgres" for process in new()].count(True) == 2, "the API and its leash"
+        assert "http://localhost:9 (yours)" in welcome
+        assert "$TOKEN" in try_line(welcome)
+        press_ctrl_c()
+
+    assert run(own_servers, Terminal(API=look)) == 0
+    assert not (own_servers / "data").exists()
+
+
+def test_a_database_that_cannot_be_migrated_is_one_line(own_servers: Path) -> None:
+    (own_servers / ".env").write_text("DATABASE_URL=postgresql:///?host=/nowhere\nBETTER_AUTH_URL=http://localhost:9\n")
+    with pytest.raises(DevError, match=r"^the migrations failed: cannot connect to the database: .*$"):
+        run(own_servers, Terminal())
+
+
+def test_a_change_is_served_without_refusing_anyone(own_servers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a copy of the package, since this one is the one that runs."""
+    copy = own_servers / "backend"
+    shutil.copytree(Path(backend.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("backend.dev.up._PACKAGE", copy)
+    monkeypatch.setenv("PYTHONPATH", str(own_servers))
+    source = copy / "__init__.py"
+    text = source.read_text()
+    port, seen = 0, []
+    people: list[threading.Thread] = []
+
+    def version() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/")
+        seen.append(json.loads(connection.getresponse().read())["version"])
+        connection.close()
+
+    def welcomed(welcome: str) -> None:
+        nonlocal port
+        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)", welcome)[0])
+        version()
+        source.write_text("this is no Python")
+
+    def mend(_: str) -> None:
+        def wait_for_the_new_one() -> None:
+            version()
+            press_ctrl_c()
+
+        people.append(threading.Thread(target=wait_for_the_new_one))
+        people[0].start()
+        source.write_text(text.replace(backend.__version__, "9.9.9"))
+
+    terminal = Terminal(**{"API": welcomed, "the API does not start": mend})
+    assert run(own_servers, terminal) == 0
+    people[0].join()
+    assert seen == [backend.__version__, "9.9.9"]
+    assert terminal.lines.count("reload: backend/__init__.py") == 2
