@@ -16,6 +16,12 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def children(pid: int) -> list[psutil.Process]:
+    """Whom a process has started itself."""
+    found: list[psutil.Process] = psutil.Process(pid).children()
+    return found
+
+
 def await_end(processes: Iterable[psutil.Process], timeout: float = 20) -> list[str]:
     """Wait until all have ended, reaped by their parent or not yet, and name those that have not."""
     alive = [process for process in processes if process.is_running()]
