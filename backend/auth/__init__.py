@@ -3,9 +3,7 @@
 @asynccontextmanager
 async def lifespan(app):
     async with RemoteKeys("https://auth.example.com/api/auth/jwks") as keys:
-        verifier = TokenVerifier(
-            keys=keys, issuers=["https://auth.example.com"], audiences=["https://api.example.com"]
-        )
+        verifier = TokenVerifier(keys=keys, issuers=["https://auth.example.com"], audiences=["https://api.example.com"])
         yield {"bearer": Bearer(verifier)}
 
 router = APIRouter(route_class=BearerRoute)

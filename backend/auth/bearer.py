@@ -156,7 +156,11 @@ class Requirement(HTTPBearer):
     """A dependency that gives the principal, and refuses who does not meet it; declared as BetterAuth in OpenAPI."""
 
     def __init__(self, *, person: bool = False, scopes: tuple[str, ...] = (), roles: tuple[str, ...] = ()) -> None:
-        super().__init__(bearerFormat="JWT", scheme_name="BetterAuth", description="A JWT from Better Auth.")
+        super().__init__(
+            bearerFormat="JWT",
+            scheme_name="BetterAuth",
+            description="A JWT from Better Auth, or one of its OAuth access tokens.",
+        )
         if not all(scope and not _NOT_IN_SCOPE.search(scope) for scope in scopes):
             raise ValueError("a scope is visible ASCII without quotes and backslashes (RFC 6749, 3.3)")
         self._person = person

@@ -7,6 +7,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from ipaddress import ip_address
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import httpx
@@ -16,7 +17,9 @@ CONNECT_TIMEOUT: Final = 1.0
 TOTAL_TIMEOUT: Final = 5.0
 MAX_RETRY_AFTER: Final = 60.0
 
-_HEADERS: Final = {"Accept": "application/jwk-set+json, application/json", "Accept-Encoding": "identity"}
+_HEADERS: Final = MappingProxyType(
+    {"Accept": "application/jwk-set+json, application/json", "Accept-Encoding": "identity"}
+)
 _MAX_AGE: Final = re.compile(r'(?:^|,)\s*max-age\s*=\s*"?(\d{1,9})', re.IGNORECASE)
 
 

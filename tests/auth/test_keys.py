@@ -207,6 +207,16 @@ class TestUnknownKid:
             assert keys.status().waiting == 0
             assert endpoint.count == 2
 
+    async def test_an_attempt_begun_too_long_ago_proves_nothing(self, endpoint: Endpoint, time: Time) -> None:
+        async with remote_keys(endpoint, time) as keys:
+            endpoint.open.clear()
+            await time.advance(61)
+            time.elapsed += 5.1  # the refresh has been under way for so long
+            asking = asyncio.ensure_future(outcome(keys, "unknown"))
+            await settle()
+            endpoint.open.set()
+            assert await asking == "503"
+
     async def test_one_that_gives_up_takes_nobody_along(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             new = endpoint.issuer.rotate()

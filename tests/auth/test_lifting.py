@@ -1,0 +1,156 @@
+"""The folder can be copied into any FastAPI app, under any name."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import backend.auth
+from backend.auth.testing import ALGORITHMS, LocalIssuer, SigningKey
+
+FOLDER = Path(backend.auth.__file__).parent
+ALLOWED = {"fastapi", "starlette", "httpx", "jwt", "cryptography", "cachetools", "pydantic"}
+
+PROGRAM = """
+import asyncio
+from contextlib import asynccontextmanager
+import httpx
+from fastapi import APIRouter, FastAPI
+from vendored.lifted import Bearer, BearerRoute, CurrentPrincipal, RemoteKeys, TokenVerifier
+from vendored.lifted.testing import LocalIssuer
+
+issuer = LocalIssuer()
+
+@asynccontextmanager
+async def lifespan(app):
+    async with httpx.AsyncClient(transport=issuer.transport()) as client:
+        async with RemoteKeys(issuer.jwks_url, client=client) as keys:
+            verifier = TokenVerifier(keys=keys, issuers=[issuer.url], audiences=[issuer.audience])
+            yield {"bearer": Bearer(verifier)}
+
+router = APIRouter(route_class=BearerRoute)
+
+@router.get("/me")
+async def me(principal: CurrentPrincipal) -> dict[str, str]:
+    return {"subject": principal.subject}
+
+app = FastAPI(lifespan=lifespan)
+app.include_router(router)
+
+async def main():
+    async with app.router.lifespan_context(app) as state:
+        async def with_state(scope, receive, send):
+            await app({**scope, "state": dict(state)}, receive, send)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://api") as http:
+            print((await http.get("/me")).status_code)
+            response = await http.get("/me", headers={"Authorization": f"Bearer {issuer.token('ada')}"})
+            print(response.status_code, response.json()["subject"])
+
+asyncio.run(main())
+import sys
+print(any(name == "backend" or name.startswith("backend.") for name in sys.modules))
+"""
+
+
+def test_a_copy_under_another_name_works(tmp_path: Path) -> None:
+    (tmp_path / "vendored").mkdir()
+    shutil.copytree(FOLDER, tmp_path / "vendored" / "lifted", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.split("\n")[:3] == ["401", "200 ada", "False"]
+
+
+def test_it_imports_nothing_of_ours() -> None:
+    for file in FOLDER.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level <= 1, f"{file.name} reaches outside its folder"
+                modules = [node.module] if node.level == 0 and node.module else []
+            else:
+                continue
+            for module in modules:
+                root = module.partition(".")[0]
+                assert root in ALLOWED or root in sys.stdlib_module_names, f"{file.name} imports {module}"
+
+
+def test_all_is_complete_and_sorted() -> None:
+    names = {
+        name
+        for name, value in vars(backend.auth).items()
+        if not name.startswith("_") and getattr(value, "__name__", "") != f"backend.auth.{name}"
+    }
+    assert names == set(backend.auth.__all__)
+    assert len(set(backend.auth.__all__)) == len(backend.auth.__all__)
+
+
+def test_every_module_states_its_promise_in_one_sentence() -> None:
+    for module in pkgutil.iter_modules([str(FOLDER)]):
+        docstring = importlib.import_module(f"backend.auth.{module.name}").__doc__ or ""
+        assert re.fullmatch(r"[A-Z][^.]*(\.\w[^.]*)*\.", docstring.partition("\n")[0]), module.name
+
+
+def test_no_state_between_imports() -> None:
+    """What a module holds is constant: nothing of one app can reach another."""
+    for module in pkgutil.iter_modules([str(FOLDER)]):
+        for name, value in vars(importlib.import_module(f"backend.auth.{module.name}")).items():
+            if not name.startswith("__"):
+                assert not isinstance(value, (list, set, dict, bytearray)), (module.name, name)
+
+
+def test_the_readmes_example_is_the_packages() -> None:
+    readme = (FOLDER / "README.md").read_text()
+    example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "lifespan" in block)
+    lines = [line.strip() for line in example.splitlines() if line.strip()]
+    for line in (line.strip() for line in (backend.auth.__doc__ or "").splitlines()[1:]):
+        assert not line or line in lines, line
+
+
+@pytest.mark.parametrize("alg", ALGORITHMS)
+def test_the_local_issuer_speaks_like_better_auth(issuers: dict[str, LocalIssuer], alg: str) -> None:
+    import jwt
+
+    issuer = issuers[alg]
+    members = {
+        "EdDSA": {"alg", "crv", "x", "kty", "kid"},
+        "ES256": {"alg", "crv", "kty", "x", "y", "kid"},
+        "ES512": {"alg", "crv", "kty", "x", "y", "kid"},
+        "RS256": {"alg", "e", "kty", "n", "kid"},
+        "PS256": {"alg", "e", "kty", "n", "kid"},
+    }
+    assert set(issuer.key.jwk) == members[alg]
+    assert re.fullmatch("[A-Za-z0-9]{32}", issuer.key.kid)
+    token = issuer.token("ada")
+    assert jwt.get_unverified_header(token) == {"alg": alg, "kid": issuer.key.kid}
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert set(claims) == {
+        *("iat", "name", "email", "emailVerified", "image", "createdAt", "updatedAt", "id", "sub", "exp", "iss", "aud")
+    }
+    assert claims["exp"] - claims["iat"] == 900
+    access = issuer.access_token("ada")
+    assert jwt.get_unverified_header(access)["typ"] == "at+jwt"
+
+
+async def test_the_local_issuer_rotates_and_serves(issuer: LocalIssuer) -> None:
+    import httpx
+
+    old = issuer.key
+    new = issuer.rotate("ES256", kid="new")
+    assert issuer.jwks["keys"] == [old.jwk, new.jwk]
+    assert issuer.rotate(keep=False).alg == "ES256"
+    assert len(issuer.jwks["keys"]) == 1
+    async with httpx.AsyncClient(transport=issuer.transport()) as client:
+        assert (await client.get(issuer.jwks_url)).json() == issuer.jwks
+        assert (await client.get(f"{issuer.url}/jwks")).status_code == 404
+    with pytest.raises(ValueError, match="EdDSA"):
+        SigningKey.generate("HS256", "k")
