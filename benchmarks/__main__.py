@@ -1,0 +1,112 @@
+"""`python -m benchmarks [--quick]`: seed, measure, print; a full run is written to benchmarks/results/latest.{md,json}.
+
+Every server finds the same 200,000 tasks of 1,000 people in one PostgreSQL with durable settings, and 100 of those
+people call. This API runs as in production: row-level security, all middleware, its structured log, which goes to
+/dev/null as a fast collector would take it. No client asks for compression.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg
+
+from backend.auth.testing import LocalIssuer
+from backend.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
+from benchmarks import cpu, data, load, report, rounds
+from benchmarks.errors import BenchmarkError
+from benchmarks.issuer import AUDIENCE, LIFETIME, serve_keys
+from benchmarks.peers import OURS, PEERS
+from benchmarks.servers import environment
+from benchmarks.workloads import WORKLOADS, Person
+
+RESULTS = Path(__file__).with_name("results")
+ISSUER = "http://issuer.test"
+PEOPLE = 100
+TASKS_EACH = 5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark and return its exit code."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description="This API and its peers, side by side under load.")
+    names, kinds = [peer.name for peer in PEERS], [workload.name for workload in WORKLOADS]
+    parser.add_argument("--quick", action="store_true", help="three short rounds")
+    parser.add_argument("--peer", action="append", choices=names, help="compare with this one alone, or these")
+    parser.add_argument("--workload", action="append", choices=kinds, help="this one alone, or these")
+    parser.add_argument("--verbose", action="store_true", help="let the servers' own logs through")
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except (BenchmarkError, EmbeddedPostgresError) as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    generator = load.choose()
+    pace = rounds.QUICK if options.quick else rounds.FULL
+    peers = [OURS, *(peer for peer in PEERS if not options.peer or peer.name in options.peer)]
+    workloads = [each for each in WORKLOADS if not options.workload or each.name in options.workload]
+    issuer = LocalIssuer(ISSUER, audience=AUDIENCE)
+    busy_before = os.getloadavg()[0]
+    say(f"seeding {data.TASKS:,} tasks of {data.USERS:,} people")
+    with EmbeddedPostgres() as postgres, serve_keys(issuer) as jwks_url, TemporaryDirectory() as folder:
+        data.seed(postgres.url, ISSUER)
+        subjects = [f"user{number}" for number in range(PEOPLE)]
+        people = [
+            Person(issuer.token(sub=subject, expires_in=LIFETIME), data.newest(postgres.url, subject, TASKS_EACH))
+            for subject in subjects
+        ]
+        requests = {workload.name: workload.requests(people) for workload in workloads}
+        scene = rounds.Scene(
+            database_url=postgres.url,
+            postgres=postgres.pid,
+            variables=environment(postgres.url, ISSUER, jwks_url, AUDIENCE),
+            generator=generator,
+            requests=requests,
+            files={name: generator.prepare(each, Path(folder, name)) for name, each in requests.items()},
+            verbose=options.verbose,
+        )
+        samples = rounds.measure(scene, peers, workloads, pace, say)
+        with psycopg.connect(postgres.url) as connection:
+            version = connection.info.parameter_status("server_version")
+    about = {
+        "rounds": f"{pace.rounds}, each {pace.warm_up} s of warm-up, {pace.loaded} s with {rounds.CONNECTIONS} "
+        f"connections, {pace.alone} s with one (alone)",
+        "load": generator.name,
+        "versions": f"Python {platform.python_version()}, PostgreSQL {version}",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, load average "
+        f"{busy_before:.1f} before and {os.getloadavg()[0]:.1f} after",
+        "processor time": "of whole process trees, from /proc" if cpu.PROC.exists() else "not measured: no /proc here",
+        "this API": "row-level security, all middleware, and its log of one JSON line a request, sent to /dev/null",
+    }
+    text = report.table(samples, workloads, peers, about)
+    sys.stdout.write(text)
+    if not (options.quick or options.peer or options.workload):
+        write({"latest.md": text, "latest.json": json.dumps(report.document(samples, about), indent=1) + "\n"})
+
+
+def write(files: Mapping[str, str]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    for name, text in files.items():
+        unfinished = RESULTS / f"{name}.tmp"
+        unfinished.write_text(text)
+        unfinished.rename(RESULTS / name)
+        say(f"written: {Path('benchmarks', 'results', name)}")
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

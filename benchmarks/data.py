@@ -1,0 +1,59 @@
+"""200,000 tasks of 1,000 people, the same for every server at every turn."""
+
+from typing import LiteralString
+from uuid import UUID
+
+import psycopg
+
+from backend import migrations
+from benchmarks.workloads import NEW_TASK
+
+TASKS = 200_000
+USERS = 1_000
+
+_USERS: LiteralString = """
+INSERT INTO users (id, issuer, subject, email, name, claims_at)
+SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, %s, 'user' || n,
+       'user' || n || '@example.com', 'Ada Lovelace', now() - interval '1 day'
+FROM generate_series(0, %s - 1) n
+"""
+
+# Oldest first, each person's tasks far apart in the heap, as they are when many people write at once.
+_TASKS: LiteralString = """
+INSERT INTO tasks (owner_id, title, description, status, priority, due_at, completed_at, created_at, updated_at)
+SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n %% %(users)s), 12, '0'))::uuid, %(title)s, %(description)s,
+       (array['todo', 'in_progress', 'done'])[1 + n / %(users)s %% 3],
+       (array['low', 'normal', 'high', 'urgent'])[1 + n / %(users)s %% 4]::task_priority,
+       now() + (n %% 60 - 30) * interval '1 day',
+       CASE WHEN n / %(users)s %% 3 = 2 THEN now() END,
+       now() - (%(tasks)s - n) * interval '1 second', now()
+FROM generate_series(0, %(tasks)s - 1) n
+"""
+
+_OWN: LiteralString = """
+SELECT t.id FROM tasks t JOIN users u ON u.id = t.owner_id WHERE u.subject = %s ORDER BY t.created_at DESC LIMIT %s
+"""
+
+
+def seed(url: str, issuer: str, *, users: int = USERS, tasks: int = TASKS) -> None:
+    """Migrate and fill the empty database at `url`; its people are `user0`, `user1` and so on, of `issuer`."""
+    migrations.upgrade(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_USERS, (issuer, users))
+        connection.execute(_TASKS, {**NEW_TASK, "users": users, "tasks": tasks})
+        connection.execute("VACUUM (ANALYZE) users, tasks")
+        connection.execute("CHECKPOINT")
+
+
+def newest(url: str, subject: str, count: int) -> list[UUID]:
+    """The ids of the newest `count` tasks of one person."""
+    with psycopg.connect(url) as connection:
+        return [id for (id,) in connection.execute(_OWN, (subject, count))]
+
+
+def restore(url: str) -> None:
+    """Take away what was added since `seed`, and what that left behind, so that nobody's turn pays for another's."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DELETE FROM tasks WHERE due_at = %s", (NEW_TASK["due_at"],))  # none that is seeded has it
+        connection.execute("VACUUM (ANALYZE) tasks")
+        connection.execute("CHECKPOINT")

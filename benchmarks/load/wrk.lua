@@ -1,0 +1,21 @@
+-- Requests from a file, in turns; the figures as one line of JSON.
+
+local requests, last = {}, 0
+
+function init(arguments)
+  requests = dofile(arguments[1])
+end
+
+function request()
+  last = last % #requests + 1
+  return requests[last]
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  io.write(string.format(
+    '{"requests": %d, "seconds": %.6f, "p50": %.4f, "p99": %.4f, "refused": %d, "errors": %d}\n',
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    errors.status, errors.connect + errors.read + errors.write + errors.timeout
+  ))
+end

@@ -1,0 +1,130 @@
+"""Medians with their range, and how this API compares with each peer: as a table, and as JSON for machines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from statistics import median
+from typing import Any, Self
+
+from benchmarks.peers import OURS, Peer
+from benchmarks.rounds import Sample, Samples
+from benchmarks.workloads import Workload
+
+FIGURES = tuple(field.name for field in fields(Sample))
+COLUMNS = (
+    ("requests/s", "requests_per_second", ",.0f"),
+    ("p50 ms", "p50", ",.1f"),
+    ("p99 ms", "p99", ",.1f"),
+    ("alone p50 ms", "alone_p50", ",.2f"),
+    ("alone p99 ms", "alone_p99", ",.2f"),
+    ("server CPU us", "server_cpu", ",.0f"),
+    ("PostgreSQL CPU us", "postgres_cpu", ",.0f"),
+    ("body bytes", "body", ",.0f"),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The median of all rounds, the least and the greatest."""
+
+    median: float
+    least: float
+    greatest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        return cls(median(values), min(values), max(values))
+
+    @property
+    def spread(self) -> float:
+        """How far the rounds lie apart, as a share of the median."""
+        return (self.greatest - self.least) / self.median
+
+    def text(self, form: str) -> str:
+        middle, least, greatest = (format(value, form) for value in (self.median, self.least, self.greatest))
+        return middle if least == greatest else f"{middle} ({least}-{greatest})"
+
+
+def figure(samples: Sequence[Sample], name: str) -> Figure | None:
+    """One figure of a server over all rounds; None where it could not be measured."""
+    values = [value for sample in samples if (value := getattr(sample, name)) is not None]
+    return Figure.of(values) if values else None
+
+
+def ratio(over: Sequence[Sample], under: Sequence[Sample], name: str) -> Figure | None:
+    """One server's figure divided by another's, round by round: two turns of a round are close in time, so that what
+    else the machine does weighs on both."""
+    pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(over, under, strict=True)]
+    values = [a / b for a, b in pairs if a is not None and b]
+    return Figure.of(values) if values else None
+
+
+def ratios(servers: Mapping[str, Sequence[Sample]], name: str) -> dict[str, Figure | None]:
+    """How many times more requests this API answers than a peer, and how many times less processor time it takes for
+    one: above 1 is in this API's favour."""
+    ours, theirs = servers[OURS.name], servers[name]
+    return {
+        "requests_per_second": ratio(ours, theirs, "requests_per_second"),
+        "server_cpu": ratio(theirs, ours, "server_cpu"),
+    }
+
+
+def document(samples: Samples, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that was measured: each round, and what was made of them."""
+
+    def told(figures: Mapping[str, Figure | None]) -> dict[str, Any]:
+        return {name: found and asdict(found) for name, found in figures.items()}
+
+    return {
+        "about": dict(about),
+        "workloads": {
+            workload: {
+                name: {
+                    "figures": told({column: figure(taken, column) for column in FIGURES}),
+                    "times_ours": told(ratios(servers, name)),
+                    "rounds": [asdict(sample) for sample in taken],
+                }
+                for name, taken in servers.items()
+            }
+            for workload, servers in samples.items()
+        },
+    }
+
+
+def table(samples: Samples, workloads: Sequence[Workload], peers: Sequence[Peer], about: Mapping[str, Any]) -> str:
+    """The same for people, in Markdown."""
+    lines = ["# This API and its peers", ""]
+    lines += ["One worker each, one at a time, in turns. Medians of all rounds (least-greatest).", ""]
+    lines += [f"- {name}: {value}" for name, value in about.items()]
+    lines += [f"- largest difference between the rounds of a ratio: {noise(samples):.0%}", ""]
+    lines += [f"- `{peer.name}`: {peer.title}" for peer in peers]
+    for workload in workloads:
+        servers = samples[workload.name]
+        head = ["server", *(title for title, _, _ in COLUMNS), "ours: times the requests/s", "ours: times less CPU"]
+        lines += ["", f"## {workload.title}", "", _row(head), _row(["---"] * len(head))]
+        for name, taken in servers.items():
+            cells = [_cell(figure(taken, column), form) for _, column, form in COLUMNS]
+            compared = (
+                ["", ""] if name == OURS.name else [_cell(each, ".2f") for each in ratios(servers, name).values()]
+            )
+            lines.append(_row([f"`{name}`", *cells, *compared]))
+    return "\n".join([*lines, ""])
+
+
+def noise(samples: Samples) -> float:
+    """The largest spread of any ratio."""
+    found = [
+        each.spread
+        for servers in samples.values()
+        for name in servers
+        for each in ratios(servers, name).values()
+        if each is not None
+    ]
+    return max(found, default=0.0)
+
+
+def _cell(found: Figure | None, form: str) -> str:
+    return "not measured" if found is None else found.text(form)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

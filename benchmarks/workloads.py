@@ -1,0 +1,97 @@
+"""What is asked of every server, and what it must answer."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+# As long as the tasks that are seeded, so that a page stays as long as it was.
+NEW_TASK = {
+    "title": "Buy milk and bread",
+    "description": "Two litres",
+    "priority": "high",
+    "due_at": "2030-01-01T18:00:00Z",
+}
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody who calls: a token, and some of the tasks that are theirs."""
+
+    token: str
+    tasks: Sequence[UUID]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request, the same for every generator of load."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: str = ""
+
+    @property
+    def text(self) -> str:
+        """As it goes over the wire (RFC 9112)."""
+        length = {"Content-Length": str(len(self.body.encode()))} if self.body else {}
+        headers = {"Host": "127.0.0.1"} | dict(self.headers) | length
+        lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join([*lines, "", self.body])
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests that a load generator takes in turns, so that no two neighbours are of the same person.
+
+    fits: whether the body of an answer is what was asked for.
+    """
+
+    name: str
+    title: str
+    status: int
+    requests: Callable[[Sequence[Person]], list[Request]]
+    fits: Callable[[Any], bool]
+
+
+def _bearer(person: Person) -> dict[str, str]:
+    return {"Authorization": f"Bearer {person.token}"}
+
+
+def _list(people: Sequence[Person]) -> list[Request]:
+    return [Request("GET", "/api/v1/tasks?limit=20", _bearer(person)) for person in people]
+
+
+def _one(people: Sequence[Person]) -> list[Request]:
+    rounds = zip(*(person.tasks for person in people), strict=True)
+    return [
+        Request("GET", f"/api/v1/tasks/{task}", _bearer(person))
+        for tasks in rounds
+        for person, task in zip(people, tasks, strict=True)
+    ]
+
+
+def _create(people: Sequence[Person]) -> list[Request]:
+    body = json.dumps(NEW_TASK)
+    return [
+        Request("POST", "/api/v1/tasks", _bearer(person) | {"Content-Type": "application/json"}, body)
+        for person in people
+    ]
+
+
+def _refused(_: Sequence[Person]) -> list[Request]:
+    return [Request("GET", "/api/v1/tasks?limit=20", {})]
+
+
+def _is_page(body: Any) -> bool:
+    return len(body["items"]) == 20 and bool(body["next_cursor"])
+
+
+# Writes come last: what they add is taken away again before the next server's turn.
+WORKLOADS = (
+    Workload("list", "GET /api/v1/tasks?limit=20", 200, _list, _is_page),
+    Workload("one", "GET /api/v1/tasks/{id}", 200, _one, lambda body: body["version"] == 1),
+    Workload("refused", "GET /api/v1/tasks without a token", 401, _refused, lambda body: "detail" in body),
+    Workload("create", "POST /api/v1/tasks", 201, _create, lambda body: body["title"] == NEW_TASK["title"]),
+)
