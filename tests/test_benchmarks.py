@@ -1,0 +1,311 @@
+"""The benchmark compares like with like, and does its sums right."""
+
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from backend.auth.testing import LocalIssuer
+from backend.pagination import Page
+from backend.settings import Settings
+from backend.tasks.schemas import TaskRead
+from benchmarks import cpu, data, load, report
+from benchmarks.errors import BenchmarkError
+from benchmarks.peers import ALL, OURS, PEERS, Peer
+from benchmarks.rounds import Sample
+from benchmarks.servers import environment, running
+from benchmarks.workloads import WORKLOADS, Person, Request, Workload
+from tests.conftest import AUDIENCE, ISSUER, Api, create_database
+from tests.conftest import running as in_process
+
+ROUTED = {workload.name: workload for workload in WORKLOADS}
+
+
+@pytest.fixture(scope="module")
+def seeded(postgres: str) -> str:
+    """A database as the benchmark fills it, a hundredth of its size."""
+    url = create_database(postgres, f"benchmark_{uuid4().hex[:8]}")
+    data.seed(url, ISSUER, users=10, tasks=2_000)
+    return url
+
+
+@pytest.fixture(scope="module")
+def people(seeded: str, issuer: LocalIssuer) -> list[Person]:
+    return [Person(issuer.token(sub=name), data.newest(seeded, name, 2)) for name in ("user0", "user7")]
+
+
+@pytest.fixture(scope="module")
+async def ours(seeded: str, settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
+    async with in_process(settings.model_copy(update={"database_url": seeded}), issuer) as api:
+        yield api
+
+
+@asynccontextmanager
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with app.router.lifespan_context(app) as state:
+
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["state"] = dict(state or {})
+            await app(scope, receive, send)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://127.0.0.1") as http:
+            yield http
+
+
+@pytest.fixture(params=PEERS, ids=lambda peer: peer.name)
+async def peer(
+    request: pytest.FixtureRequest, seeded: str, jwks_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Peer, httpx.AsyncClient]]:
+    """Each peer in this process, with the environment that the benchmark gives it."""
+    for name, value in environment(seeded, ISSUER, jwks_url, AUDIENCE).items():
+        monkeypatch.setenv(name, value)
+    async with client(import_module(f"benchmarks.peers.{request.param.name}").create_app()) as http:
+        yield request.param, http
+
+
+async def ask(http: httpx.AsyncClient, request: Request) -> httpx.Response:
+    return await http.request(request.method, request.path, headers=request.headers, content=request.body)
+
+
+def shape(body: Any) -> Any:
+    """The names of all members, and the kind of each value. null stands for any kind, so it is left open."""
+    if isinstance(body, dict):
+        return {name: shape(value) for name, value in sorted(body.items())}
+    if isinstance(body, list):
+        return [merged(list(map(shape, body)))]
+    return None if body is None else type(body).__name__
+
+
+def merged(shapes: Sequence[Any]) -> Any:
+    """One shape of all objects of a list: a member's kind is known if any of them has a value."""
+    names = {frozenset(each) for each in shapes}
+    assert len(names) == 1, "objects of one list with different members"
+    return {name: next((each[name] for each in shapes if each[name]), None) for name in sorted(shapes[0])}
+
+
+def told(body: Any) -> Any:
+    """What an answer says, whichever way it writes a moment. A cursor is its server's own affair."""
+    return Page[TaskRead].model_validate(body).items if "items" in body else TaskRead.model_validate(body)
+
+
+async def test_every_peer_answers_as_this_api_does(
+    ours: Api, peer: tuple[Peer, httpx.AsyncClient], people: list[Person], seeded: str
+) -> None:
+    which, http = peer
+    assert which.workloads <= ALL == ROUTED.keys()
+    for workload in (workload for workload in WORKLOADS if workload.name in which.workloads):
+        for request in workload.requests(people):
+            expected, answer = await ask(ours.http, request), await ask(http, request)
+            assert answer.status_code == expected.status_code == workload.status, answer.text
+            mine, its = expected.json(), answer.json()
+            assert workload.fits(its)
+            assert workload.fits(mine)
+            if workload.status < 400:
+                assert shape(its) == shape(mine)
+                assert told(its)
+            if "one" in which.workloads and request.method == "GET" and workload.status == 200:
+                assert told(its) == told(mine)
+    data.restore(seeded)
+
+
+async def test_a_page_has_the_size_that_is_spoken_of(
+    ours: Api, peer: tuple[Peer, httpx.AsyncClient], people: list[Person]
+) -> None:
+    (request, _) = ROUTED["list"].requests(people)
+    for http in (ours.http, peer[1]):
+        assert len((await ask(http, request)).content) == pytest.approx(6_800, rel=0.05)
+
+
+@pytest.mark.parametrize("peer", [each for each in PEERS if each.workloads == ALL], indirect=True)
+async def test_a_peer_does_the_work_that_it_is_compared_for(
+    peer: tuple[Peer, httpx.AsyncClient], people: list[Person], issuer: LocalIssuer
+) -> None:
+    _, http = peer
+    one, other = people
+    mine, theirs = ({"Authorization": f"Bearer {person.token}"} for person in (one, other))
+    path = f"/api/v1/tasks/{one.tasks[0]}"
+    assert (await http.get(path, headers=mine)).status_code == 200
+    assert (await http.get(path, headers=theirs)).status_code == 404, "somebody else's task"
+
+    forged = LocalIssuer(ISSUER, audience=AUDIENCE).token(sub="user0", header={"kid": issuer.key.kid})
+    assert (await http.get(path, headers={"Authorization": f"Bearer {forged}"})).status_code == 401
+
+    page = (await http.get("/api/v1/tasks?limit=100", headers=mine)).json()
+    rest = await http.get("/api/v1/tasks", params={"limit": 100, "cursor": page["next_cursor"]}, headers=mine)
+    seen = [task["id"] for task in (*page["items"], *rest.json()["items"])]
+    assert len(set(seen)) == len(seen) == 200
+    assert rest.json()["next_cursor"] is None
+
+
+async def test_the_data_are_put_back(ours: Api, people: list[Person], seeded: str) -> None:
+    def stored() -> list[tuple[Any, ...]]:
+        with psycopg.connect(seeded) as connection:
+            return connection.execute("SELECT owner_id, id, title FROM tasks ORDER BY 1, 2").fetchall()
+
+    before = stored()
+    for request in ROUTED["create"].requests(people):
+        await ask(ours.http, request)
+    assert len(stored()) == len(before) + len(people)
+    data.restore(seeded)
+    assert stored() == before
+
+
+def test_this_api_runs_as_in_production(seeded: str, jwks_url: str, people: list[Person]) -> None:
+    workload = ROUTED["list"]
+    request, _ = workload.requests(people)
+    with running(OURS, environment(seeded, ISSUER, jwks_url, AUDIENCE)) as server:
+        assert server.check(workload, request) > 0
+        assert server.ask(request).headers["content-security-policy"]
+        if cpu.PROC.exists():
+            assert (cpu.seconds(server.pid) or 0) > 0.1
+        wrong = Workload("wrong", "", 200, lambda _: [], lambda body: len(body["items"]) == 3)
+        with pytest.raises(BenchmarkError, match="ours"):
+            server.check(wrong, request)
+        with pytest.raises(BenchmarkError, match="401"):
+            server.check(workload, ROUTED["refused"].requests(people)[0])
+
+
+def test_a_server_that_ends_is_an_error() -> None:
+    nobody = Peer("nobody", "", lambda _: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(BenchmarkError, match="nobody did not start"), running(nobody, {}):
+        pass
+
+
+def test_neighbours_in_the_list_of_requests_are_of_different_people(people: list[Person]) -> None:
+    for workload in WORKLOADS:
+        tokens = [request.headers.get("Authorization") for request in workload.requests(people)]
+        if workload.status < 400:
+            assert all(one != next for one, next in pairwise(tokens))
+            assert len(set(tokens)) == len(people)
+
+
+def test_a_request_goes_over_the_wire_as_it_is_meant() -> None:
+    request = Request("POST", "/x?y=1", {"Authorization": 'Bearer "t"'}, '{"a": "b"}')
+    head, body = request.text.split("\r\n\r\n")
+    assert head.split("\r\n") == [
+        "POST /x?y=1 HTTP/1.1",
+        "Host: 127.0.0.1",
+        'Authorization: Bearer "t"',
+        "Content-Length: 10",
+    ]
+    assert body == request.body
+
+
+def test_the_requests_reach_each_generator_unchanged(tmp_path: Path, people: list[Person]) -> None:
+    requests = [*ROUTED["create"].requests(people), *ROUTED["one"].requests(people)]
+    lua = load.Wrk(sys.executable).prepare(requests, tmp_path / "x").read_text()
+    strings = re.findall(r'^(".*"),?$', lua, re.MULTILINE)
+    assert [json.loads(each) for each in strings] == [request.text for request in requests]
+    assert lua.isascii()
+    assert "\\u" not in lua, "Lua has no such escape"
+    told = json.loads(load.Autocannon("node").prepare(requests, tmp_path / "x").read_text())
+    assert [Request(**each) for each in told] == requests
+
+
+class Scripted:
+    """A generator that says what it is told to."""
+
+    name = "scripted"
+
+    def __init__(self, code: int = 0, **figures: float) -> None:
+        known = {"requests": 10, "seconds": 1.0, "p50": 1.0, "p99": 2.0, "refused": 0, "errors": 0}
+        self._code = f"print('noise'); print({json.dumps(known | figures)!r}); raise SystemExit({code})"
+
+    def prepare(self, _: Sequence[Request], file: Path) -> Path:
+        return file
+
+    def command(self, *_: object) -> list[str]:
+        return [sys.executable, "-I", "-S", "-c", self._code]
+
+
+def run(generator: load.Generator, *, refused: bool = False) -> load.Load:
+    return load.run(generator, "http://127.0.0.1", Path(), connections=1, seconds=1, refused=refused)
+
+
+def test_only_the_right_answers_count() -> None:
+    assert run(Scripted()).requests == 10
+    assert run(Scripted(refused=10), refused=True).refused == 10
+
+
+@pytest.mark.parametrize(
+    ("generator", "refused"),
+    [
+        (Scripted(refused=1), False),
+        (Scripted(refused=9), True),
+        (Scripted(errors=1), False),
+        (Scripted(requests=0), False),
+        (Scripted(code=1), False),
+    ],
+    ids=["a refusal", "no refusal", "a lost connection", "no answer", "a crash"],
+)
+def test_a_wrong_answer_ends_the_benchmark(generator: load.Generator, refused: bool) -> None:
+    with pytest.raises(BenchmarkError):
+        run(generator, refused=refused)
+
+
+def test_a_stat_line_is_read_past_the_name() -> None:
+    line = "42 (a) R 1 (b) S 7 42 42 0 -1 4194560 9 8 7 6 100 20 3 4 20 0 1 0 99 0 0"
+    assert cpu.parse(line) == cpu.Usage(parent=7, ticks=127)
+
+
+def test_processor_time_is_that_of_the_whole_tree() -> None:
+    processes = {number: cpu.Usage(parent, ticks) for number, parent, ticks in [(2, 1, 5), (3, 2, 10), (4, 3, 20)]}
+    processes |= {1: cpu.Usage(0, 1000), 9: cpu.Usage(1, 500)}
+    assert cpu.total(2, processes) == 35
+    assert cpu.total(9, processes) == 500
+
+
+def test_processor_time_is_left_out_without_proc(tmp_path: Path) -> None:
+    assert cpu.seconds(1, tmp_path) is None
+    assert cpu.per_request(None, None, 10) is None
+    assert cpu.per_request(1.0, 1.5, 1_000) == pytest.approx(500)
+
+
+def sample(rate: float, cpu: float | None = 100.0) -> Sample:
+    return Sample(rate, 1.0, 2.0, 0.5, 0.7, cpu, None, 6_800)
+
+
+def test_a_figure_is_the_median_of_the_rounds() -> None:
+    found = report.figure([sample(300), sample(100), sample(120)], "requests_per_second")
+    assert found == report.Figure(120, 100, 300)
+    assert found.text(",.0f") == "120 (100-300)"
+    assert found.spread == pytest.approx(200 / 120)
+    assert report.figure([sample(1)], "postgres_cpu") is None
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    # The machine was slow in the second round, for both.
+    servers = {
+        "ours": [sample(400, 50.0), sample(40, 80.0), sample(420, 50.0)],
+        "it": [sample(200), sample(20), sample(105)],
+    }
+    found = report.ratios(servers, "it")
+    assert found["requests_per_second"] == report.Figure(2, 2, 4)
+    assert found["server_cpu"] == report.Figure(2, 1.25, 2)
+    assert report.ratio([sample(1, None)], [sample(1, None)], "server_cpu") is None
+
+
+def test_the_report_says_all_of_it() -> None:
+    samples = {"list": {"ours": [sample(200), sample(220)], "bare_fastapi": [sample(100), sample(100)]}}
+    text = report.table(samples, [ROUTED["list"]], [OURS, *PEERS], {"load": "by hand"})
+    assert "- load: by hand" in text
+    assert "| `ours` | 210 (200-220) |" in text
+    assert "| 2.10 (2.00-2.20) | 1.00 |" in text
+    assert "not measured" in text, "PostgreSQL's time"
+    assert "between the rounds of a ratio: 10%" in text
+    found = json.loads(json.dumps(report.document(samples, {})))["workloads"]["list"]["bare_fastapi"]
+    assert found["times_ours"]["requests_per_second"]["median"] == pytest.approx(2.1)
+    assert found["figures"]["postgres_cpu"] is None
+    assert len(found["rounds"]) == 2
