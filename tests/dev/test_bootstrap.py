@@ -84,7 +84,7 @@ def test_what_was_not_wanted_before_is_added(root: Path, steps: list[str], monke
     set_up(root, postgres=False)
     assert "requirements/postgres.txt" not in steps
     steps.clear()
-    monkeypatch.setattr(bootstrap, "machine_npm", lambda: [])
+    monkeypatch.setattr(bootstrap, "machine_npm", list)
     set_up(root)
     assert {"requirements/postgres.txt", "requirements/node.txt"} <= {*steps}
     assert ".venv" not in steps
@@ -168,15 +168,15 @@ def test_node_packages_are_installed_for_each_lock_once(root: Path, steps: list[
         (root / folder / "package-lock.json").write_text("{}")
     (root / "frontend-contract" / "without").mkdir()
     set_up(root)
-    both = ["frontend-contract/node_modules", "frontend-contract/other/node_modules"]
-    assert steps[-2:] == both
+    both = {"frontend-contract/node_modules", "frontend-contract/other/node_modules"}
+    assert {*steps[-2:]} == both
     steps.clear()
     set_up(root)
     assert steps == []
     (root / "frontend-contract" / "package-lock.json").write_text("{ }")
     shutil.rmtree(root / "frontend-contract" / "other" / "node_modules")
     set_up(root)
-    assert steps == both
+    assert {*steps} == both
 
 
 def test_the_second_of_two_set_ups_waits_for_the_first(
@@ -215,7 +215,7 @@ def test_a_step_that_fails_is_one_line_and_its_output_is_kept(root: Path, capsys
     [
         (
             "requirements/dev.txt",
-            "WARNING: Retrying after connection broken by 'NewConnectionError(...)'\nERROR: No matching distribution found",
+            "WARNING: Retrying after connection broken by 'NewConnectionError(...)'\nERROR: No matching distribution",
             "requirements/dev.txt: no network, or the package index does not answer",
         ),
         (
@@ -317,6 +317,7 @@ def test_what_stops_the_set_up_is_one_line(capsys: pytest.CaptureFixture[str], m
     assert capsys.readouterr().out == "the reason\n"
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here; the plain form needs none")
 def test_make_is_a_thin_front() -> None:
     command = ["make", "-n", "-C", str(bootstrap.ROOT), "setup", "dev", "test", "lint", "lock"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603

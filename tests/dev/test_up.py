@@ -65,7 +65,7 @@ def shell(command: str, place: Path) -> str:
 
 @pytest.fixture
 def new() -> Callable[[], list[Any]]:
-    """The living processes that this one has started in this test, and theirs; not those of servers that tests share."""
+    """The living processes that this one has started in this test, and theirs; not those of shared servers."""
     before = children(os.getpid())
     return lambda: [each for child in children(os.getpid()) if child not in before for each in family(child.pid)]
 
