@@ -108,10 +108,11 @@ def read_token(connection: HTTPConnection) -> str:
         raise InvalidRequest("There is more than one Authorization header.")
     if not values:
         raise MissingToken("no Authorization header")
-    credentials = _CREDENTIALS.fullmatch(values[0])
+    value = values[0].strip(b" \t")  # no part of a field's value (RFC 9110, 5.5), though some servers pass it on
+    credentials = _CREDENTIALS.fullmatch(value)
     if credentials:
         return credentials[1].decode()
-    if re.split(rb"[ \t]", values[0], maxsplit=1)[0].lower() != b"bearer":
+    if re.split(rb"[ \t]", value, maxsplit=1)[0].lower() != b"bearer":
         raise MissingToken("another scheme than Bearer")
     raise InvalidRequest("The Authorization header is not: Bearer, a space, and a token.")
 

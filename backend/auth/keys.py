@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random as random_module
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ MAX_WAITERS: Final = 32
 MEMORY: Final = 5.0  # a fetch answers for this long after its start, for the kids that were asked for
 BUDGET: Final = 2  # attempts that requests may start at once, then one every so many seconds:
 BUDGET_EVERY: Final = 5.0
+# Better Auth's kids are database ids. An unknown one with slashes, quotes or the like is an attack and no rotation.
+_FETCHABLE_KID: Final = re.compile(r"[A-Za-z0-9._~+=:@-]+")
 
 
 class KeySource(Protocol):
@@ -215,7 +218,7 @@ class RemoteKeys:
 
     async def _find(self, kid: str, arrived: float) -> Key:
         """Look for a kid that the set lacks: the normal way in which a rotation shows."""
-        if arrived - self._absent.get(kid, -inf) <= MEMORY:
+        if _FETCHABLE_KID.fullmatch(kid) is None or arrived - self._absent.get(kid, -inf) <= MEMORY:
             raise InvalidToken(Reason.UNKNOWN_KEY)
         if not await self._share_attempt(FetchReason.UNKNOWN_KID):
             raise self._unavailable()

@@ -118,7 +118,7 @@ class TokenVerifier:
             raise InvalidToken(Reason.INCOMPLETE)
         return _Verified(
             key=await verify_signature(jws, self.keys),
-            principal=Principal.from_claims(claims, is_access_token=is_access_token),
+            principal=Principal.from_claims(_without_unstorable(claims, jws.payload), is_access_token=is_access_token),
             not_before=max(issued_at, not_before),
             expires_at=expires_at,
             until=started + min(expires_at + self._leeway - now, CACHE_SECONDS),
@@ -150,7 +150,7 @@ class TokenVerifier:
         ):
             raise InvalidToken(Reason.BAD_AUDIENCE)
         subject = claims.get("sub")
-        if not _is_text(subject) or len(subject) > MAX_SUBJECT or not is_storable(subject):
+        if not _is_text(subject) or len(subject) > MAX_SUBJECT:
             raise InvalidToken(Reason.BAD_SUBJECT)
         if "cnf" in claims:
             raise InvalidToken(Reason.SENDER_CONSTRAINED)
@@ -173,13 +173,14 @@ async def verify_signature(jws: JWS, keys: KeySource) -> Key:
 
 def _read_claims(payload: bytes) -> dict[str, Any]:
     try:
-        claims = decode_object(payload)
+        return decode_object(payload)
     except ValueError:
         raise InvalidToken(Reason.MALFORMED) from None
+
+
+def _without_unstorable(claims: dict[str, Any], payload: bytes) -> dict[str, Any]:
     # A NUL or a lone surrogate can only be there as an escape: strict JSON and strict UTF-8 admit neither as such.
-    if b"\\u" not in payload:
-        return claims
-    return {**without_unstorable(claims), **({"sub": claims["sub"]} if "sub" in claims else {})}
+    return without_unstorable(claims) if b"\\u" in payload else claims
 
 
 def _number(value: Any) -> float:
@@ -189,4 +190,4 @@ def _number(value: Any) -> float:
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and is_storable(value)

@@ -27,6 +27,7 @@ from backend.auth import (
     Requirement,
     forbidden,
     judge,
+    read_token,
     requires_role,
     requires_scope,
 )
@@ -143,6 +144,12 @@ class TestHeader:
         response = await http.get("/plain", headers={"Authorization": f"{scheme}{spaces}{issuer.token()}"})
         assert (response.status_code, response.json()) == (200, "user1")
         assert "www-authenticate" not in response.headers
+
+    def test_whitespace_around_the_value_is_no_part_of_it(self) -> None:
+        assert (
+            read_token(HTTPConnection({"type": "http", "headers": [(b"authorization", b" Bearer a.b.c \t")]}))
+            == "a.b.c"
+        )
 
     @pytest.mark.parametrize(
         "headers",

@@ -145,6 +145,25 @@ class TestUnknownKid:
             assert await outcome(keys, "nobody") == "401"
             assert endpoint.count == 3, "five seconds on it may exist"
 
+    @pytest.mark.parametrize("kid", ["../../dev/null", "/etc/passwd", "x'--", "1;DROP", "https://evil.example/", "%00"])
+    async def test_a_kid_that_no_database_makes_is_no_reason_to_fetch(
+        self, endpoint: Endpoint, time: Time, kid: str
+    ) -> None:
+        async with remote_keys(endpoint, time) as keys:
+            assert await outcome(keys, kid) == "401"
+            assert endpoint.count == 1
+            endpoint.issuer.rotate(kid=kid)
+            await time.advance(61)
+            assert await outcome(keys, kid) == "ok", "it is a key like any other once it is published"
+
+    @pytest.mark.parametrize(
+        "kid", ["1", "0f8fad5b-d9cb-469f-a165-70867728950e", "V1StGXR8_Z5jdHi6B-myT", "a+b=", "urn:x"]
+    )
+    async def test_a_kid_that_a_database_makes_is_one(self, endpoint: Endpoint, time: Time, kid: str) -> None:
+        async with remote_keys(endpoint, time) as keys:
+            endpoint.issuer.rotate(kid=kid)
+            assert await outcome(keys, kid) == "ok"
+
     async def test_without_budget_the_answer_is_later_not_no(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             answers = [await outcome(keys, f"made-up-{n}") for n in range(4)]

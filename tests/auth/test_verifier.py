@@ -48,6 +48,7 @@ def raw(issuer: LocalIssuer, **members: str) -> str:
 NOT_A_TIME = ['"1800000900"', "true", "false", "null", "[]", "{}", "-9007199254740993", "1e20", "9" * 400]
 NOT_JSON = ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "9" * 5000, "0x10", "01", "+1", "1.", ".5", "'1'"]
 TIMES: list[tuple[dict[str, str], Reason | None]] = [
+    *[({name: '"\\u0000"'}, Reason.BAD_TIMES) for name in ("exp", "iat", "nbf")],
     *[({name: text}, Reason.BAD_TIMES) for name in ("exp", "iat", "nbf") for text in NOT_A_TIME],
     *[({name: text}, Reason.MALFORMED) for name in ("exp", "iat", "nbf") for text in NOT_JSON],
     ({"exp": ""}, Reason.BAD_TIMES),
@@ -108,10 +109,10 @@ NAMES: list[tuple[dict[str, str], Reason | None]] = [
             '[["http://localhost:3000"]]',
             '["http://localhost:3000", 1]',
             '["http://localhost:3000", null]',
-            '["http://localhost:3000", "\\u0000"]',
         )
     ],
     ({"aud": '["x", "http://localhost:3000"]'}, None),
+    ({"aud": '["http://localhost:3000", "\\u0000"]'}, None),
     ({"aud": '["http://localhost:3000", "http://localhost:3000"]'}, None),
     *[
         ({"sub": text}, Reason.BAD_SUBJECT)
@@ -153,6 +154,7 @@ NAMES: list[tuple[dict[str, str], Reason | None]] = [
     ({"x": "[" * 10_000 + "]" * 10_000}, Reason.MALFORMED),
     ({"cnf": '{"jkt": "x"}'}, Reason.SENDER_CONSTRAINED),
     ({"cnf": "null"}, Reason.SENDER_CONSTRAINED),
+    ({"cnf": '"\\u0000"'}, Reason.SENDER_CONSTRAINED),
 ]
 
 
