@@ -65,6 +65,18 @@ async def test_a_misbehaving_endpoint(script: Script, error: str) -> None:
         assert peak < 10_000_000, "nothing was inflated or piled up"
 
 
+def test_a_date_without_a_zone_is_utc_wherever_this_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 5322, 3.3: -0000 says that the local zone is unknown, and HTTP knows no other than GMT."""
+    headers = httpx.Headers({"Retry-After": "Fri, 15 Jan 2027 08:00:30 -0000"})
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert fetch_module._retry_after(headers, lambda: 1_800_000_000.0) == 30
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 async def test_nobody_there() -> None:
     async with serving(hangs) as (url, _):
         pass
