@@ -1,6 +1,7 @@
 """The way good tutorials do it: an AsyncSession per request, ORM objects through response models, PyJWT.
 
-It is given what they often leave out: an index on the owner, and caches for the verified claims and the user.
+It is given what they often leave out: indexes that lead with the owner, and caches for the verified claims and the
+user.
 """
 
 import asyncio
@@ -66,7 +67,7 @@ class Task(Table, table=True):
     __tablename__ = "tasks"
 
     id: UUID = Field(default_factory=uuid4, primary_key=True)
-    owner_id: UUID = Field(foreign_key="users.id", index=True)
+    owner_id: UUID = Field(foreign_key="users.id", primary_key=True)
     title: str = Field(sa_type=Text)
     description: str | None = Field(default=None, sa_type=Text)
     status: str = Field(sa_type=Text)
