@@ -134,6 +134,7 @@ class RemoteKeys:
         self._backoff = FIRST_BACKOFF
         self._budget = _TokenBucket(BUDGET, BUDGET_EVERY, self._due)
         self._absent: FIFOCache[str, float] = FIFOCache(1024)  # kid -> start of the attempt whose set lacked it
+        self._confirmed: dict[str, float] = {}  # kid -> start of the attempt that brought the same key again
         self._flight: asyncio.Task[bool] | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -210,9 +211,11 @@ class RemoteKeys:
         return self._settle(kid, arrived)
 
     async def replacement(self, key: Key, /) -> Key | None:
-        # A set fetched just now has the last word. So forged signatures cannot use up the budget of unknown kids.
-        if self._monotonic() - self._since > MEMORY:
-            await self._share_attempt(FetchReason.BAD_SIGNATURE)
+        # A key that was looked up anew for this reason just now is still the same: forgeries cost no more than that.
+        if self._monotonic() - self._confirmed.get(key.kid, -inf) > MEMORY:
+            confirmed = await self._share_attempt(FetchReason.BAD_SIGNATURE)
+            if confirmed and self.current(key.kid) == key:
+                self._confirmed[key.kid] = self._since
         found = self.current(key.kid)
         return None if found == key else found
 
@@ -337,6 +340,7 @@ class RemoteKeys:
     def _swap(self, new: KeySet, body: bytes) -> None:
         if self._set is None or new.keys != self._set.keys:
             self._absent.clear()
+            self._confirmed.clear()
             logger.info("key set changed: %s", ", ".join(new.keys))
         for key in new.skipped if self._set is None or new.skipped != self._set.skipped else ():
             logger.warning("key skipped: kid %s: %s", key.kid, key.reason)

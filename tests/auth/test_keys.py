@@ -278,7 +278,6 @@ class TestBadSignature:
             verifier = endpoint.issuer.verifier(keys, monotonic=time.monotonic)
             old = endpoint.issuer.token("old")
             await verifier.verify(old)
-            await time.advance(6)
             endpoint.issuer.rotate(kid="1", keep=False)
             assert (await verifier.verify(endpoint.issuer.token("new"))).subject == "new"
             assert keys.status().fetches[FetchReason.BAD_SIGNATURE] == 1
@@ -288,7 +287,6 @@ class TestBadSignature:
 
     async def test_another_algorithm_under_the_same_kid(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
-            await time.advance(6)
             endpoint.issuer.rotate("ES256", kid=endpoint.issuer.key.kid, keep=False)
             verifier = endpoint.issuer.verifier(keys)
             assert (await verifier.verify(endpoint.issuer.token())).subject == "user1"
@@ -303,9 +301,26 @@ class TestBadSignature:
                 with pytest.raises(InvalidToken) as refusal:
                     await verifier.verify(endpoint.issuer.token(f"u{n}", key=stranger))
                 assert refusal.value.reason is Reason.BAD_SIGNATURE
-            assert keys.status().fetches[FetchReason.BAD_SIGNATURE] == 1
+            assert keys.status().fetches[FetchReason.BAD_SIGNATURE] == 2
             new = endpoint.issuer.rotate()
             assert await outcome(keys, new.kid) == "ok", "they leave something for a rotation"
+
+    async def test_a_kid_given_away_amid_forgeries(self, endpoint: Endpoint, time: Time) -> None:
+        """Whatever brings the new set, the key is judged anew then, though it was looked up just before."""
+        stranger = SigningKey.generate("EdDSA", endpoint.issuer.key.kid)
+        async with remote_keys(endpoint, time) as keys:
+            verifier = endpoint.issuer.verifier(keys)
+            with pytest.raises(InvalidToken):
+                await verifier.verify(endpoint.issuer.token(key=stranger))
+            endpoint.issuer.rotate(kid=endpoint.issuer.key.kid, keep=False)
+            endpoint.issuer.rotate()
+            assert await outcome(keys, endpoint.issuer.key.kid) == "ok"
+            token = endpoint.issuer.token(key=endpoint.issuer.keys[0])
+            assert (await verifier.verify(token)).subject == "user1"
+            time.elapsed += 5
+            endpoint.issuer.keys[0] = SigningKey.generate("EdDSA", stranger.kid)
+            token = endpoint.issuer.token(key=endpoint.issuer.keys[0])
+            assert (await verifier.verify(token)).subject == "user1"
 
     async def test_while_the_endpoint_fails_they_are_401_all_the_same(self, endpoint: Endpoint, time: Time) -> None:
         stranger = SigningKey.generate("EdDSA", endpoint.issuer.key.kid)

@@ -248,6 +248,12 @@ async def test_who_sends_a_session_token_is_told_where_to_go(
     assert error.value.reason is Reason.OPAQUE_SESSION
 
 
+async def test_nothing_is_hashed_that_is_too_long(issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = issuer.verifier()
+    monkeypatch.setattr(verifier_module, "sha256", None)
+    assert await refusal(verifier, "a" * (32 * 1024 + 1)) is Reason.TOO_LONG
+
+
 async def test_max_lifetime_and_leeway_are_settings(issuer: LocalIssuer) -> None:
     verifier = issuer.verifier(max_lifetime=60, leeway=0)
     assert await refusal(verifier, issuer.token(expires_in=60)) is None
