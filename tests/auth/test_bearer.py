@@ -1,6 +1,7 @@
 """A bare FastAPI app that lifts the package answers every case with the right status, challenge and code."""
 
 import asyncio
+import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -498,5 +499,5 @@ def test_openapi_declares_one_scheme(app: FastAPI) -> None:
 
 def test_all_checks_are_coroutines() -> None:
     """A sync dependency would cost a thread, 200 us, for each request."""
-    assert asyncio.iscoroutinefunction(Requirement.__call__)
-    assert asyncio.iscoroutinefunction(BearerRoute.judge)
+    assert inspect.iscoroutinefunction(Requirement.__call__)
+    assert inspect.iscoroutinefunction(BearerRoute.judge)
