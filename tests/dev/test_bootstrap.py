@@ -192,6 +192,8 @@ def test_the_second_of_two_set_ups_waits_for_the_first(
     second = threading.Thread(target=set_up, args=[root])
     second.start()
     assert said.wait(20)
+    second.join(0.2)
+    assert second.is_alive()
     assert steps == []
     os.close(first)
     second.join()

@@ -95,12 +95,12 @@ def test_the_starters_sudden_death_ends_the_command() -> None:
 
 
 def test_readiness_is_told_once_even_when_its_text_comes_in_pieces(start: Any) -> None:
-    script = "printf 'it is re'; sleep 0.05; echo ady to serve; echo ready to serve; exec sleep 600"
+    script = "printf 'it is re'; sleep 0.05; echo ady to serve; echo ready again; exec sleep 600"
     process = start(script, ready="ready to")
     assert int(process.stdout.readline()) > 0
     assert process.stdout.readline() == b"\n"
     assert process.stderr.readline() == b"it is ready to serve\n"
-    assert process.stderr.readline() == b"ready to serve\n"
+    assert process.stderr.readline() == b"ready again\n"
     assert process.communicate() == (b"", b"")
 
 

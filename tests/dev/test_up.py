@@ -247,3 +247,4 @@ def test_a_change_is_served_without_refusing_anyone(own_servers: Path, monkeypat
     people[0].join()
     assert seen == [backend.__version__, "9.9.9"]
     assert terminal.lines.count("reload: backend/__init__.py") == 2
+    assert terminal.lines.count("the API does not start: waiting for the next change") == 1
