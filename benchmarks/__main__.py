@@ -9,6 +9,8 @@ import argparse
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +18,14 @@ from tempfile import TemporaryDirectory
 
 import psycopg
 
+from backend import __version__
 from backend.auth.testing import LocalIssuer
 from backend.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
 from benchmarks import cpu, data, load, report, rounds
 from benchmarks.errors import BenchmarkError
 from benchmarks.issuer import AUDIENCE, LIFETIME, serve_keys
 from benchmarks.peers import OURS, PEERS
-from benchmarks.servers import environment
+from benchmarks.servers import ROOT, environment
 from benchmarks.workloads import WORKLOADS, Person
 
 RESULTS = Path(__file__).with_name("results")
@@ -79,6 +82,7 @@ def run(options: argparse.Namespace) -> None:
         with psycopg.connect(postgres.url) as connection:
             version = connection.info.parameter_status("server_version")
     about = {
+        "revision": revision(),
         "rounds": f"{pace.rounds}, each {pace.warm_up} s of warm-up, {pace.loaded} s with {rounds.CONNECTIONS} "
         f"connections, {pace.alone} s with one (alone)",
         "load": generator.name,
@@ -92,6 +96,14 @@ def run(options: argparse.Namespace) -> None:
     sys.stdout.write(text)
     if not (options.quick or options.peer or options.workload):
         write({"latest.md": text, "latest.json": json.dumps(report.document(samples, about), indent=1) + "\n"})
+
+
+def revision() -> str:
+    """The version, and the commit where git knows it: `dirty` when what ran is not what was committed."""
+    git = shutil.which("git")
+    words = [git, "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"] if git else []
+    described = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() if words else ""  # noqa: S603
+    return f"{__version__} {described}".strip()
 
 
 def write(files: Mapping[str, str]) -> None:

@@ -95,7 +95,8 @@ def table(samples: Samples, workloads: Sequence[Workload], peers: Sequence[Peer]
     lines = ["# This API and its peers", ""]
     lines += ["One worker each, one at a time, in turns. Medians of all rounds (least-greatest).", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
-    lines += [f"- largest difference between the rounds of a ratio: {noise(samples):.0%}", ""]
+    spreads = ", ".join(f"{share:.0%} for {title}" for title, share in noise(samples).items())
+    lines += [f"- how far the rounds of one ratio lie apart at most, as a share of their median: {spreads}", ""]
     lines += [f"- `{peer.name}`: {peer.title}" for peer in peers]
     for workload in workloads:
         servers = samples[workload.name]
@@ -110,16 +111,13 @@ def table(samples: Samples, workloads: Sequence[Workload], peers: Sequence[Peer]
     return "\n".join([*lines, ""])
 
 
-def noise(samples: Samples) -> float:
-    """The largest spread of any ratio."""
-    found = [
-        each.spread
-        for servers in samples.values()
-        for name in servers
-        for each in ratios(servers, name).values()
-        if each is not None
-    ]
-    return max(found, default=0.0)
+def noise(samples: Samples) -> dict[str, float]:
+    """The largest spread of any server's ratio, of each kind."""
+    found = [ratios(servers, name) for servers in samples.values() for name in servers]
+    return {
+        title: max((kind.spread for each in found if (kind := each[name])), default=0.0)
+        for title, name in (("requests/s", "requests_per_second"), ("processor time", "server_cpu"))
+    }
 
 
 def _cell(found: Figure | None, form: str) -> str:

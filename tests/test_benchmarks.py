@@ -304,7 +304,7 @@ def test_the_report_says_all_of_it() -> None:
     assert "| `ours` | 210 (200-220) |" in text
     assert "| 2.10 (2.00-2.20) | 1.00 |" in text
     assert "not measured" in text, "PostgreSQL's time"
-    assert "between the rounds of a ratio: 10%" in text
+    assert "as a share of their median: 10% for requests/s, 0% for processor time" in text
     found = json.loads(json.dumps(report.document(samples, {})))["workloads"]["list"]["bare_fastapi"]
     assert found["times_ours"]["requests_per_second"]["median"] == pytest.approx(2.1)
     assert found["figures"]["postgres_cpu"] is None
