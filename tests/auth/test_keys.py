@@ -322,6 +322,17 @@ class TestBadSignature:
             token = endpoint.issuer.token(key=endpoint.issuer.keys[0])
             assert (await verifier.verify(token)).subject == "user1"
 
+    async def test_an_attempt_that_failed_confirms_nothing(self, endpoint: Endpoint, time: Time) -> None:
+        stranger = SigningKey.generate("EdDSA", endpoint.issuer.key.kid)
+        async with remote_keys(endpoint, time) as keys:
+            verifier = endpoint.issuer.verifier(keys)
+            endpoint.fails()
+            with pytest.raises(InvalidToken):
+                await verifier.verify(endpoint.issuer.token(key=stranger))
+            endpoint.recovers()
+            endpoint.issuer.rotate(kid=stranger.kid, keep=False)
+            assert (await verifier.verify(endpoint.issuer.token())).subject == "user1"
+
     async def test_while_the_endpoint_fails_they_are_401_all_the_same(self, endpoint: Endpoint, time: Time) -> None:
         stranger = SigningKey.generate("EdDSA", endpoint.issuer.key.kid)
         async with remote_keys(endpoint, time) as keys:
