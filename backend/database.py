@@ -1,14 +1,18 @@
 """The one way to PostgreSQL: a statement is compiled once, and always runs as somebody."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 from uuid import UUID
 
+import psycopg
 from psycopg import AsyncConnection
-from psycopg.errors import DeadlockDetected, SerializationFailure
+from psycopg.errors import DeadlockDetected, FeatureNotSupported, InvalidSqlStatementName, SerializationFailure
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy import ClauseElement, bindparam
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
@@ -21,9 +25,17 @@ _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy le
 # One statement gives a transaction its role, its caller, its clock and its patience. All of them end with the
 # transaction, so neither this pool nor a pooler behind it can carry them to the next request.
 _BECOME: LiteralString = (
-    "SELECT set_config('role', %s, true), set_config('app.caller', %s, true),"
-    " set_config('timezone', 'UTC', true), set_config('statement_timeout', '10s', true)"
+    "SELECT set_config('role', %s, true), set_config('app.caller', %s, true), set_config('timezone', 'UTC', true),"
+    " set_config('statement_timeout', '10s', true), set_config('lock_timeout', '3s', true)"
 )
+
+# The server ends what takes longer than its statement_timeout; a server that hangs ends nothing.
+_DEADLINE = 12.0  # seconds
+
+# The second time may go well: locks in another order, or a connection that has not prepared the statement in the days
+# before a migration (0A000, "cached plan must not change result type") or on another server of a pooler (26000).
+_WORTH_ANOTHER_TRY = (DeadlockDetected, SerializationFailure)
+_STALE_CONNECTION = (FeatureNotSupported, InvalidSqlStatementName)
 
 
 class Actor(NamedTuple):
@@ -48,11 +60,69 @@ class Statement:
 
     def __init__(self, clause: ClauseElement) -> None:
         compiled = clause.compile(dialect=_DIALECT)
-        self.sql = compiled.string  # of columns and operators: values are always bound
+        self.sql = compiled.string
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
 
     def bind(self, actor: Actor, values: Mapping[str, object]) -> dict[str, object]:
         return {**self._constants, **values, "caller": actor.id or None}
+
+
+class Pool:
+    """The connections of this process. `async with` opens them; a server that is down is found out at first use."""
+
+    def __init__(self, url: str, *, size: int = 10, prepare: bool = True, wait: float = 3.0) -> None:
+        """`wait`: seconds a request waits for a connection before it is a `psycopg_pool.PoolTimeout`."""
+        self.prepare = prepare
+        self._lent = 0
+        self._pool = AsyncConnectionPool(
+            url,
+            connection_class=Connection,
+            min_size=size,
+            max_size=size,
+            timeout=wait,
+            # Attempts come ever less often until they are given up; then the next request starts anew.
+            reconnect_timeout=5,
+            configure=_use_utc,
+            open=False,
+            kwargs={
+                "autocommit": True,
+                "row_factory": dict_row,
+                "prepare_threshold": 5 if prepare else None,
+                "application_name": "resource-server",
+                "connect_timeout": 5,
+            },
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._pool.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection as the login role: for the executor, and for what has no rows of anybody's to read.
+
+        It is cut when its work takes too long, and closed when it has become useless. Raises
+        `psycopg.OperationalError`; the kind `psycopg_pool.PoolTimeout` says that all connections are in use.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                self._lent += 1
+                deadline = asyncio.get_running_loop().call_later(_DEADLINE, _cut, connection)
+                try:
+                    yield connection
+                except _STALE_CONNECTION:
+                    await connection.close()
+                    raise
+                finally:
+                    deadline.cancel()
+                    self._lent -= 1
+        except PoolTimeout as error:
+            if self._lent:
+                raise
+            raise psycopg.OperationalError("there is no connection to wait for") from error
 
 
 class Transaction:
@@ -73,44 +143,11 @@ class Transaction:
         return next(iter(await self.rows(statement, **values)), None)
 
 
-class Pool:
-    """The connections of this process. `async with` opens them; a server that is down is found out at first use."""
-
-    def __init__(self, url: str, *, size: int = 10, prepare: bool = True, wait: float = 3.0) -> None:
-        """`wait`: seconds a request waits for a connection before it is a `psycopg_pool.PoolTimeout`."""
-        self.prepare = prepare
-        self._pool = AsyncConnectionPool(
-            url,
-            connection_class=Connection,
-            min_size=size,
-            max_size=size,
-            timeout=wait,
-            open=False,
-            kwargs={
-                "autocommit": True,
-                "row_factory": dict_row,
-                "prepare_threshold": 5 if prepare else None,
-                "application_name": "resource-server",
-                "connect_timeout": 5,
-            },
-        )
-
-    async def __aenter__(self) -> Self:
-        await self._pool.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._pool.close()
-
-    def connection(self) -> AbstractAsyncContextManager[Connection]:
-        """A connection as the login role: for what has no rows of anybody's to read, such as the readiness check."""
-        return self._pool.connection()
-
-
 class Database:
     """The pool, seen by one actor.
 
-    A deadlock or a serialisation failure is tried once more; then it is the caller's `psycopg.Error`.
+    A deadlock, a serialisation failure or a stale connection is tried once more; then it is the caller's
+    `psycopg.Error`.
     """
 
     def __init__(self, pool: Pool, actor: Actor) -> None:
@@ -121,7 +158,7 @@ class Database:
         """Run one statement in a transaction of its own, committed on return: one round trip."""
         try:
             return await self._rows(statement, values)
-        except (DeadlockDetected, SerializationFailure):
+        except (*_WORTH_ANOTHER_TRY, *_STALE_CONNECTION):
             return await self._rows(statement, values)
 
     async def row(self, statement: Statement, **values: object) -> Row | None:
@@ -131,20 +168,30 @@ class Database:
         """Run `work` in one transaction, committed on return. It may be called twice, so it must touch nothing else."""
         try:
             return await self._transact(work)
-        except (DeadlockDetected, SerializationFailure):
+        except (*_WORTH_ANOTHER_TRY, *_STALE_CONNECTION):
             return await self._transact(work)
 
     async def _rows(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
         prepare = self._pool.prepare
         async with self._pool.connection() as connection:
-            # The messages of a pipeline are one transaction, which its end commits. A commit that fails raises, but as
-            # an OperationalError without its SQLSTATE: no constraint may be DEFERRABLE (a test reads the catalogue).
-            async with connection.pipeline():
-                await connection.execute(_BECOME, self._actor, prepare=prepare)
-                cursor = await connection.execute(
-                    statement.sql, statement.bind(self._actor, values), prepare=prepare, binary=True
-                )
-            return await cursor.fetchall() if cursor.description else []
+            try:
+                # The messages of a pipeline are one transaction, which its end commits.
+                async with connection.pipeline():
+                    await connection.execute(_BECOME, self._actor, prepare=prepare)
+                    cursor = await connection.execute(
+                        statement.sql, statement.bind(self._actor, values), prepare=prepare, binary=True
+                    )
+            except IndexError as error:
+                # How psycopg's pipeline, more often than not, takes it that the commit itself failed.
+                await connection.close()
+                raise psycopg.OperationalError("the commit failed") from error
+            if not cursor.description:
+                return []
+            try:
+                return await cursor.fetchall()
+            except psycopg.DataError as error:
+                # What is stored is not the client's mistake, whoever stored it.
+                raise RuntimeError("a stored value cannot be read") from error
 
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         async with self._pool.connection() as connection, connection.transaction():
@@ -155,3 +202,14 @@ class Database:
 def parameters(names: Iterable[str]) -> dict[str, Any]:
     """For `values()`: each column set from the parameter of its name."""
     return {name: bindparam(name) for name in names}
+
+
+async def _use_utc(connection: Connection) -> None:
+    """psycopg reads times in the zone that the server last reported, which a transaction's own setting is not."""
+    await connection.execute("SET timezone = 'UTC'")
+
+
+def _cut(connection: Connection) -> None:
+    """Let whoever waits see the connection end. To cancel politely would be to wait for a server that hangs."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as other:
+        other.shutdown(socket.SHUT_RDWR)
