@@ -55,9 +55,7 @@ def etag(row: Row) -> str:
 
 def not_modified(request: Request, tag: str) -> bool:
     """If-None-Match on a GET: the weak comparison of RFC 9110, section 13.1.2."""
-    header = request.headers.get("if-none-match")
-    if header is None:
-        return False
+    header = ",".join(request.headers.getlist("if-none-match"))
     return header.strip() == "*" or tag in (found.removeprefix("W/") for found in _ENTITY_TAG.findall(header))
 
 

@@ -5,10 +5,11 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlencode
 from uuid import UUID
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from starlette.datastructures import URL
+from starlette.requests import Request
 
 from backend.database import Row
 from backend.problems import InvalidCursor
@@ -21,10 +22,10 @@ LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "sche
 
 class Page(BaseModel, Generic[T]):
     items: list[T]
-    next_cursor: str | None = Field(default=None, description="Pass it as `cursor` for the next page. null: the end.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. null: the end.")
 
 
-def listing(name: str, sort: str, filters: Mapping[str, object]) -> str:
+def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:
     """What a cursor is bound to: this listing, in this order, of these rows."""
     told = json.dumps([name, sort, sorted(filters.items())], default=str)
     return blake2b(told.encode(), digest_size=6).hexdigest()
@@ -58,9 +59,9 @@ def page(rows: Sequence[Row], limit: int, bound_to: str, key: str) -> Row:
     return {"items": items, "next_cursor": encode(bound_to, items[-1][key], items[-1]["id"]) if more else None}
 
 
-def link(url: URL, next_cursor: str | None) -> dict[str, str]:
+def link(request: Request, next_cursor: str | None) -> dict[str, str]:
     """The `Link` header (RFC 8288), relative, so that it holds behind any proxy."""
     if next_cursor is None:
         return {}
-    next_url = url.include_query_params(cursor=next_cursor)
-    return {"Link": f'<{next_url.path}?{next_url.query}>; rel="next"'}
+    query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    return {"Link": f'<{request.scope["path"]}?{urlencode([*query, ("cursor", next_cursor)])}>; rel="next"'}

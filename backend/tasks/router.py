@@ -7,8 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from backend import answers, pagination, problems
 from backend.answers import Answer
-from backend.pagination import Page
-from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskUpdate
+from backend.tasks.schemas import TaskCreate, TaskPage, TaskQuery, TaskRead, TaskUpdate
 from backend.tasks.service import TaskService
 from backend.users.caller import REFUSALS, CallerDatabase, route_for
 
@@ -31,13 +30,13 @@ one, many = Answer(TaskRead), Answer(TaskRead, many=True)
 
 @router.get(
     "",
-    response_model=Page[TaskRead],
+    response_model=TaskPage,
     responses=problems.responses(422, headers={200: pagination.LINK}),
 )
 async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery, Query()]) -> Response:
     """The caller's tasks, newest first unless sorted otherwise."""
     page = await tasks.list(query)
-    return many(page, headers=pagination.link(request.url, page["next_cursor"]))
+    return many(page, headers=pagination.link(request, page["next_cursor"]))
 
 
 @router.post(

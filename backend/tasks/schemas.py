@@ -1,11 +1,14 @@
 """The shapes that the tasks API takes and gives."""
 
-from datetime import datetime
+import re
+import unicodedata
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
+from backend.pagination import Page
 from backend.tasks.models import DESCRIPTION_LENGTH, TITLE_LENGTH, Priority, Status
 
 
@@ -16,9 +19,30 @@ def _storable(value: str) -> str:
 
 
 def _not_blank(value: str) -> str:
-    if not value.strip():
+    if not any(unicodedata.category(character)[0] in "LMNPS" and character not in _FILLERS for character in value):
         raise ValueError("must not be blank")
     return value
+
+
+def _digits(value: object) -> object:
+    """pydantic would take `1_0` and `1.0`, too."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+        raise ValueError("must be a whole number")
+    return value
+
+
+def _rfc3339(value: object) -> object:
+    """pydantic would take a number for a time, too."""
+    if value is None or (isinstance(value, str) and _TIME.fullmatch(value)):
+        return value
+    raise ValueError("must be a time with an offset (RFC 3339), such as 2026-12-01T18:00:00Z")
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie between the years 1 and 9999 in UTC") from None
 
 
 def _unset(schema: dict[str, Any]) -> None:
@@ -26,7 +50,13 @@ def _unset(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
+# Letters and symbols that show nothing: the Hangul fillers and the empty Braille pattern.
+_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
 Storable = AfterValidator(_storable)
+Digits = Annotated[int, BeforeValidator(_digits)]
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_utc)]
 Title = Annotated[str, Field(min_length=1, max_length=TITLE_LENGTH), Storable, AfterValidator(_not_blank)]
 Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]
 
@@ -45,7 +75,7 @@ class TaskCreate(BaseModel):
     description: Description | None = None
     status: Status = Status.todo
     priority: Priority = Priority.normal
-    due_at: AwareDatetime | None = None
+    due_at: Time | None = None
 
 
 class TaskUpdate(BaseModel):
@@ -61,7 +91,7 @@ class TaskUpdate(BaseModel):
     priority: Annotated[Priority | None, AfterValidator(lambda priority: priority or Priority.normal)] = Field(
         default=None, json_schema_extra=_unset
     )
-    due_at: AwareDatetime | None = Field(default=None, json_schema_extra=_unset)
+    due_at: Time | None = Field(default=None, json_schema_extra=_unset)
 
 
 class TaskRead(BaseModel):
@@ -97,12 +127,16 @@ class TaskRead(BaseModel):
     version: int = Field(description="Counts the changes; the ETag of the task.")
 
 
+class TaskPage(Page[TaskRead]):
+    """Tasks, as many as were asked for, unless these are the last."""
+
+
 class TaskQuery(BaseModel):
     """What a listing can be narrowed by. Each field that is set adds the condition of the same name."""
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=20, ge=1, le=100, description="Tasks on a page.")
+    limit: Digits = Field(default=20, ge=1, le=100, description="Tasks on a page.")
     cursor: str | None = Field(default=None, max_length=1000, description="`next_cursor` of the page before.")
     status: Status | None = Field(default=None, description="Only these.")
     sort: Literal["created_at", "-created_at"] = Field(default="-created_at", description="`-` for descending.")

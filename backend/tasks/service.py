@@ -72,7 +72,8 @@ def change(columns: frozenset[str]) -> Statement:
     values: dict[str, Any] = {
         **new,
         "version": col(Task.version) + case((differs, 1), else_=0),
-        "updated_at": case((differs, func.now()), else_=col(Task.updated_at)),
+        # Whoever waited for a lock may have begun before the one who held it.
+        "updated_at": case((differs, func.greatest(col(Task.updated_at), func.now())), else_=col(Task.updated_at)),
     }
     if "status" in new:
         values["completed_at"] = completed(new["status"], col(Task.completed_at))
@@ -109,7 +110,7 @@ class TaskService:
 
     async def list(self, query: TaskQuery) -> Row:
         filters = query.model_dump(include=set(FILTERS), exclude_none=True)
-        bound_to = pagination.listing("tasks", query.sort, filters)
+        bound_to = pagination.fingerprint("tasks", query.sort, filters)
         key = query.sort.removeprefix("-")
         values = dict(filters)
         if query.cursor is not None:
@@ -131,14 +132,16 @@ class TaskService:
     async def update(self, id: UUID, data: TaskUpdate, *, if_match: Versions | None) -> Row:
         """Only the members that were sent. 404 if there is no such task, then 412 if its version is another."""
         values = data.model_dump(exclude_unset=True)
-        if values:
-            row = await self._database.row(change(frozenset(values)), **values, task_id=id, if_match=if_match)
-            if row is not None:
-                return row
-        row = await self.get(id)
-        if if_match is not None and row["version"] not in if_match:
+        if not values:
+            row = await self.get(id)
+            if if_match is not None and row["version"] not in if_match:
+                raise StaleVersion
+            return row
+        changed = await self._database.row(change(frozenset(values)), **values, task_id=id, if_match=if_match)
+        if changed is None:
+            await self.get(id)  # a 404 if it is not there at all
             raise StaleVersion
-        return await self.update(id, data, if_match=if_match) if values else row  # it was not there a moment ago
+        return changed
 
     async def delete(self, id: UUID, *, if_match: Versions | None) -> None:
         """Into the bin. Deleting what is there already changes nothing, and is no error."""

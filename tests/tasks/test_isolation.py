@@ -167,7 +167,7 @@ async def test_the_database_shows_each_caller_only_their_rows(api: Api) -> None:
 
 
 async def test_nobody_writes_into_anothers_name(api: Api) -> None:
-    """The policy holds for what is written as well: not even a careless INSERT makes a row that is somebody else's."""
+    """The policy holds for what is written as well: no careless statement makes a row that is somebody else's."""
     ada, eve = api.person(), api.person()
     task = await ada.task()
     await eve.task()

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backend.database import Database, Row, Statement
 from backend.tasks.models import Status
 from tests.conftest import Api, Person
 
@@ -68,6 +69,23 @@ async def test_equal_times_are_told_apart_by_id(api: Api) -> None:
             "UPDATE tasks SET created_at = '2026-01-01Z' WHERE id = ANY(%s)", ([row["id"] for row in rows],)
         )
     assert [row["id"] for row in await walk(ada, limit=2, sort="created_at")] == sorted(row["id"] for row in rows)
+
+
+async def test_a_page_reads_one_row_more_than_it_shows(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = api.person()
+    for number in range(5):
+        await ada.task(f"{number}")
+    read: list[int] = []
+    rows = Database.rows
+
+    async def counted(self: Database, statement: Statement, **values: object) -> list[Row]:
+        found = await rows(self, statement, **values)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(Database, "rows", counted)
+    await ada.get(TASKS, params={"limit": 2})
+    assert read == [3]
 
 
 async def test_the_link_header_is_the_next_page(api: Api) -> None:
