@@ -1,4 +1,4 @@
-"""Put the pieces together."""
+"""The application: every piece made once, at start-up, and put where the next one finds it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,9 +9,9 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend import __version__, health, migrations, problems, resource_metadata
+from backend import __version__, bodies, health, migrations, problems, resource_metadata
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
 from backend.database import Pool
 from backend.observability import Observability
@@ -64,10 +64,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = Application(
         title="Better Auth resource server",
         summary="Tasks of people whom Better Auth has signed in.",
+        description=DESCRIPTION,
         version=__version__,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        openapi_tags=TAGS,
         lifespan=lifespan,
         generate_unique_id_function=operation_id,
+        redirect_slashes=False,  # such a redirect would name the host that the client named
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     problems.install(app)
     app.add_middleware(problems.LastResort)
@@ -78,15 +83,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+DESCRIPTION = """
+Get a JWT from Better Auth (`GET /api/auth/token` with a session) and send it as `Authorization: Bearer`. What you see
+and change is yours alone. Every error is `application/problem+json` with a stable `code`.
+"""
+TAGS = [
+    {"name": "tasks", "description": "The caller's own tasks."},
+    {"name": "users", "description": "The caller."},
+    {"name": "service", "description": "Public: what this is, and whether it is well."},
+]
+
+
 class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
         if not self.openapi_schema:
-            document = problems.correct(super().openapi())
+            document = bodies.describe(problems.correct(super().openapi()))
             for schema in document["components"]["schemas"].values():
                 for example in schema.get("examples", ()):
                     # FastAPI leaves out what is null, also where it must be there.
-                    example |= dict.fromkeys(set(schema.get("required", ())) - set(example))
+                    example |= dict.fromkeys(name for name in schema.get("required", ()) if name not in example)
             self.openapi_schema = document
         return self.openapi_schema
 
@@ -104,6 +120,9 @@ class Edge:
             return
         if self._chain is None:
             self._chain = self._assemble(scope["state"]["settings"])
+        if scope["method"] == "HEAD":
+            # What a GET would answer, without the content (RFC 9110, section 9.3.2).
+            scope, send = {**scope, "method": "GET"}, without_content(send)
         await self._chain(scope, receive, send)
 
     def _assemble(self, settings: Settings) -> ASGIApp:
@@ -126,7 +145,16 @@ class Edge:
             )
         if "*" not in settings.trusted_hosts:
             app = TrustedHostMiddleware(app, allowed_hosts=settings.trusted_hosts, www_redirect=False)
-        return app
+        return problems.PlainTextRefusals(app)
+
+
+def without_content(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_head
 
 
 def operation_id(route: APIRoute) -> str:

@@ -127,7 +127,7 @@ def token(options: argparse.Namespace) -> int:
 
     settings = _settings()
     try:
-        jwt = demo_token(settings._base, options.email or DEMO_EMAIL)  # noqa: SLF001 - the address of its endpoints
+        jwt = demo_token(settings.base_url, options.email or DEMO_EMAIL)
     except (Refused, ValueError) as error:
         raise CommandError(f"{settings.better_auth_url}: {error}") from error
     except httpx.HTTPError as error:

@@ -47,7 +47,11 @@ class Observability:
                 headers.setdefault("Cache-Control", "private, no-cache" if "etag" in headers else "no-store")
                 if scope["path"] != _DOCS:
                     headers["Content-Security-Policy"] = _CSP
-            await send(message)
+            try:
+                await send(message)
+            except (OSError, RuntimeError):
+                # The client has gone: there is nobody to tell, and nothing is wrong here.
+                state["client_gone"] = True
 
         try:
             await self.app(scope, receive, send_with_headers)
@@ -74,6 +78,8 @@ def _fields(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
         "status": status,
         "ms": round(seconds * 1000, 2),
     }
+    if "client_gone" in state:
+        fields["client_gone"] = True
     principal = state.get("principal")
     if principal is not None:
         fields["subject"] = principal.subject

@@ -11,7 +11,10 @@ import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
+from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,13 +32,15 @@ class ProblemError(BaseModel):
 class Problem(BaseModel):
     """RFC 9457. `code` is stable and listed in docs/errors.md; `detail` is for people and may change."""
 
-    type: str = "about:blank"
+    type: str = Field(examples=["about:blank"])
     title: str
     status: int
-    detail: str | None = None
+    detail: str | None
     code: str
-    request_id: str | None = None
-    errors: list[ProblemError] | None = Field(default=None, description="With 422: each member that is wrong.")
+    request_id: str | None
+    errors: list[ProblemError] = Field(
+        default_factory=list, description="With 422: each member that is wrong, the first 50 of them."
+    )
 
 
 class DomainError(Exception):
@@ -43,6 +48,7 @@ class DomainError(Exception):
 
     status = 500
     code = "internal_error"
+    errors: Sequence[Mapping[str, Any]] | None = None
 
 
 class NotFound(DomainError):
@@ -61,12 +67,17 @@ class InvalidCursor(DomainError):
     """The cursor is not one of this listing's: a cursor is bound to the sort and filters it was made under."""
 
     status, code = 422, "invalid_cursor"
+    errors = ({"loc": ["query", "cursor"], "msg": "Start again without it", "type": "invalid_cursor"},)
 
 
 # The first match decides: a whole SQLSTATE, else its class (PostgreSQL documentation, appendix A).
 SQLSTATES: dict[str, tuple[int, str]] = {
     "23505": (409, "conflict"),
-    "22": (422, "invalid_value"),
+    "22001": (422, "invalid_value"),  # too long
+    "22003": (422, "invalid_value"),  # number out of range
+    "22008": (422, "invalid_value"),  # time out of range
+    "22021": (422, "invalid_value"),  # not in the database's encoding
+    "22P05": (422, "invalid_value"),
     "23": (409, "constraint_violated"),
     "40": (503, "database_busy"),
     "53": (503, "database_busy"),
@@ -79,6 +90,7 @@ SQLSTATES: dict[str, tuple[int, str]] = {
 
 # Raised by psycopg itself, without a SQLSTATE: a value it cannot write (NUL), a connection it cannot get or has lost.
 WITHOUT_SQLSTATE: tuple[tuple[type[psycopg.Error], tuple[int, str]], ...] = (
+    (PoolTimeout, (503, "database_busy")),
     (psycopg.DataError, (422, "invalid_value")),
     (psycopg.OperationalError, (503, "database_unavailable")),
     (psycopg.InterfaceError, (503, "database_unavailable")),
@@ -92,6 +104,12 @@ DETAILS = {
     "database_unavailable": "The database cannot be reached. Try again; an Idempotency-Key makes that safe.",
     "internal_error": "Something went wrong here. The request id finds it in the log.",
 }
+
+# Of a refused preflight.
+_KEPT = {"vary", "access-control-allow-origin", "access-control-allow-methods", "access-control-max-age"}
+
+MOST_ERRORS = 50
+LONGEST_NAME = 100
 
 # What the framework itself answers.
 CODES = {
@@ -130,22 +148,40 @@ def respond(
 
 async def domain_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DomainError)
-    return respond(request, error.status, error.code, str(error) or type(error).__doc__)
+    return respond(request, error.status, error.code, str(error) or type(error).__doc__, errors=error.errors)
 
 
 async def http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     status = error.status_code
     code = getattr(error, "code", None) or CODES.get(status, HTTPStatus(status).name.lower())
-    return respond(request, status, code, error.detail, headers=error.headers)
+    headers = {"Allow": _methods(request)} if status == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
+    return respond(request, status, code, error.detail, headers=headers)
+
+
+def _methods(request: Request) -> str:
+    """All methods of a path (RFC 9110, section 10.2.1): Starlette names those of the first route that has it."""
+    found: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if route.path_regex.match(request.scope["path"]):
+            found |= route.methods or set()
+    return ", ".join(sorted(found))
 
 
 async def invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    errors = [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in error.errors()]
+    errors = [
+        {"loc": [_short(part) for part in e["loc"]], "msg": e["msg"], "type": e["type"]}
+        for e in error.errors()[:MOST_ERRORS]
+    ]
     if any(e["type"] == "json_invalid" for e in errors):
         return respond(request, 422, "invalid_json", "The body is not JSON that can be read.", errors=errors)
     return respond(request, 422, "invalid", "The request is not valid: see errors.", errors=errors)
+
+
+def _short(part: str | int) -> str | int:
+    """A client may name its members as it likes, but gets no longer name back than any of ours."""
+    return part[:LONGEST_NAME] if isinstance(part, str) else part
 
 
 async def database_error(request: Request, error: Exception) -> JSONResponse:
@@ -192,6 +228,32 @@ class LastResort:
                 await response(scope, receive, send)
 
 
+class PlainTextRefusals:
+    """Pure ASGI, around middleware of others that refuses in plain text: the refusal stays, as a problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal: Message | None = None
+
+        async def send_problem(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST:
+                headers = Headers(raw=message["headers"])
+                if headers.get("content-type", "").startswith("text/plain"):
+                    refusal = message
+                    return
+            if refusal is None:
+                await send(message)
+                return
+            kept = {name: value for name, value in Headers(raw=refusal["headers"]).items() if name in _KEPT}
+            detail = message["body"].decode()
+            await respond(Request(scope), refusal["status"], "bad_request", detail, headers=kept)(scope, receive, send)
+
+        await self.app(scope, receive, send_problem)
+
+
 def install(app: FastAPI) -> None:
     app.add_exception_handler(DomainError, domain_error)
     app.add_exception_handler(HTTPException, http_exception)
@@ -209,6 +271,7 @@ DESCRIPTIONS = {
     413: "The body is too long.",
     415: "The body is of another content type.",
     422: "The request does not make sense; `errors` names each member that is wrong.",
+    500: "A defect here.",
     503: "Keys or database cannot be reached; `Retry-After` says when to ask again.",
 }
 

@@ -1,13 +1,13 @@
 """What a client needs to know to get a token for this API (RFC 9728)."""
 
-from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["service"])
 
 
 def url(public_url: str) -> str:
@@ -16,14 +16,24 @@ def url(public_url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{_WELL_KNOWN}{parts.path}"
 
 
+class ResourceMetadata(BaseModel):
+    """RFC 9728, section 2."""
+
+    resource: str
+    authorization_servers: list[str]
+    bearer_methods_supported: list[str]
+    scopes_supported: list[str]
+    resource_name: str
+
+
 @router.get(_WELL_KNOWN, summary="Protected resource metadata")
-async def get_resource_metadata(request: Request) -> dict[str, Any]:
-    """RFC 9728, section 2. Every address comes from the settings, none from the request."""
+async def get_resource_metadata(request: Request) -> ResourceMetadata:
+    """Where to get a token for this API (RFC 9728). Every address comes from the settings, none from the request."""
     settings = request.state.settings
-    return {
-        "resource": settings.public_url,
-        "authorization_servers": [settings.issuers[-1]],
-        "bearer_methods_supported": ["header"],
-        "scopes_supported": ["profile", "tasks:read", "tasks:write"],
-        "resource_name": request.app.title,
-    }
+    return ResourceMetadata(
+        resource=settings.public_url,
+        authorization_servers=[settings.issuers[-1]],
+        bearer_methods_supported=["header"],
+        scopes_supported=["profile", "tasks:read", "tasks:write"],
+        resource_name=request.app.title,
+    )

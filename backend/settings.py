@@ -118,13 +118,13 @@ class Settings(BaseSettings):
         return f"{parts.scheme}://{parts.netloc}"
 
     @property
-    def _base(self) -> str:
-        """Better Auth mounts itself at /api/auth unless its base URL has a path of its own."""
+    def base_url(self) -> str:
+        """Where its endpoints are. Better Auth mounts itself at /api/auth unless its base URL has a path of its own."""
         return self.better_auth_url if urlsplit(self.better_auth_url).path else f"{self.better_auth_url}/api/auth"
 
     @property
     def issuers(self) -> tuple[str, ...]:
-        return self.better_auth_issuers or (self._origin, self._base)
+        return self.better_auth_issuers or (self._origin, self.base_url)
 
     @property
     def audiences(self) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ class Settings(BaseSettings):
 
     @property
     def jwks_url(self) -> str:
-        return self.better_auth_jwks_url or f"{self._base}/jwks"
+        return self.better_auth_jwks_url or f"{self.base_url}/jwks"
 
 
 def explain(error: ValidationError) -> str:

@@ -30,7 +30,7 @@ export interface paths {
         };
         /**
          * Protected resource metadata
-         * @description RFC 9728, section 2. Every address comes from the settings, none from the request.
+         * @description Where to get a token for this API (RFC 9728). Every address comes from the settings, none from the request.
          */
         get: operations["get_resource_metadata"];
         put?: never;
@@ -158,6 +158,14 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /** Liveness */
+        Liveness: {
+            /**
+             * Status
+             * @constant
+             */
+            status: "ok";
+        };
         /**
          * Me
          * @description The caller: the local row, and how the token was judged.
@@ -260,16 +268,6 @@ export interface components {
              */
             time_zone?: string | null;
         };
-        /** Page[TaskRead] */
-        Page_TaskRead_: {
-            /** Items */
-            items: components["schemas"]["TaskRead"][];
-            /**
-             * Next Cursor
-             * @description Pass it as `cursor` for the next page. null: the end.
-             */
-            next_cursor?: string | null;
-        };
         /**
          * Priority
          * @enum {string}
@@ -283,21 +281,21 @@ export interface components {
             /** Code */
             code: string;
             /** Detail */
-            detail?: string | null;
+            detail: string | null;
             /**
              * Errors
-             * @description With 422: each member that is wrong.
+             * @description With 422: each member that is wrong, the first 50 of them.
              */
-            errors?: components["schemas"]["ProblemError"][] | null;
+            errors?: components["schemas"]["ProblemError"][];
             /** Request Id */
-            request_id?: string | null;
+            request_id: string | null;
             /** Status */
             status: number;
             /** Title */
             title: string;
             /**
              * Type
-             * @default about:blank
+             * @example about:blank
              */
             type: string;
         };
@@ -335,6 +333,39 @@ export interface components {
             status: "ok" | "unavailable";
         };
         /**
+         * ResourceMetadata
+         * @description RFC 9728, section 2.
+         */
+        ResourceMetadata: {
+            /** Authorization Servers */
+            authorization_servers: string[];
+            /** Bearer Methods Supported */
+            bearer_methods_supported: string[];
+            /** Resource */
+            resource: string;
+            /** Resource Name */
+            resource_name: string;
+            /** Scopes Supported */
+            scopes_supported: string[];
+        };
+        /** Service */
+        Service: {
+            /**
+             * Docs
+             * @description Path of the interactive documentation
+             */
+            docs: string;
+            /** Name */
+            name: string;
+            /**
+             * Openapi
+             * @description Path of the OpenAPI document
+             */
+            openapi: string;
+            /** Version */
+            version: string;
+        };
+        /**
          * Status
          * @enum {string}
          */
@@ -359,6 +390,19 @@ export interface components {
             status: components["schemas"]["Status"];
             /** Title */
             title: string;
+        };
+        /**
+         * TaskPage
+         * @description Tasks, as many as were asked for, unless these are the last.
+         */
+        TaskPage: {
+            /** Items */
+            items: components["schemas"]["TaskRead"][];
+            /**
+             * Next Cursor
+             * @description Pass it as `cursor` for the next page. null: the end.
+             */
+            next_cursor: string | null;
         };
         /**
          * TaskRead
@@ -465,9 +509,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": {
-                        [key: string]: string;
-                    };
+                    "application/json": components["schemas"]["Service"];
                 };
             };
         };
@@ -487,9 +529,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": {
-                        [key: string]: unknown;
-                    };
+                    "application/json": components["schemas"]["ResourceMetadata"];
                 };
             };
         };
@@ -520,7 +560,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Page_TaskRead_"];
+                    "application/json": components["schemas"]["TaskPage"];
                 };
             };
             /** @description The Authorization header is malformed. */
@@ -552,6 +592,15 @@ export interface operations {
             };
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A defect here. */
+            500: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -650,6 +699,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description A defect here. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
@@ -724,6 +782,15 @@ export interface operations {
             };
             /** @description There is no such thing, or it is not the caller's. */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A defect here. */
+            500: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -808,6 +875,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description A defect here. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
@@ -834,6 +910,7 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["TaskUpdate"];
+                "application/merge-patch+json": components["schemas"]["TaskUpdate"];
             };
         };
         responses: {
@@ -920,6 +997,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description A defect here. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
@@ -976,6 +1062,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description A defect here. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
@@ -997,6 +1092,7 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": components["schemas"]["MeUpdate"];
+                "application/merge-patch+json": components["schemas"]["MeUpdate"];
             };
         };
         responses: {
@@ -1063,6 +1159,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description A defect here. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
@@ -1089,9 +1194,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": {
-                        [key: string]: string;
-                    };
+                    "application/json": components["schemas"]["Liveness"];
                 };
             };
         };

@@ -9,7 +9,9 @@ from secrets import token_hex
 
 import pytest
 from fastapi.routing import iter_route_contexts
+from sqlalchemy import text
 
+from backend.database import Statement
 from backend.observability import Console, JsonLines
 from backend.settings import Settings
 from tests.conftest import Api, running
@@ -52,6 +54,36 @@ async def test_the_unknown_needs_no_token(api: Api, method: str, path: str, stat
     response = await api.http.request(method, path)
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert ("allow" in response.headers) is (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        (TASKS, "GET, POST"),
+        (f"{TASKS}/019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", "DELETE, GET, PATCH"),
+        ("/api/v1/users/me", "GET, PATCH"),
+        ("/livez", "GET"),
+    ],
+)
+async def test_a_wrong_method_is_told_every_right_one(api: Api, path: str, allowed: str) -> None:
+    assert (await api.http.request("TRACE", path)).headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", [f"{TASKS}/", "/livez/", "//livez", "/api/v1//tasks", "/API/v1/tasks"])
+async def test_a_path_is_taken_to_the_letter(api: Api, path: str) -> None:
+    """No redirect, which would have to name a host, and the request names whatever host it likes."""
+    assert (await api.person().get(f"http://localhost:8000{path}", headers={"Host": "evil.example"})).status_code == 404
+
+
+async def test_head_is_get_without_the_content(api: Api) -> None:
+    ada = api.person()
+    task = await ada.task()
+    for path in TASKS, f"{TASKS}/{task['id']}", "/livez":
+        get, head = await ada.get(path), await ada.request("HEAD", path)
+        assert (head.status_code, head.content) == (200, b"")
+        for name in "content-length", "content-type", "etag":
+            assert head.headers.get(name) == get.headers.get(name)
+    assert (await api.http.head(TASKS)).status_code == 401
 
 
 class Unread(AsyncIterator[bytes]):
@@ -104,12 +136,12 @@ async def test_a_body_has_a_bound(api: Api) -> None:
     ada = api.person()
     fits, over = ('{"title":"x"}'.ljust(size) for size in (65_536, 65_537))
 
-    async def in_pieces(text: str) -> AsyncIterator[bytes]:
-        for start in range(0, len(text), 10_000):
-            yield text[start : start + 10_000].encode()
+    async def in_pieces(body: str) -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 10_000):
+            yield body[start : start + 10_000].encode()
 
-    for text, status in ((fits, 201), (over, 413)):
-        for content in (text.encode(), in_pieces(text)):
+    for body, status in ((fits, 201), (over, 413)):
+        for content in (body.encode(), in_pieces(body)):
             response = await ada.request("POST", TASKS, content=content, headers={"Content-Type": "application/json"})
             assert response.status_code == status
             assert status == 201 or response.json()["code"] == "body_too_large"
@@ -166,6 +198,14 @@ async def test_a_request_id_is_kept_or_replaced(api: Api, given: str, kept: bool
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
+async def test_a_problem_is_never_much_longer_than_the_request(api: Api) -> None:
+    members = {f"{'x' * 200}{number}": 0 for number in range(250)}
+    response = await api.person().post(TASKS, members)
+    assert response.status_code == 422
+    assert len(response.json()["errors"]) == 50
+    assert max(len(error["loc"][-1]) for error in response.json()["errors"]) == 100
+
+
 async def test_a_problem_has_one_shape(api: Api) -> None:
     response = await api.http.get("/nowhere")
     assert response.headers["content-type"] == "application/problem+json"
@@ -211,7 +251,7 @@ async def test_cors_is_for_the_listed_origins_alone(api: Api) -> None:
     assert "access-control-allow-credentials" not in allowed.headers
     for origin in "https://evil.example", "https://app.example.com.evil.example", "http://app.example.com", "null":
         refused = await api.http.options(TASKS, headers={"Origin": origin, **preflight})
-        assert refused.status_code == 400
+        assert (refused.status_code, refused.json()["detail"]) == (400, "Disallowed CORS origin")
         assert "access-control-allow-origin" not in refused.headers
     unauthorized = await api.http.get(TASKS, headers={"Origin": "https://app.example.com"})
     assert unauthorized.headers["access-control-allow-origin"] == "https://app.example.com"
@@ -222,7 +262,9 @@ async def test_only_trusted_hosts_are_served(settings: Settings, api: Api) -> No
     config = settings.model_copy(update={"trusted_hosts": ("api.example.com",)})
     async with running(config, api.issuer) as guarded:
         assert (await guarded.http.get("/livez", headers={"Host": "api.example.com"})).status_code == 200
-        assert (await guarded.http.get("/livez", headers={"Host": "evil.example"})).status_code == 400
+        refused = await guarded.http.get("/livez", headers={"Host": "evil.example"})
+        assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
+        assert refused.headers["content-type"] == "application/problem+json"
 
 
 async def test_the_resource_metadata_come_from_the_settings(api: Api) -> None:
@@ -269,6 +311,53 @@ async def test_a_database_that_is_down_is_a_503(settings: Settings, api: Api) ->
     assert response.headers["retry-after"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("state", "status", "code"),
+    [
+        ("23505", 409, "conflict"),
+        ("23503", 409, "constraint_violated"),
+        ("22001", 422, "invalid_value"),
+        ("22003", 422, "invalid_value"),
+        ("22008", 422, "invalid_value"),
+        ("22021", 422, "invalid_value"),
+        ("22P05", 422, "invalid_value"),
+        ("22023", 500, "internal_error"),
+        ("42501", 500, "internal_error"),
+        ("42P01", 500, "internal_error"),
+        ("40001", 503, "database_busy"),
+        ("40P01", 503, "database_busy"),
+        ("53300", 503, "database_busy"),
+        ("55P03", 503, "database_busy"),
+        ("57014", 503, "database_busy"),
+        ("57P01", 503, "database_unavailable"),
+        ("58030", 503, "database_unavailable"),
+        ("08006", 503, "database_unavailable"),
+    ],
+)
+async def test_what_the_database_says_is_answered_by_its_sqlstate(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, state: str, status: int, code: str
+) -> None:
+    """Raised by PostgreSQL itself, through the executor."""
+    ada = api.person()
+    await ada.get(TASKS)
+    block = f"DO $$ BEGIN RAISE EXCEPTION 'a private value' USING ERRCODE = '{state}'; END $$"
+    monkeypatch.setattr("backend.tasks.service.listing", lambda *_: Statement(text(block)))
+    response = await ada.get(TASKS)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert ("retry-after" in response.headers) is (status == 503)
+    assert "private" not in response.text + caplog.text
+    assert (f"database error {state}" in caplog.text) is (status >= 500)
+
+
+async def test_a_pool_in_full_use_is_busy_not_gone(settings: Settings, api: Api) -> None:
+    async with running(settings.model_copy(update={"database_pool_size": 1}), api.issuer) as small:
+        ada = small.person()
+        assert (await ada.get(TASKS)).status_code == 200
+        async with small.state["pool"].connection():
+            response = await ada.get(TASKS)
+    assert (response.status_code, response.json()["code"]) == (503, "database_busy")
+
+
 async def test_a_401_takes_no_connection(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     def taken() -> None:
         raise AssertionError("a connection was taken")
@@ -287,17 +376,17 @@ async def test_neither_tokens_nor_bodies_reach_the_log(api: Api, caplog: pytest.
     await ada.get(TASKS, params={"cursor": "secretcursor"})
     forged = ada.token()[:-4] + "AAAA"
     await api.http.get(TASKS, headers={"Authorization": f"Bearer {forged}"})
-    text = "\n".join(
+    logged = "\n".join(
         formatter.format(record)
         for record in caplog.records
         if record.name.startswith("backend")
         for formatter in (JsonLines(), Console())
     )
-    assert ada.subject in text
-    assert "/api/v1/tasks" in text
-    assert "secret" not in text
+    assert ada.subject in logged
+    assert "/api/v1/tasks" in logged
+    assert "secret" not in logged
     for token in ada.bearer["Authorization"][7:], forged:
-        assert not any(part in text for part in token.split("."))
+        assert not any(part in logged for part in token.split("."))
 
 
 async def test_a_log_line_says_what_happened(api: Api, caplog: pytest.LogCaptureFixture) -> None:

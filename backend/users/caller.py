@@ -11,7 +11,7 @@ from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Actor, Database
 from backend.users.directory import Users
 
-REFUSALS = problems.responses(400, 401, 403, 503)
+REFUSALS = problems.responses(400, 401, 403, 500, 503)
 
 
 def route_for(*, read: str, write: str) -> type["PersonRoute"]:

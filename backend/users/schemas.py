@@ -13,10 +13,12 @@ from backend.users.models import UserStatus
 # IANA names start with a capital; `localtime`, `posix/...` and the like are files of the machine, not zones.
 _ZONE = re.compile(r"[A-Z][A-Za-z0-9_+-]{0,30}(/[A-Z][A-Za-z0-9_+-]{0,30}){0,2}")
 
-# RFC 5646, section 2.1: language, script, region, variants, extensions, private use.
+# RFC 5646, section 2.1: language, extended language, script, region, variants, extensions, private use; or private use
+# alone. The tags that the RFC keeps for history's sake alone (i-klingon) are not taken.
 _LANGUAGE_TAG = re.compile(
-    r"[A-Za-z]{2,3}(-[A-Za-z]{4})?(-([A-Za-z]{2}|[0-9]{3}))?(-([A-Za-z0-9]{5,8}|[0-9][A-Za-z0-9]{3}))*"
-    r"(-[0-9A-WY-Za-wy-z](-[A-Za-z0-9]{2,8})+)*(-[xX](-[A-Za-z0-9]{1,8})+)?"
+    r"([a-z]{2,3}(-[a-z]{3}){0,3}|[a-z]{4,8})(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z\d]{5,8}|\d[a-z\d]{3}))*"
+    r"(-[\da-wy-z](-[a-z\d]{2,8})+)*(-x(-[a-z\d]{1,8})+)?|x(-[a-z\d]{1,8})+",
+    re.ASCII | re.IGNORECASE,
 )
 
 
