@@ -1,0 +1,94 @@
+"""OAuth access tokens of a real provider: for the person who granted them, within their scopes; not for machines."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from backend.auth.testing import LocalIssuer
+from backend.dev.issuer import Issuer
+from backend.dev.oauth import OAuthClient
+from backend.dev.people import People, Session
+from backend.settings import Settings
+from tests.conftest import Api, running
+from tests.contract.test_better_auth import ME, TASKS, call, served_by
+from tests.users.test_users import rows_of
+
+API = "http://localhost:8000"
+
+
+@pytest.fixture(scope="module")
+async def api(better_auth_oauth: Issuer, settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
+    async with running(served_by(better_auth_oauth, settings), issuer) as api:
+        yield api
+
+
+@pytest.fixture
+async def session(better_auth_oauth: Issuer) -> AsyncIterator[Session]:
+    async with People(better_auth_oauth.base_url) as people:
+        yield await people.sign_up(f"{uuid4().hex}@example.com", name="Ada")
+
+
+async def granted(oauth: OAuthClient, session: Session, scope: str) -> str:
+    token: str = (await oauth.authorization_code(session, scope=scope, resource=API))["access_token"]
+    return token
+
+
+def refusal(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["code"]
+
+
+async def test_both_kinds_of_token_reach_one_row(
+    api: Api, better_auth_oauth: Issuer, oauth: OAuthClient, session: Session
+) -> None:
+    by_scope = (await call(api, await granted(oauth, session, "openid profile"))).json()
+    assert (by_scope["name"], by_scope["scopes"]) == (None, ["openid", "profile"])
+    async with People(better_auth_oauth.base_url) as people:
+        by_session = (await call(api, await people.token(session))).json()
+    assert (by_session["name"], by_session["scopes"]) == ("Ada", None)
+    again = (await call(api, await granted(oauth, session, "openid profile"))).json()
+    assert again["id"] == by_session["id"] == by_scope["id"]
+    assert again["name"] == "Ada", "a token without a profile blanks nothing"
+    assert (by_scope["issuer"], by_session["issuer"]) == (better_auth_oauth.base_url, better_auth_oauth.iss)
+
+
+@pytest.mark.parametrize(
+    ("scope", "method", "path", "missing"),
+    [
+        ("tasks:read", "GET", TASKS, None),
+        ("tasks:read", "POST", TASKS, "tasks:write"),
+        ("tasks:write", "POST", TASKS, None),
+        ("tasks:write", "GET", TASKS, "tasks:read"),
+        ("openid", "GET", TASKS, "tasks:read"),
+        ("tasks:read tasks:write", "GET", ME, "profile"),
+    ],
+)
+async def test_an_access_token_goes_as_far_as_its_scopes(
+    api: Api, oauth: OAuthClient, session: Session, scope: str, method: str, path: str, missing: str | None
+) -> None:
+    body = {"title": "x"} if method == "POST" else None
+    response = await call(api, await granted(oauth, session, scope), method, path, json=body)
+    if missing:
+        assert refusal(response) == (403, "insufficient_scope")
+        assert 'error="insufficient_scope"' in response.headers["www-authenticate"]
+        assert f'scope="{missing}"' in response.headers["www-authenticate"]
+    else:
+        assert response.status_code in (200, 201)
+
+
+async def test_a_machine_is_let_in_nowhere_that_is_for_people(api: Api, oauth: OAuthClient) -> None:
+    answer = await oauth.client_credentials(scope="tasks:read", resource=API)
+    token, machine = answer["access_token"], (await api.state["bearer"].verifier.verify(answer["access_token"]))
+    assert machine.is_machine
+    for method, path in ("GET", TASKS), ("POST", TASKS), ("GET", ME):
+        assert refusal(await call(api, token, method, path)) == (403, "forbidden")
+    assert await rows_of(api, machine.subject) == []
+
+
+async def test_what_else_the_provider_signs_is_no_access_token(api: Api, oauth: OAuthClient, session: Session) -> None:
+    """One key signs everything; an ID token is for the client, which its audience says."""
+    answer = await oauth.authorization_code(session, scope="openid profile", resource=API)
+    assert refusal(await call(api, answer["id_token"])) == (401, "invalid_token")
+    opaque = (await oauth.authorization_code(session, scope="tasks:read"))["access_token"]
+    assert refusal(await call(api, opaque)) == (401, "invalid_token")
