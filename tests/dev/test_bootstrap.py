@@ -269,7 +269,18 @@ def test_an_old_python_hands_over_to_a_newer_one(tmp_path: Path) -> None:
     assert done.stdout == "python3.12 bootstrap.py lint\n"
 
 
-@pytest.mark.parametrize(("version", "good"), [("v22.13.0", True), ("v24.1.0", True), ("v22.12.9", False), ("", False)])
+@pytest.mark.parametrize(
+    ("version", "good"),
+    [
+        ("v22.16.0", True),
+        ("v23.11.0", True),
+        ("v24.1.0", True),
+        ("v22.15.9", False),
+        ("v23.10.9", False),
+        ("v20.20.2", False),
+        ("", False),
+    ],
+)
 def test_the_machines_node_is_used_when_it_is_new_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, good: bool
 ) -> None:
