@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -52,9 +52,9 @@ def issuer() -> LocalIssuer:
     return LocalIssuer(ISSUER, audience=AUDIENCE)
 
 
-@pytest.fixture(scope="session")
-def jwks_url(issuer: LocalIssuer) -> Iterator[str]:
-    """The issuer's keys over HTTP on loopback."""
+@contextmanager
+def served_keys(issuer: LocalIssuer) -> Iterator[str]:
+    """The issuer's keys of the moment, over HTTP on loopback; their address."""
 
     class Keys(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name that http.server calls
@@ -75,6 +75,12 @@ def jwks_url(issuer: LocalIssuer) -> Iterator[str]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def jwks_url(issuer: LocalIssuer) -> Iterator[str]:
+    with served_keys(issuer) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
