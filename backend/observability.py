@@ -5,9 +5,11 @@ import logging
 import re
 import sys
 import time
+from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
+from pydantic_core import to_json
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -93,7 +95,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -101,7 +103,10 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        try:
+            return to_json(line, fallback=str).decode()
+        except ValueError:  # a lone surrogate, which a text from elsewhere may hold
+            return json.dumps(line, default=str)
 
 
 class Console(logging.Formatter):
@@ -109,7 +114,7 @@ class Console(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(
-            f" {name}={value if isinstance(value, int | float) else json.dumps(value)}"
+            f" {name}={value if isinstance(value, int | float) else json.dumps(value, default=str)}"
             for name, value in getattr(record, "fields", {}).items()
             if value is not None
         )

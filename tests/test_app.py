@@ -409,6 +409,15 @@ async def test_a_log_line_says_what_happened(api: Api, caplog: pytest.LogCapture
     assert isinstance(line["ms"], float)
 
 
+def test_no_value_starts_a_log_line_of_its_own() -> None:
+    record = logging.LogRecord("backend", logging.WARNING, "", 0, "said %s", ("x",), None)
+    record.fields = {"subject": "a\nb\u2028\udfff", "other": object()}
+    for formatter in JsonLines(), Console():
+        assert formatter.format(record).encode().count(b"\n") == 0
+    record.args = ("a\nb\ud800",)
+    assert JsonLines().format(record).encode().count(b"\n") == 0
+
+
 async def test_no_route_or_dependency_runs_in_a_thread(api: Api) -> None:
     for route in iter_route_contexts(api.app.routes):
         dependant = getattr(route, "dependant", None)
