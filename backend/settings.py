@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from backend.auth.fetch import check_url
+
 
 def _split(value: object) -> object:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
@@ -101,11 +103,15 @@ class Settings(BaseSettings):
         return data
 
     @model_validator(mode="after")
-    def _origins_are_origins(self) -> "Settings":
+    def _addresses_will_do(self) -> "Settings":
         for origin in self.cors_origins:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
                 raise ValueError(f"CORS_ORIGINS: {origin!r} is not an origin such as https://app.example.com")
+        try:
+            check_url(self.jwks_url)
+        except ValueError as error:
+            raise ValueError(f"BETTER_AUTH_JWKS_URL: {error}") from None
         return self
 
     @property

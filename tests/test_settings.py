@@ -58,12 +58,12 @@ def test_each_of_them_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch,
         BETTER_AUTH_ISSUERS="https://a.example, https://b.example/x ,",
         BETTER_AUTH_AUDIENCES="tasks",
-        BETTER_AUTH_JWKS_URL="http://better-auth:3000/api/auth/jwks",
+        BETTER_AUTH_JWKS_URL="http://127.0.0.1:3001/api/auth/jwks",
         CORS_ORIGINS="https://app.example.com,http://localhost:3000",
     )
     assert settings.issuers == ("https://a.example", "https://b.example/x")
     assert settings.audiences == ("tasks",)
-    assert settings.jwks_url == "http://better-auth:3000/api/auth/jwks"
+    assert settings.jwks_url == "http://127.0.0.1:3001/api/auth/jwks"
     assert settings.cors_origins == ("https://app.example.com", "http://localhost:3000")
 
 
@@ -83,6 +83,7 @@ def test_an_empty_value_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BETTER_AUTH_URL", "http://user:hunter2@example.com"),
         ("BETTER_AUTH_URL", "http://[::1"),
         ("BETTER_AUTH_JWKS_URL", "http://example.com/jwks?x=1"),
+        ("BETTER_AUTH_JWKS_URL", "http://better-auth:3000/api/auth/jwks"),
         ("TOKEN_MAX_LIFETIME", "5"),
         ("CORS_ORIGINS", "*"),
         ("CORS_ORIGINS", "https://app.example.com/"),
