@@ -48,8 +48,9 @@ class UserService:
         if row is None:
             raise NotFound("This account was just erased.")
         scopes = self._principal.scopes
-        return row | {
+        judged = {
             "issuer": self._principal.issuer,
             "scopes": None if scopes is None else sorted(scopes),
             "expires_at": datetime.fromtimestamp(self._principal.expires_at, UTC),
         }
+        return {name: judged.get(name, row.get(name)) for name in Me.model_fields}

@@ -11,6 +11,7 @@ import pytest
 
 from backend.database import SYSTEM, Database, Statement
 from backend.users import directory
+from backend.users.schemas import Me
 from tests.conftest import BASE, ISSUER, Api, Person
 from tests.test_database import raw
 
@@ -41,6 +42,7 @@ async def test_me(api: Api) -> None:
         email="ada@example.com", emailVerified=True, name="Ada", role="user,admin", image="https://x.test/a.png"
     )
     seen = await me(ada, iat=NOW, exp=NOW + 900)
+    assert list(seen) == list(Me.model_fields)
     assert seen["email"] == "ada@example.com"
     assert seen["email_verified"] is True
     assert (seen["name"], seen["image"], seen["roles"]) == ("Ada", "https://x.test/a.png", ["user", "admin"])
