@@ -2,7 +2,7 @@
 
 import re
 from types import GenericAlias
-from typing import Any, get_type_hints
+from typing import Any, NotRequired, get_type_hints
 
 from fastapi import Request, Response
 from pydantic import BaseModel, TypeAdapter
@@ -41,7 +41,9 @@ class Answer:
     def __init__(self, model: type[BaseModel], *, many: bool = False) -> None:
         hints = get_type_hints(model, include_extras=True)
         row = _typed_dict("Row", {name: hints[name] for name in model.model_fields})
-        page = _typed_dict("Page", {"items": GenericAlias(list, row), "next_cursor": str | None})
+        page = _typed_dict(
+            "Page", {"items": GenericAlias(list, row), "next_cursor": str | None, "total": NotRequired[int]}
+        )
         self._type: TypeAdapter[Any] = TypeAdapter(page if many else row)
 
     def __call__(self, row: Row, status: int = 200, headers: dict[str, str] | None = None) -> Response:

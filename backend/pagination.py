@@ -20,9 +20,14 @@ T = TypeVar("T")
 LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "schema": {"type": "string"}}}
 
 
+def _unset(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
 class Page(BaseModel, Generic[T]):
     items: list[T]
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. null: the end.")
+    total: int = Field(default=0, json_schema_extra=_unset, description="With `count=exact`: how many on all pages.")
 
 
 def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:
@@ -32,7 +37,7 @@ def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:
 
 
 def encode(bound_to: str, key: object, id: UUID) -> str:
-    told = json.dumps([bound_to, None if key is None else str(key), str(id)], separators=(",", ":"))
+    told = json.dumps([bound_to, None if key is None else str(key), str(id)], separators=(",", ":"), ensure_ascii=False)
     return urlsafe_b64encode(told.encode()).decode().rstrip("=")
 
 

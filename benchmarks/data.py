@@ -23,7 +23,7 @@ _TASKS: LiteralString = """
 INSERT INTO tasks (owner_id, title, description, status, priority, due_at, completed_at, created_at, updated_at)
 SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n %% %(users)s), 12, '0'))::uuid, %(title)s, %(description)s,
        (array['todo', 'in_progress', 'done'])[1 + n / %(users)s %% 3],
-       (array['low', 'normal', 'high', 'urgent'])[1 + n / %(users)s %% 4]::task_priority,
+       (array['low', 'normal', 'high', 'urgent'])[1 + n / %(users)s %% 4],
        now() + (n %% 60 - 30) * interval '1 day',
        CASE WHEN n / %(users)s %% 3 = 2 THEN now() END,
        now() - (%(tasks)s - n) * interval '1 second', now()

@@ -403,6 +403,11 @@ export interface components {
              * @description Pass it as `cursor` for the next page. null: the end.
              */
             next_cursor: string | null;
+            /**
+             * Total
+             * @description With `count=exact`: how many on all pages.
+             */
+            total?: number;
         };
         /**
          * TaskRead
@@ -543,8 +548,22 @@ export interface operations {
                 cursor?: string | null;
                 /** @description Only these. */
                 status?: components["schemas"]["Status"] | null;
-                /** @description `-` for descending. */
-                sort?: "created_at" | "-created_at";
+                /** @description Only these. */
+                priority?: components["schemas"]["Priority"] | null;
+                /** @description Only tasks that are due before this time. */
+                due_before?: string | null;
+                /** @description Only tasks that are due after this time. */
+                due_after?: string | null;
+                /** @description Only tasks that are overdue, or only those that are not. */
+                overdue?: boolean | null;
+                /** @description Only tasks whose title or description has this in it, whatever the case of the letters. */
+                q?: string | null;
+                /** @description The bin instead: what was deleted in the last 30 days. */
+                deleted?: boolean;
+                /** @description `exact` adds `total` to the answer. */
+                count?: "exact" | null;
+                /** @description `-` for descending. Titles are compared by code point; tasks without a due date come last. */
+                sort?: "created_at" | "-created_at" | "updated_at" | "-updated_at" | "due_at" | "-due_at" | "priority" | "-priority" | "title" | "-title";
             };
             header?: never;
             path?: never;

@@ -341,7 +341,7 @@ async def test_what_the_database_says_is_answered_by_its_sqlstate(
     ada = api.person()
     await ada.get(TASKS)
     block = f"DO $$ BEGIN RAISE EXCEPTION 'a private value' USING ERRCODE = '{state}'; END $$"
-    monkeypatch.setattr("backend.tasks.service.listing", lambda *_: Statement(text(block)))
+    monkeypatch.setattr("backend.tasks.service.listing", lambda *_, **__: Statement(text(block)))
     response = await ada.get(TASKS)
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert ("retry-after" in response.headers) is (status == 503)

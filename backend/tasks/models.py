@@ -2,9 +2,23 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, DateTime, Enum, ForeignKey, Index, Text, func, text
+from sqlalchemy import (
+    CheckConstraint,
+    ColumnElement,
+    Computed,
+    DateTime,
+    ForeignKey,
+    Index,
+    Text,
+    case,
+    func,
+    literal_column,
+    text,
+)
+from sqlalchemy.sql.elements import Grouping
 from sqlmodel import Field, SQLModel
 
 TITLE_LENGTH = 200
@@ -24,6 +38,13 @@ class Priority(StrEnum):
     urgent = "urgent"
 
 
+# No folded text has a capital letter, so what is searched for cannot reach from the title into the description.
+FOLDED = (
+    "((casefold(title COLLATE pg_unicode_fast) || 'X'::text)"
+    " || casefold(COALESCE(description, ''::text) COLLATE pg_unicode_fast))"
+)
+
+
 class Task(SQLModel, table=True):
     """The key leads with the owner: an id is unique per owner, so clients may choose it and learn nothing of others."""
 
@@ -32,20 +53,60 @@ class Task(SQLModel, table=True):
         CheckConstraint(f"char_length(title) between 1 and {TITLE_LENGTH}", name="tasks_title_length"),
         CheckConstraint(f"char_length(description) <= {DESCRIPTION_LENGTH}", name="tasks_description_length"),
         CheckConstraint("status in ('todo', 'in_progress', 'done')", name="tasks_status"),
+        CheckConstraint("priority in ('low', 'normal', 'high', 'urgent')", name="tasks_priority"),
         CheckConstraint("(status = 'done') = (completed_at is not null)", name="tasks_completed_when_done"),
-        Index("tasks_by_creation", "owner_id", "created_at", "id", postgresql_where=text("deleted_at is null")),
+        Index("tasks_in_the_bin", "owner_id", "deleted_at", postgresql_where=text("deleted_at is not null")),
     )
 
     owner_id: UUID = Field(primary_key=True, sa_column_args=[ForeignKey("users.id", ondelete="CASCADE")])
     id: UUID = Field(primary_key=True, sa_column_kwargs={"server_default": text("uuidv7()")})
-    title: str = Field(sa_type=Text)
+    title: str = Field(sa_type=Text(collation="C"))  # sorted by code point
     description: str | None = Field(default=None, sa_type=Text)
     status: Status = Field(sa_type=Text)
-    # An enum type, because PostgreSQL sorts its values as they are declared.
-    priority: Priority = Field(sa_type=Enum(Priority, name="task_priority"))
+    priority: Priority = Field(sa_type=Text)
     due_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     completed_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     version: int = Field(sa_column_kwargs={"server_default": text("1")})
     created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
     updated_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
     deleted_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    folded: str = Field(sa_type=Text, sa_column_args=[Computed(FOLDED, persisted=True)])
+
+
+LEVELS = tuple(enumerate(Priority))
+
+
+def sort_key(sort: str, value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """What is compared, of a column and of a cursor alike: priorities as declared, no due date after every other.
+
+    Under row-level security an index serves only what PostgreSQL knows to be leakproof. CASE is; `coalesce` and the
+    comparisons of an enum type are not.
+    """
+    match sort:
+        case "due_at":
+            return case((value.is_(None), literal_column("'infinity'::timestamptz")), else_=value)
+        case "-due_at":
+            return case((value.is_(None), literal_column("'-infinity'::timestamptz")), else_=value)
+        case "priority" | "-priority":
+            return case(*((value == literal_column(f"'{name}'"), literal_column(f"{n}")) for n, name in LEVELS))
+    return value
+
+
+COLUMNS = SQLModel.metadata.tables["tasks"].c
+INDEXES = [
+    Index(
+        name,
+        COLUMNS.owner_id,
+        Grouping(sort_key(sort, COLUMNS[sort.removeprefix("-")])),
+        COLUMNS.id,
+        postgresql_where=COLUMNS.deleted_at.is_(None),
+    )
+    for name, sort in {
+        "tasks_by_creation": "created_at",
+        "tasks_by_change": "updated_at",
+        "tasks_by_due_date": "due_at",
+        "tasks_by_due_date_descending": "-due_at",
+        "tasks_by_priority": "priority",
+        "tasks_by_title": "title",
+    }.items()
+]

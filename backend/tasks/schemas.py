@@ -31,6 +31,13 @@ def _digits(value: object) -> object:
     return value
 
 
+def _flag(value: object) -> object:
+    """pydantic would take `1`, `on` and `yes`, too."""
+    if isinstance(value, str) and value not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return value
+
+
 def _rfc3339(value: object) -> object:
     """pydantic would take a number for a time, too."""
     if value is None or (isinstance(value, str) and _TIME.fullmatch(value)):
@@ -56,7 +63,9 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:
 
 Storable = AfterValidator(_storable)
 Digits = Annotated[int, BeforeValidator(_digits)]
-Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_utc)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Instant = Annotated[AwareDatetime, AfterValidator(_utc)]
+Time = Annotated[Instant, BeforeValidator(_rfc3339)]
 Title = Annotated[str, Field(min_length=1, max_length=TITLE_LENGTH), Storable, AfterValidator(_not_blank)]
 Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]
 
@@ -131,12 +140,32 @@ class TaskPage(Page[TaskRead]):
     """Tasks, as many as were asked for, unless these are the last."""
 
 
+Sort = Literal[
+    "created_at", "-created_at", "updated_at", "-updated_at", "due_at", "-due_at",
+    "priority", "-priority", "title", "-title",
+]  # fmt: skip
+
+
 class TaskQuery(BaseModel):
     """What a listing can be narrowed by. Each field that is set adds the condition of the same name."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: Digits = Field(default=20, ge=1, le=100, description="Tasks on a page.")
-    cursor: str | None = Field(default=None, max_length=1000, description="`next_cursor` of the page before.")
+    cursor: str | None = Field(default=None, max_length=2000, description="`next_cursor` of the page before.")
     status: Status | None = Field(default=None, description="Only these.")
-    sort: Literal["created_at", "-created_at"] = Field(default="-created_at", description="`-` for descending.")
+    priority: Priority | None = Field(default=None, description="Only these.")
+    due_before: Time | None = Field(default=None, description="Only tasks that are due before this time.")
+    due_after: Time | None = Field(default=None, description="Only tasks that are due after this time.")
+    overdue: Flag | None = Field(default=None, description="Only tasks that are overdue, or only those that are not.")
+    q: Annotated[str, Storable] | None = Field(
+        default=None,
+        max_length=200,
+        description="Only tasks whose title or description has this in it, whatever the case of the letters.",
+    )
+    deleted: Flag = Field(default=False, description="The bin instead: what was deleted in the last 30 days.")
+    count: Literal["exact"] | None = Field(default=None, description="`exact` adds `total` to the answer.")
+    sort: Sort = Field(
+        default="-created_at",
+        description="`-` for descending. Titles are compared by code point; tasks without a due date come last.",
+    )

@@ -1,23 +1,27 @@
 """One user's tasks. Every statement starts from `OWNED`, so none can reach another's."""
 
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AwareDatetime, TypeAdapter
+from pydantic import TypeAdapter
 from sqlalchemy import (
     ARRAY,
+    Boolean,
     ColumnElement,
     Integer,
     Text,
     Uuid,
     bindparam,
     case,
-    cast,
+    collate,
     func,
     insert,
+    literal_column,
     or_,
+    true,
     tuple_,
     update,
 )
@@ -27,22 +31,40 @@ from backend import pagination
 from backend.answers import Versions
 from backend.database import Database, Row, Statement, parameters
 from backend.problems import NotFound, StaleVersion
-from backend.tasks.models import Status, Task
-from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskUpdate
+from backend.tasks.models import Priority, Status, Task, sort_key
+from backend.tasks.schemas import Instant, Storable, TaskCreate, TaskQuery, TaskRead, TaskUpdate
 
 TABLE = SQLModel.metadata.tables["tasks"]
-COMPUTED: dict[str, ColumnElement[Any]] = {
-    "is_overdue": func.coalesce(col(Task.due_at) < func.now(), False) & (col(Task.status) != Status.done.value),
-    "priority": cast(col(Task.priority), Text),
-}
+DUE_OR_NEVER, DUE_OR_ALWAYS = (sort_key(sort, TABLE.c.due_at) for sort in ("due_at", "-due_at"))
+COMPUTED = {"is_overdue": (func.now() > DUE_OR_NEVER) & (col(Task.status) != Status.done.value)}
 READ = [COMPUTED[name].label(name) if name in COMPUTED else col(getattr(Task, name)) for name in TaskRead.model_fields]
 
+# How long a deleted task can be restored.
+RETENTION: ColumnElement[timedelta] = literal_column("interval '30 days'")
+
 CALLER = bindparam("caller", type_=Uuid)
-OWNED = (col(Task.owner_id) == CALLER, col(Task.deleted_at).is_(None))
+MINE = col(Task.owner_id) == CALLER
+OWNED = (MINE, col(Task.deleted_at).is_(None))
+BIN = (MINE, col(Task.deleted_at) > func.now() - RETENTION)
 THIS = (*OWNED, col(Task.id) == bindparam("task_id"))
 
-FILTERS: dict[str, ColumnElement[bool]] = {"status": col(Task.status) == bindparam("status")}
-SORT_KEYS: dict[str, TypeAdapter[Any]] = {"created_at": TypeAdapter(AwareDatetime)}
+# A subquery without a table is worked out once, not once a row.
+SEARCHED = select(func.casefold(collate(bindparam("q", type_=Text), "pg_unicode_fast"))).scalar_subquery()
+FILTERS: dict[str, ColumnElement[bool]] = {
+    "status": col(Task.status) == bindparam("status"),
+    "priority": col(Task.priority) == bindparam("priority"),
+    "due_before": bindparam("due_before", type_=TABLE.c.due_at.type) > DUE_OR_NEVER,
+    "due_after": bindparam("due_after", type_=TABLE.c.due_at.type) < DUE_OR_ALWAYS,
+    "overdue": COMPUTED["is_overdue"] == bindparam("overdue", type_=Boolean),
+    "q": func.strpos(col(Task.folded), SEARCHED) > 0,
+}
+CURSOR_KEYS: dict[str, TypeAdapter[Any]] = {
+    "created_at": TypeAdapter(Instant),
+    "updated_at": TypeAdapter(Instant),
+    "due_at": TypeAdapter(Instant | None),
+    "priority": TypeAdapter(Priority),
+    "title": TypeAdapter(Annotated[str, Storable]),
+}
 
 
 def completed(status: Any, before: Any) -> ColumnElement[datetime | None]:
@@ -51,16 +73,31 @@ def completed(status: Any, before: Any) -> ColumnElement[datetime | None]:
 
 
 @lru_cache(256)
-def listing(filters: frozenset[str], sort: str, continued: bool) -> Statement:
-    """The statement for one combination of filters and sort; their values come with each request."""
-    key, descending = sort.removeprefix("-"), sort.startswith("-")
-    order = [col(getattr(Task, name)) for name in (key, "id")]
-    query = select(*READ).where(*OWNED, *(FILTERS[name] for name in sorted(filters)))
+def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: bool, counted: bool) -> Statement:
+    """The statement for one combination of filters and sort; their values come with each request.
+
+    `counted`: each row carries the `total`; where there is none to carry it, one comes that is empty otherwise.
+    """
+    name, descending = sort.removeprefix("-"), sort.startswith("-")
+    column, id = TABLE.c[name], TABLE.c.id
+    key = sort_key(sort, column)
+    wanted = (*(BIN if deleted else OWNED), *(FILTERS[name] for name in sorted(filters)))
+
+    def ordered(*by: ColumnElement[Any]) -> Iterator[ColumnElement[Any]]:
+        return (column.desc() if descending else column for column in by)
+
+    query = select(*READ, *([key.label("sort_key")] if counted else [])).where(*wanted)
     if continued:
-        here, end = tuple_(*order), tuple_(bindparam("after_key"), bindparam("after_id"))
+        here = tuple_(key, id)
+        end = tuple_(sort_key(sort, bindparam("after_key", type_=column.type)), bindparam("after_id", type_=Uuid))
         query = query.where(here < end if descending else here > end)
-    query = query.order_by(*(column.desc() if descending else column for column in order))
-    return Statement(query.limit(bindparam("limit", type_=Integer)))
+    query = query.order_by(*ordered(key, id)).limit(bindparam("limit", type_=Integer))
+    if not counted:
+        return Statement(query)
+    page, count = query.subquery(), select(func.count().label("total")).where(*wanted).subquery()
+    fields = [page.c[name] for name in TaskRead.model_fields]
+    both = select(count.c.total, *fields).select_from(count.outerjoin(page, true()))
+    return Statement(both.order_by(*ordered(page.c.sort_key, page.c.id)))
 
 
 @lru_cache(256)
@@ -109,15 +146,26 @@ class TaskService:
         self._database = database
 
     async def list(self, query: TaskQuery) -> Row:
+        """A page: `items`, `next_cursor`, and `total` if it was asked for."""
         filters = query.model_dump(include=set(FILTERS), exclude_none=True)
-        bound_to = pagination.fingerprint("tasks", query.sort, filters)
+        bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
         key = query.sort.removeprefix("-")
         values = dict(filters)
         if query.cursor is not None:
-            values["after_key"], values["after_id"] = pagination.decode(query.cursor, bound_to, SORT_KEYS[key])
-        statement = listing(frozenset(filters), query.sort, query.cursor is not None)
+            values["after_key"], values["after_id"] = pagination.decode(query.cursor, bound_to, CURSOR_KEYS[key])
+        statement = listing(
+            frozenset(filters),
+            query.sort,
+            continued=query.cursor is not None,
+            deleted=query.deleted,
+            counted=query.count is not None,
+        )
         rows = await self._database.rows(statement, **values, limit=query.limit + 1)
-        return pagination.page(rows, query.limit, bound_to, key)
+        if query.count is None:
+            return pagination.page(rows, query.limit, bound_to, key)
+        totals = [row.pop("total") for row in rows]
+        page = pagination.page([row for row in rows if row["id"]], query.limit, bound_to, key)
+        return {**page, "total": totals[0]}
 
     async def create(self, data: TaskCreate) -> Row:
         (row,) = await self._database.rows(ADD, **data.model_dump())

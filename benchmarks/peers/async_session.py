@@ -19,7 +19,7 @@ from cachetools import TTLCache
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
-from sqlalchemy import DateTime, Enum, Text, tuple_
+from sqlalchemy import DateTime, Text, tuple_
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel, col, select
@@ -71,7 +71,7 @@ class Task(Table, table=True):
     title: str = Field(sa_type=Text)
     description: str | None = Field(default=None, sa_type=Text)
     status: str = Field(sa_type=Text)
-    priority: Priority = Field(sa_type=Enum(Priority, name="task_priority"))
+    priority: Priority = Field(sa_type=Text)
     due_at: datetime | None = moment(default=None)
     completed_at: datetime | None = moment(default=None)
     created_at: datetime = moment(default_factory=now)

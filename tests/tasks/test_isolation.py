@@ -35,7 +35,10 @@ def statements() -> dict[str, Statement]:
         if isinstance(value, Statement)
     }
     shaped = {
-        "listing": task_service.listing(frozenset(task_service.FILTERS), "created_at", True),
+        "listing": task_service.listing(
+            frozenset(task_service.FILTERS), "created_at", continued=True, deleted=False, counted=True
+        ),
+        "listing of the bin": task_service.listing(frozenset(), "due_at", continued=False, deleted=True, counted=False),
         "change": task_service.change(frozenset({"title"})),
         "users.change": user_service.change(frozenset({"locale"})),
     }

@@ -1,13 +1,16 @@
 """Walking the pages gives every row exactly once, in order, whatever happens meanwhile."""
 
-from typing import Any
+from typing import Any, get_args
+from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from backend.database import Database, Row, Statement
-from backend.tasks.models import Status
+from backend.pagination import encode, fingerprint
+from backend.tasks.models import Priority, Status
+from backend.tasks.schemas import Sort
 from tests.conftest import Api, Person
 
 TASKS = "/api/v1/tasks"
@@ -29,36 +32,98 @@ async def walk(person: Person, **params: Any) -> list[dict[str, Any]]:
         params["cursor"] = page["next_cursor"]
 
 
+def tasks() -> st.SearchStrategy[dict[str, Any]]:
+    """Few values of each kind, so that ties are many; titles whose order differs by code point, UTF-16 and locale."""
+    return st.fixed_dictionaries(
+        {
+            "title": st.sampled_from(["a", "B", "b", "\u00e9", "e\u0301", "\uffee", "\U0001f389", "a b", "_"]),
+            "status": st.sampled_from([status.value for status in Status]),
+            "priority": st.sampled_from([priority.value for priority in Priority]),
+            "due_at": st.sampled_from([None, "0001-01-01T00:00:00Z", "2020-02-02T02:02:02Z", "9999-12-31T23:59:59Z"]),
+        }
+    )
+
+
+def model_filter(task: dict[str, Any], params: dict[str, Any]) -> bool:
+    """Whether a listing must show it, said once more in Python. All due dates are long past or far off."""
+    overdue = (task["due_at"] or "9") < "2025" and task["status"] != "done"
+    return all(
+        {
+            "status": task["status"] == value,
+            "priority": task["priority"] == value,
+            "due_before": task["due_at"] is not None and task["due_at"] < value,
+            "due_after": task["due_at"] is not None and task["due_at"] > value,
+            "overdue": overdue is (value == "true"),
+            "q": value.casefold() in task["title"].casefold(),
+        }[name]
+        for name, value in params.items()
+    )
+
+
+def model_sort(rows: list[dict[str, Any]], sort: str) -> list[str]:
+    """The ids in the order that a listing must have."""
+    key, descending = sort.removeprefix("-"), sort.startswith("-")
+    rows = sorted(rows, key=lambda row: row["id"], reverse=descending)
+    if key == "priority":
+        levels = [priority.value for priority in Priority]
+        rows.sort(key=lambda row: levels.index(row["priority"]), reverse=descending)
+    else:
+        rows.sort(key=lambda row: row[key] or "", reverse=descending)
+        rows.sort(key=lambda row: row[key] is None)
+    return [row["id"] for row in rows]
+
+
 @given(
-    statuses=st.lists(st.sampled_from(Status), max_size=12),
-    limit=st.integers(1, 5),
-    wanted=st.none() | st.sampled_from(Status),
-    sort=st.sampled_from(["created_at", "-created_at"]),
-    during=st.lists(st.sampled_from(["insert", "delete"]), max_size=3),
+    made=st.lists(tasks(), max_size=12),
+    limit=st.integers(1, 4),
+    params=st.fixed_dictionaries(
+        {"sort": st.sampled_from(get_args(Sort))},
+        optional={
+            "status": st.sampled_from(Status).map(lambda status: status.value),
+            "priority": st.sampled_from(Priority).map(lambda priority: priority.value),
+            "due_before": st.sampled_from(["2020-02-02T02:02:02Z", "2030-01-01T00:00:00Z"]),
+            "due_after": st.sampled_from(["0001-01-01T00:00:00Z", "2020-02-02T02:02:02Z"]),
+            "overdue": st.sampled_from(["true", "false"]),
+            "q": st.sampled_from(["A", "\u00c9", "_", "%", ""]),
+        },
+    ),
+    meanwhile=st.lists(st.tuples(st.sampled_from(["insert", "change", "delete"]), st.integers(0, 11), tasks())),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_untouched_row_exactly_once_in_order(
-    api: Api, statuses: list[Status], limit: int, wanted: Status | None, sort: str, during: list[str]
+    api: Api,
+    made: list[dict[str, Any]],
+    limit: int,
+    params: dict[str, Any],
+    meanwhile: list[tuple[str, int, dict[str, Any]]],
 ) -> None:
     ada = api.person()
-    rows = [await ada.task(f"{number}", status=status) for number, status in enumerate(statuses)]
-    params: dict[str, Any] = {"limit": limit, "sort": sort} | ({"status": wanted} if wanted else {})
-
-    first = (await ada.get(TASKS, params=params)).json()
-    seen, touched = first["items"], set()
-    for event in during:
+    rows = [await ada.task(**task) for task in made]
+    filters = {name: value for name, value in params.items() if name != "sort"}
+    events, touched, seen, cursor = iter(meanwhile), set(), [], None
+    while True:
+        response = await ada.get(TASKS, params={**params, "limit": limit} | ({"cursor": cursor} if cursor else {}))
+        assert response.status_code == 200, response.text
+        seen += [task["id"] for task in response.json()["items"]]
+        cursor = response.json()["next_cursor"]
+        if cursor is None:
+            break
+        event, which, task = next(events, (None, 0, {}))
+        id = rows[which % len(rows)]["id"]
         if event == "insert":
-            touched.add((await ada.task("late", status=wanted or "todo"))["id"])
-        elif rows:
-            touched.add(rows[0]["id"])
-            await ada.delete(f"{TASKS}/{rows[0]['id']}")
-    if first["next_cursor"]:
-        seen = seen + await walk(ada, **params, cursor=first["next_cursor"])
+            touched.add((await ada.task(**task))["id"])
+        elif event:
+            touched.add(id)
+            await ada.request("PATCH" if event == "change" else "DELETE", f"{TASKS}/{id}", json=task)
 
-    expected = [row["id"] for row in rows if wanted in (None, row["status"]) and row["id"] not in touched]
-    ids = [row["id"] for row in seen]
-    assert len(ids) == len(set(ids))
-    assert [id for id in ids if id not in touched] == (expected if sort == "created_at" else expected[::-1])
+    expected = model_sort(
+        [row for row in rows if row["id"] not in touched and model_filter(row, filters)], params["sort"]
+    )
+    assert [id for id in seen if id not in touched] == expected
+    if not touched:
+        counted = await ada.get(TASKS, params={**params, "limit": 1, "count": "exact"})
+        assert counted.json()["total"] == len(expected)
+        assert [task["id"] for task in counted.json()["items"]] == expected[:1]
 
 
 async def test_equal_times_are_told_apart_by_id(api: Api) -> None:
@@ -106,7 +171,14 @@ async def test_a_cursor_of_another_listing_is_refused(api: Api) -> None:
         await ada.task(f"{number}")
     cursor = (await ada.get(TASKS, params={"limit": 1})).json()["next_cursor"]
     assert (await ada.get(TASKS, params={"limit": 7, "cursor": cursor})).status_code == 200
-    for params in {"sort": "created_at"}, {"status": "todo"}:
+    others: list[dict[str, str]] = [
+        {"sort": "created_at"},
+        {"sort": "-updated_at"},
+        {"status": "todo"},
+        {"q": ""},
+        {"deleted": "true"},
+    ]
+    for params in others:
         response = await ada.get(TASKS, params={"cursor": cursor, **params})
         assert (response.status_code, response.json()["code"]) == (422, "invalid_cursor")
 
@@ -124,6 +196,21 @@ async def test_a_made_up_cursor_is_refused(api: Api, cursor: str) -> None:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_no_cursor_is_ever_a_5xx(api: Api, cursor: str) -> None:
     assert (await api.person(sub="fuzz").get(TASKS, params={"cursor": cursor})).status_code == 422
+
+
+@given(
+    sort=st.sampled_from(get_args(Sort)),
+    key=st.none() | st.text(max_size=20) | st.datetimes(timezones=st.timezones()) | st.sampled_from(Priority),
+    id=st.uuids() | st.text(max_size=20),
+)
+@example(sort="title", key="\0", id=UUID(int=0))
+@example(sort="created_at", key="0001-01-01T00:00:00+23:59", id=UUID(int=0))
+@example(sort="due_at", key="1e300", id=UUID(int=0))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_nor_is_a_cursor_that_is_well_forged(api: Api, sort: str, key: object, id: Any) -> None:
+    cursor = encode(fingerprint("tasks", sort, {"deleted": False}), key, id)
+    response = await api.person(sub="forger").get(TASKS, params={"cursor": cursor, "sort": sort})
+    assert response.status_code == 200 or response.json()["code"] == "invalid_cursor"
 
 
 async def test_somebody_elses_cursor_shows_only_ones_own(api: Api) -> None:
