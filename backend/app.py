@@ -16,6 +16,7 @@ from backend.auth import Bearer, RemoteKeys, TokenVerifier
 from backend.database import Pool
 from backend.observability import Observability
 from backend.settings import Settings
+from backend.tasks.purge import purging
 from backend.tasks.router import router as tasks
 from backend.users.directory import Users
 from backend.users.router import router as users
@@ -45,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with (
             RemoteKeys(config.jwks_url) as keys,
             Pool(config.database_url, size=config.database_pool_size, prepare=config.database_prepare == "on") as pool,
+            purging(pool),
         ):
             verifier = TokenVerifier(
                 keys=keys,

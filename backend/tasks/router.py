@@ -85,5 +85,17 @@ async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate
     openapi_extra={"parameters": [answers.IF_MATCH]},
 )
 async def delete_task(request: Request, tasks: Tasks, id: UUID) -> None:
-    """Put a task into the bin. Doing it twice is no error."""
+    """Put a task into the bin, for 30 days. Doing it twice is no error."""
     await tasks.delete(id, if_match=answers.if_match(request))
+
+
+@router.post(
+    "/{id:uuid}/restore",
+    response_model=TaskRead,
+    responses=problems.responses(404, 412, headers={200: answers.ETAG}),
+    openapi_extra={"parameters": [answers.IF_MATCH]},
+)
+async def restore_task(request: Request, tasks: Tasks, id: UUID) -> Response:
+    """Take a task out of the bin, up to 30 days after it was deleted. One that is not in it is left as it is."""
+    task = await tasks.restore(id, if_match=answers.if_match(request))
+    return one(task, headers={"ETag": answers.etag(task)})

@@ -20,6 +20,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    null,
     or_,
     true,
     tuple_,
@@ -46,6 +47,7 @@ CALLER = bindparam("caller", type_=Uuid)
 MINE = col(Task.owner_id) == CALLER
 OWNED = (MINE, col(Task.deleted_at).is_(None))
 BIN = (MINE, col(Task.deleted_at) > func.now() - RETENTION)
+KEPT = (MINE, or_(col(Task.deleted_at).is_(None), col(Task.deleted_at) > func.now() - RETENTION))
 THIS = (*OWNED, col(Task.id) == bindparam("task_id"))
 
 # A subquery without a table is worked out once, not once a row.
@@ -136,9 +138,17 @@ REMOVE = Statement(
     .values(deleted_at=func.now(), updated_at=func.now(), version=col(Task.version) + 1)
     .returning(col(Task.id))
 )
-EXISTS = Statement(
-    select(col(Task.deleted_at)).where(col(Task.owner_id) == CALLER, col(Task.id) == bindparam("task_id"))
+RESTORE = Statement(
+    update(Task)
+    .where(*KEPT, col(Task.id) == bindparam("task_id"), MATCHES)
+    .values(
+        deleted_at=null(),
+        version=col(Task.version) + case((col(Task.deleted_at).is_(None), 0), else_=1),
+        updated_at=case((col(Task.deleted_at).is_(None), col(Task.updated_at)), else_=func.now()),
+    )
+    .returning(*READ)
 )
+EXISTS = Statement(select(col(Task.deleted_at)).where(*KEPT, col(Task.id) == bindparam("task_id")))
 
 
 class TaskService:
@@ -199,3 +209,10 @@ class TaskService:
                 raise NotFound
             if row["deleted_at"] is None:
                 raise StaleVersion
+
+    async def restore(self, id: UUID, *, if_match: Versions | None) -> Row:
+        """Out of the bin. What is not in it is left as it is."""
+        row = await self._database.row(RESTORE, task_id=id, if_match=if_match)
+        if row is not None:
+            return row
+        raise StaleVersion if await self._database.row(EXISTS, task_id=id) else NotFound

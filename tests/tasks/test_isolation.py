@@ -80,6 +80,7 @@ OPERATIONS = {
     ("GET", f"{TASKS}/{{id}}"),
     ("PATCH", f"{TASKS}/{{id}}"),
     ("DELETE", f"{TASKS}/{{id}}"),
+    ("POST", f"{TASKS}/{{id}}/restore"),
     ("GET", "/api/v1/users/me"),
     ("PATCH", "/api/v1/users/me"),
 }
@@ -95,30 +96,46 @@ async def test_every_operation_of_the_api_takes_part(api: Api) -> None:
     assert offered == OPERATIONS
 
 
-async def act(person: Person, own: dict[str, str], method: str, path: str, target: str) -> None:
-    """One call, and what it must answer to somebody who owns `own` (id -> title)."""
+class Belongings:
+    """What one person must find: the titles of their tasks, by id, and those of the bin."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, str] = {}
+        self.bin: dict[str, str] = {}
+
+
+async def act(person: Person, own: Belongings, method: str, path: str, target: str) -> None:
+    """One call, and what it must answer to somebody who has these belongings."""
     if path.startswith("/api/v1/users"):
         response = await person.request(method, path, json={"locale": "de"} if method == "PATCH" else None)
         assert response.json()["subject"] == person.subject
         return
-    body = {"title": uuid4().hex} if method in ("POST", "PATCH") else None
-    response = await person.request(method, path.replace("{id}", target), json=body)
-    if path == TASKS:
-        if method == "POST":
-            own[response.json()["id"]] = response.json()["title"]
-        else:
-            assert {task["id"]: task["title"] for task in response.json()["items"]} == own
-    elif target in own:
-        assert response.status_code in (200, 204)
-        if method == "PATCH":
-            own[target] = response.json()["title"]
-        elif method == "DELETE":
-            del own[target]
-        else:
-            assert response.json()["title"] == own[target]
-    else:
-        assert response.status_code in (404, 204)
-        assert response.status_code == 404 or method == "DELETE"
+    title = uuid4().hex
+    with_body = (method, path) in {("POST", TASKS), ("PATCH", f"{TASKS}/{{id}}")}
+    response = await person.request(method, path.replace("{id}", target), json={"title": title} if with_body else None)
+    match method, path.removeprefix(TASKS):
+        case "GET", "":
+            assert {task["id"]: task["title"] for task in response.json()["items"]} == own.live
+            binned = (await person.get(TASKS, params={"deleted": "true"})).json()["items"]
+            assert {task["id"]: task["title"] for task in binned} == own.bin
+        case "POST", "":
+            own.live[response.json()["id"]] = title
+        case "DELETE", _ if target in own.live:
+            assert response.status_code == 204
+            own.bin[target] = own.live.pop(target)
+        case "DELETE", _:
+            assert response.status_code == (204 if target in own.bin else 404)
+        case "POST", "/{id}/restore" if target in own.bin:
+            assert response.status_code == 200
+            own.live[target] = own.bin.pop(target)
+            assert response.json()["title"] == own.live[target]
+        case _ if target in own.live:
+            assert response.status_code == 200
+            if method == "PATCH":
+                own.live[target] = title
+            assert response.json()["title"] == own.live[target]
+        case _:
+            assert response.status_code == 404
 
 
 @pytest.mark.parametrize("filter", ["present", "forgotten"])
@@ -131,25 +148,15 @@ async def act(person: Person, own: dict[str, str], method: str, path: str, targe
 async def test_three_people_who_guess_each_others_ids(
     api: Api, filter: str, calls: list[tuple[int, tuple[str, str], int]]
 ) -> None:
-    people = [api.person() for _ in range(3)]
-    owned: list[dict[str, str]] = [{}, {}, {}]
-    for person, own in zip(people, owned, strict=True):
-        task = await person.task(uuid4().hex)
-        own[task["id"]] = task["title"]
-    deleted: list[set[str]] = [set(), set(), set()]
+    people = [(api.person(), Belongings()) for _ in range(3)]
+    for person, own in people:
+        await act(person, own, "POST", TASKS, "")
     with forgotten_filter() if filter == "forgotten" else nullcontext():
         for who, (method, path), which in calls:
-            ids = sorted({id for own in owned for id in own} | set().union(*deleted))
-            target = ids[which % len(ids)] if ids else str(uuid4())
-            before = set(owned[who])
-            if method == "DELETE" and target not in owned[who] and target not in deleted[who]:
-                response = await people[who].delete(path.replace("{id}", target))
-                assert response.status_code == 404
-            else:
-                await act(people[who], owned[who], method, path, target)
-            deleted[who] |= before - set(owned[who])
-    for person, own in zip(people, owned, strict=True):
-        await act(person, own, "GET", TASKS, "")
+            ids = sorted({id for _, own in people for id in own.live | own.bin})
+            await act(*people[who], method, path, ids[which % len(ids)])
+        for person, own in people:
+            await act(person, own, "GET", TASKS, "")
 
 
 async def test_the_database_shows_each_caller_only_their_rows(api: Api) -> None:
