@@ -34,6 +34,13 @@ IF_NONE_MATCH = {
     "schema": {"type": "string", "examples": ['"3"']},
 }
 
+IF_NONE_MATCH_ON_PUT = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "`*`: only if there is none. Else: only if the version is none of these (RFC 9110, section 13.1.2).",
+    "schema": {"type": "string", "examples": ["*"]},
+}
+
 
 class Answer:
     """Writes rows that PostgreSQL has typed already, so they are not validated again. A test holds both ways equal."""
@@ -71,3 +78,15 @@ def if_match(request: Request) -> Versions | None:
     if not headers or header.strip() == "*":
         return None
     return [int(match[1]) for tag in _ENTITY_TAG.findall(header) if (match := _VERSION.fullmatch(tag))]
+
+
+def if_none_match(request: Request) -> Versions | None:
+    """The versions that If-None-Match on a write forbids: None is any, an empty list none.
+
+    The weak comparison of RFC 9110, section 13.1.2.
+    """
+    header = ",".join(request.headers.getlist("if-none-match"))
+    if header.strip() == "*":
+        return None
+    tags = (tag.removeprefix("W/") for tag in _ENTITY_TAG.findall(header))
+    return [int(match[1]) for tag in tags if (match := _VERSION.fullmatch(tag))]

@@ -60,7 +60,7 @@ async def test_the_unknown_needs_no_token(api: Api, method: str, path: str, stat
     ("path", "allowed"),
     [
         (TASKS, "GET, POST"),
-        (f"{TASKS}/019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", "DELETE, GET, PATCH"),
+        (f"{TASKS}/019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", "DELETE, GET, PATCH, PUT"),
         ("/api/v1/users/me", "GET, PATCH"),
         ("/livez", "GET"),
     ],

@@ -66,6 +66,29 @@ async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
     return one(task, headers={"ETag": tag})
 
 
+@router.put(
+    "/{id:uuid}",
+    response_model=TaskRead,
+    responses=problems.responses(404, 412, 413, 415, 422, headers={200: answers.ETAG})
+    | {201: {"description": "It was made.", "model": TaskRead, "headers": answers.ETAG | answers.LOCATION}},
+    openapi_extra={"parameters": [answers.IF_MATCH, answers.IF_NONE_MATCH_ON_PUT]},
+)
+async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -> Response:
+    """Replace a task, or make one under an id of the client's own choice: members left out get their defaults.
+
+    With If-Match only if the version is still that one, with `If-None-Match: *` only if there is none.
+    """
+    task, created = await tasks.put(
+        id,
+        data,
+        if_match=answers.if_match(request),
+        if_none_match=answers.if_none_match(request),
+        must_exist="if-match" in request.headers,
+    )
+    location = {"Location": request.url.path} if created else {}
+    return one(task, 201 if created else 200, {"ETag": answers.etag(task), **location})
+
+
 @router.patch(
     "/{id:uuid}",
     response_model=TaskRead,

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Integer,
     Text,
     Uuid,
+    and_,
     bindparam,
     case,
     collate,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel, col, select
 
 from backend import pagination
@@ -103,8 +105,11 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
 
 
 @lru_cache(256)
-def change(columns: frozenset[str]) -> Statement:
-    """Set these columns, if the version is one of `if_match`. Equal values make no new version."""
+def change(columns: frozenset[str], *, excluding: bool = False) -> Statement:
+    """Set these columns, if the version is one of `if_match`. Equal values make no new version.
+
+    `excluding`: nor may the version be one of `if_none_match`.
+    """
     names = sorted(columns)
     new = {name: bindparam(name, type_=TABLE.c[name].type) for name in names}
     differs = tuple_(*(col(getattr(Task, name)) for name in names)).is_distinct_from(tuple_(*new.values()))
@@ -116,11 +121,14 @@ def change(columns: frozenset[str]) -> Statement:
     }
     if "status" in new:
         values["completed_at"] = completed(new["status"], col(Task.completed_at))
-    return Statement(update(Task).where(*THIS, MATCHES).values(values).returning(*READ))
+    conditions = (*THIS, MATCHES, *([EXCLUDED] if excluding else []))
+    return Statement(update(Task).where(*conditions).values(values).returning(*READ))
 
 
 _VERSIONS = bindparam("if_match", type_=ARRAY(Integer))
 MATCHES = or_(_VERSIONS.is_(None), col(Task.version) == func.any(_VERSIONS))
+# Null forbids any version: the comparison is null, which is not true.
+EXCLUDED = col(Task.version) != func.all(bindparam("if_none_match", type_=ARRAY(Integer)))
 
 GET = Statement(select(*READ).where(*THIS))
 ADD = Statement(
@@ -138,6 +146,50 @@ REMOVE = Statement(
     .values(deleted_at=func.now(), updated_at=func.now(), version=col(Task.version) + 1)
     .returning(col(Task.id))
 )
+
+
+def put() -> Statement:
+    """Make the task, or replace it unless `if_none_match` has its version (null: any); `created` says which.
+
+    One whose time in the bin is over is not there any more, whether the purge has run or not: it is made anew. One that
+    can still be restored stays where it is.
+    """
+    statement = postgresql.insert(Task).values(
+        **parameters(TaskCreate.model_fields),
+        owner_id=CALLER,
+        id=bindparam("task_id"),
+        completed_at=completed(bindparam("status", type_=Text), None),
+    )
+    new, gone = statement.excluded, col(Task.deleted_at).is_not(None)
+    fields = sorted(TaskCreate.model_fields)
+    differs = tuple_(*(TABLE.c[name] for name in fields)).is_distinct_from(tuple_(*(new[name] for name in fields)))
+    statement = statement.on_conflict_do_update(
+        index_elements=[col(Task.owner_id), col(Task.id)],
+        set_={
+            **{name: new[name] for name in fields},
+            "completed_at": completed(new.status, case((gone, None), else_=col(Task.completed_at))),
+            "version": case((gone, 1), (differs, col(Task.version) + 1), else_=col(Task.version)),
+            "created_at": case((gone, func.now()), else_=col(Task.created_at)),
+            "updated_at": case(
+                (gone, func.now()),
+                (differs, func.greatest(col(Task.updated_at), func.now())),
+                else_=col(Task.updated_at),
+            ),
+            "deleted_at": null(),
+        },
+        where=and_(
+            MINE,
+            or_(
+                and_(col(Task.deleted_at).is_(None), EXCLUDED),
+                col(Task.deleted_at) <= func.now() - RETENTION,
+            ),
+        ),
+    )
+    created: ColumnElement[bool] = literal_column("old.id IS NULL OR old.deleted_at IS NOT NULL")
+    return Statement(statement.returning(*READ, created.label("created")))
+
+
+PUT = put()
 RESTORE = Statement(
     update(Task)
     .where(*KEPT, col(Task.id) == bindparam("task_id"), MATCHES)
@@ -180,6 +232,25 @@ class TaskService:
     async def create(self, data: TaskCreate) -> Row:
         (row,) = await self._database.rows(ADD, **data.model_dump())
         return row
+
+    async def put(
+        self, id: UUID, data: TaskCreate, *, if_match: Versions | None, if_none_match: Versions | None, must_exist: bool
+    ) -> tuple[Row, bool]:
+        """Replace the task, or make it under the client's id; whether it was made. An id is unique per owner.
+
+        `must_exist`: there was an If-Match, which nothing can match that is not there: a 404, then a 412. A task in the
+        bin is a 404 until it is restored.
+        """
+        values = {**data.model_dump(), "task_id": id}
+        if must_exist:
+            allowed = change(frozenset(TaskCreate.model_fields), excluding=True)
+            row = await self._database.row(allowed, **values, if_match=if_match, if_none_match=if_none_match)
+        else:
+            row = await self._database.row(PUT, **values, if_none_match=if_none_match)
+        if row is None:
+            await self.get(id)
+            raise StaleVersion
+        return row, row.pop("created", False)
 
     async def get(self, id: UUID) -> Row:
         row = await self._database.row(GET, task_id=id)

@@ -63,8 +63,10 @@ async def test_after_thirty_days_it_is_gone_for_every_route(api: Api, age: str, 
     (task,) = await deleted(api, ada, age)
     url = f"{TASKS}/{task['id']}"
     assert len((await ada.get(TASKS, params={"deleted": "true"})).json()["items"]) == there
-    for method in "GET", "PATCH":
-        body = {"title": "x"} if method == "PATCH" else None
+    for method in "GET", "PATCH", "PUT":
+        if method == "PUT" and not there:
+            continue  # it makes a new one, see test_put.py
+        body = {"title": "x"} if method != "GET" else None
         assert (await ada.request(method, url, json=body)).status_code == 404
     assert (await ada.delete(url)).status_code == (204 if there else 404)
     assert (await ada.post(f"{url}/restore")).status_code == (200 if there else 404)

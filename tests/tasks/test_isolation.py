@@ -39,7 +39,7 @@ def statements() -> dict[str, Statement]:
             frozenset(task_service.FILTERS), "created_at", continued=True, deleted=False, counted=True
         ),
         "listing of the bin": task_service.listing(frozenset(), "due_at", continued=False, deleted=True, counted=False),
-        "change": task_service.change(frozenset({"title"})),
+        "change": task_service.change(frozenset({"title"}), excluding=True),
         "users.change": user_service.change(frozenset({"locale"})),
     }
     return fixed | shaped
@@ -78,6 +78,7 @@ OPERATIONS = {
     ("GET", TASKS),
     ("POST", TASKS),
     ("GET", f"{TASKS}/{{id}}"),
+    ("PUT", f"{TASKS}/{{id}}"),
     ("PATCH", f"{TASKS}/{{id}}"),
     ("DELETE", f"{TASKS}/{{id}}"),
     ("POST", f"{TASKS}/{{id}}/restore"),
@@ -111,7 +112,7 @@ async def act(person: Person, own: Belongings, method: str, path: str, target: s
         assert response.json()["subject"] == person.subject
         return
     title = uuid4().hex
-    with_body = (method, path) in {("POST", TASKS), ("PATCH", f"{TASKS}/{{id}}")}
+    with_body = method in ("PUT", "PATCH") or (method, path) == ("POST", TASKS)
     response = await person.request(method, path.replace("{id}", target), json={"title": title} if with_body else None)
     match method, path.removeprefix(TASKS):
         case "GET", "":
@@ -129,9 +130,12 @@ async def act(person: Person, own: Belongings, method: str, path: str, target: s
             assert response.status_code == 200
             own.live[target] = own.bin.pop(target)
             assert response.json()["title"] == own.live[target]
+        case "PUT", _ if target not in own.live | own.bin:
+            assert response.status_code == 201
+            own.live[target] = title
         case _ if target in own.live:
             assert response.status_code == 200
-            if method == "PATCH":
+            if method in ("PUT", "PATCH"):
                 own.live[target] = title
             assert response.json()["title"] == own.live[target]
         case _:

@@ -110,12 +110,12 @@ async def test_null_brings_the_default_back(api: Api) -> None:
         ('"99999999999999999999"', 412),
     ],
 )
-@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
 async def test_if_match(api: Api, method: str, header: str, status: int) -> None:
     ada = api.person()
     task = await ada.task()
     url = f"{TASKS}/{task['id']}"
-    body = {"title": "new"} if method == "PATCH" else None
+    body = {"title": "new"} if method != "DELETE" else None
     response = await ada.request(method, url, headers={"If-Match": header}, json=body)
     assert response.status_code == (204 if (method, status) == ("DELETE", 200) else status)
     if status == 412:
