@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from .claims import Principal
-from .errors import AuthError, InvalidRequest, KeysUnavailable, MissingToken
+from .errors import AuthError, InvalidRequest, KeysUnavailable, MissingToken, UnusableKeys
 from .verifier import TokenVerifier
 
 # The scheme in any case, one or more spaces, a b64token (RFC 6750, 2.1; RFC 9110, 11.1).
@@ -61,8 +61,8 @@ class Bearer:
     def refusal(self, error: AuthError) -> Refusal:
         """What to answer for an error: status, code and challenge (RFC 6750, 3)."""
         match error:
-            case KeysUnavailable():
-                headers = {"Retry-After": str(ceil(error.retry_after))}
+            case KeysUnavailable() | UnusableKeys():
+                headers = {"Retry-After": str(ceil(getattr(error, "retry_after", 1)))}
                 return Refusal(503, "keys_unavailable", "Tokens cannot be judged at the moment.", headers)
             case MissingToken():
                 return self._challenge(401, "unauthorized", "This needs a bearer token.", {})

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Self
 
@@ -67,6 +68,11 @@ class Principal:
             claims=MappingProxyType({name: _frozen(value) for name, value in claims.items()}),
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy, which cannot take read-only mappings along: the claims, read once more."""
+        read = partial(type(self).from_claims, is_access_token=self.scopes is not None)
+        return read, (_thawed(self.claims),)
+
     @property
     def is_machine(self) -> bool:
         """Whether this is an OAuth client that acts for itself (client_credentials), not a person."""
@@ -120,6 +126,12 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, dict):
         return MappingProxyType({name: _frozen(inner) for name, inner in value.items()})
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _thawed(inner) for name, inner in value.items()}
+    return list(map(_thawed, value)) if isinstance(value, tuple) else value
 
 
 def _text(value: Any) -> str | None:

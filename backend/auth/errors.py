@@ -46,6 +46,9 @@ class InvalidToken(AuthError):
         super().__init__(description or reason.value)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["InvalidToken"], tuple[Reason, str]]:
+        return type(self), (self.reason, str(self))
+
 
 class KeysUnavailable(AuthError):
     """No token can be judged now, for want of the issuer's keys: 503. `retry_after` is in seconds."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -13,6 +14,7 @@ from typing import Final, NamedTuple
 import httpx
 
 MAX_BODY: Final = 256 * 1024
+MAX_CHUNKS: Final = 1024
 CONNECT_TIMEOUT: Final = 1.0
 TOTAL_TIMEOUT: Final = 5.0
 MAX_RETRY_AFTER: Final = 60.0
@@ -53,7 +55,12 @@ def check_url(url: str) -> httpx.URL:
 
 def new_client() -> httpx.AsyncClient:
     """Make a client that takes no proxy or credentials from the environment and keeps no connection to go stale."""
-    return httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=2, max_keepalive_connections=0))
+    return httpx.AsyncClient(
+        trust_env=False,
+        limits=httpx.Limits(max_connections=2, max_keepalive_connections=0),
+        # What an endpoint says must not shape the next request: cookies add up until it refuses them.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+    )
 
 
 async def fetch(client: httpx.AsyncClient, url: httpx.URL, clock: Callable[[], float]) -> Fetched:
@@ -71,7 +78,8 @@ async def fetch(client: httpx.AsyncClient, url: httpx.URL, clock: Callable[[], f
         ):
             if response.status_code != HTTPStatus.OK:
                 raise FetchFailed(f"HTTP {response.status_code}", _retry_after(response.headers, clock))
-            if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            codings = {coding.strip().lower() for coding in response.headers.get("content-encoding", "").split(",")}
+            if not codings <= {"", "identity"}:
                 raise FetchFailed("the body is compressed, though it was not asked for")
             return Fetched(await _read(response), _max_age(response.headers))
     except TimeoutError:
@@ -86,10 +94,15 @@ async def fetch(client: httpx.AsyncClient, url: httpx.URL, clock: Callable[[], f
 async def _read(response: httpx.Response) -> bytes:
     # Not aread(): it would read to the end before anyone could look at the length.
     body = bytearray()
+    chunks = 0
     async for chunk in response.aiter_bytes():
         body += chunk
+        chunks += 1
         if len(body) > MAX_BODY:
             raise FetchFailed(f"the body is over {MAX_BODY // 1024} KiB")
+        if chunks > MAX_CHUNKS:
+            raise FetchFailed(f"the body comes in over {MAX_CHUNKS} pieces")
+        await asyncio.sleep(0)  # what has arrived already is handed over without ever giving way
     return bytes(body)
 
 
@@ -109,9 +122,9 @@ def _seconds(value: str, clock: Callable[[], float]) -> float:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        return date.replace(tzinfo=date.tzinfo or UTC).timestamp() - clock()
+    except (ValueError, OverflowError):
         return 0.0
-    return date.replace(tzinfo=date.tzinfo or UTC).timestamp() - clock()
 
 
 def _is_loopback(host: str) -> bool:

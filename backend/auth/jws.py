@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .encoding import decode_base64url, decode_object
@@ -26,9 +26,9 @@ class JWS:
     alg: str
     kid: str
     typ: str | None
-    payload: bytes
-    signing_input: bytes
-    signature: bytes
+    payload: bytes = field(repr=False)
+    signing_input: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
 
     def is_signed_by(self, key: Key) -> bool:
         """Whether the signature is this key's, made with this key's own algorithm."""

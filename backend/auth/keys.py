@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random as random_module
-import re
+import string
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ MEMORY: Final = 5.0  # a fetch answers for this long after its start, for the ki
 BUDGET: Final = 2  # attempts that requests may start at once, then one every so many seconds:
 BUDGET_EVERY: Final = 5.0
 # Better Auth's kids are database ids. An unknown one with slashes, quotes or the like is an attack and no rotation.
-_FETCHABLE_KID: Final = re.compile(r"[A-Za-z0-9._~+=:@-]+")
+_USUAL_IN_KIDS: Final = frozenset(string.ascii_letters + string.digits + "._~+=:@-")
 
 
 class KeySource(Protocol):
@@ -137,6 +137,7 @@ class RemoteKeys:
         self._confirmed: dict[str, float] = {}  # kid -> start of the attempt that brought the same key again
         self._flight: asyncio.Task[bool] | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._left = False
 
         self._fetches = dict.fromkeys(FetchReason, 0)
         self._failures = 0
@@ -156,12 +157,15 @@ class RemoteKeys:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._left = True
         tasks = [task for task in (self._refreshing, self._flight) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._owned_client is not None:
-            await self._owned_client.aclose()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            if self._owned_client is not None:
+                await self._owned_client.aclose()
 
     @property
     def ready(self) -> bool:
@@ -185,7 +189,7 @@ class RemoteKeys:
 
     def current(self, kid: str) -> Key | None:
         now = self._monotonic()
-        if now >= self._due and self._flight is None and self._refreshing is not None and not self._refreshing.done():
+        if now >= self._due and self._under_way() is None and self._refreshing is not None and not self._left:
             # The background task has overslept (timers stop with a suspended machine). Nobody waits for this.
             self._begin(FetchReason.REFRESH)
         usable = self._usable(now)
@@ -214,6 +218,8 @@ class RemoteKeys:
         # A key that was looked up anew for this reason just now is still the same: forgeries cost no more than that.
         if self._monotonic() - self._confirmed.get(key.kid, -inf) > MEMORY:
             confirmed = await self._share_attempt(FetchReason.BAD_SIGNATURE)
+            if confirmed is None:
+                raise self._unavailable()  # the answer is on its way, and may well be another key
             if confirmed and self.current(key.kid) == key:
                 self._confirmed[key.kid] = self._since
         found = self.current(key.kid)
@@ -221,7 +227,7 @@ class RemoteKeys:
 
     async def _find(self, kid: str, arrived: float) -> Key:
         """Look for a kid that the set lacks: the normal way in which a rotation shows."""
-        if _FETCHABLE_KID.fullmatch(kid) is None or arrived - self._absent.get(kid, -inf) <= MEMORY:
+        if not self._is_fetchable(kid) or arrived - self._absent.get(kid, -inf) <= MEMORY:
             raise InvalidToken(Reason.UNKNOWN_KEY)
         if not await self._share_attempt(FetchReason.UNKNOWN_KID):
             raise self._unavailable()
@@ -249,17 +255,26 @@ class RemoteKeys:
             except TimeoutError:
                 raise self._unavailable() from None
 
-    async def _share_attempt(self, reason: FetchReason) -> bool:
+    def _is_fetchable(self, kid: str) -> bool:
+        """Whether a kid could be one of this issuer's: of the usual characters, and of those its other kids have."""
+        return set(kid) <= _USUAL_IN_KIDS.union(*(self._set.keys if self._set else ()))
+
+    async def _share_attempt(self, reason: FetchReason) -> bool | None:
         """Wait for the attempt in flight or a new one, and say whether it brought a set.
 
-        It did not, either, when there was none to wait for, when too many wait already, or when it took too long.
+        False: it failed, or the budget allows none. None: one is under way, but too many wait for it already, or it
+        takes too long.
         """
-        if self._waiting >= MAX_WAITERS or (flight := self._ask(reason)) is None:
+        if self._waiting >= MAX_WAITERS:
+            return None
+        if (flight := self._ask(reason)) is None:
             return False
         with self._one_more_waiting():
             # Unlike wait_for, this leaves the shared attempt alone when one of those who wait gives up.
             await asyncio.wait({flight}, timeout=WAIT)
-        return flight.done() and not flight.cancelled() and flight.result()
+        if not flight.done():
+            return None
+        return not flight.cancelled() and flight.result()
 
     @contextmanager
     def _one_more_waiting(self) -> Iterator[None]:
@@ -281,11 +296,15 @@ class RemoteKeys:
         if self._refreshing is None:
             raise RuntimeError("RemoteKeys must be entered before use: async with RemoteKeys(url) as keys")
         now = self._monotonic()
-        if self._flight is not None or self._refreshing.done():
-            return self._flight
+        if (flight := self._under_way()) is not None or self._left:
+            return flight
         if now < self._not_before or not self._budget.take(now):
             return None
         return self._begin(reason)
+
+    def _under_way(self) -> asyncio.Task[bool] | None:
+        # Asked of the task itself: an eager task factory may have finished it before anybody could note it down.
+        return None if self._flight is None or self._flight.done() else self._flight
 
     def _begin(self, reason: FetchReason) -> asyncio.Task[bool]:
         self._flight = asyncio.create_task(self._attempt(reason), name=f"key set: {reason}")
@@ -297,7 +316,7 @@ class RemoteKeys:
             if delay > 0:
                 await self._sleep(delay)
             else:
-                await asyncio.wait({self._flight or self._begin(FetchReason.REFRESH)})
+                await asyncio.wait({self._under_way() or self._begin(FetchReason.REFRESH)})
 
     async def _attempt(self, reason: FetchReason) -> bool:
         """Fetch once, take note of what came of it, and say whether it was a usable set. Never raises."""
@@ -316,8 +335,6 @@ class RemoteKeys:
             error = str(failure)
         except Exception as failure:  # noqa: BLE001 - the edge of a background task: whatever a client raises, go on
             error = type(failure).__name__
-        finally:
-            self._flight = None
         now = self._monotonic()
         if error is None:
             self._since = started

@@ -18,8 +18,10 @@ from .observer import Observer
 CACHE_ENTRIES: Final = 4096
 CACHE_SECONDS: Final = 300.0
 MAX_SUBJECT: Final = 255
-# A token counts as one entry for each 4 KiB begun, so that long ones (an image in the claims) cannot fill the memory.
+# A token counts as one entry for each 4 KiB begun, and as one for every 16 objects and arrays in it, so that neither an
+# image in the claims nor a thousand empty objects can fill the memory.
 ENTRY_SIZE: Final = 4096
+ENTRY_CONTAINERS: Final = 16
 
 _ACCESS_TOKEN: Final = frozenset({"at+jwt", "application/at+jwt"})
 _TYPES: Final = frozenset({None, "jwt"}) | _ACCESS_TOKEN
@@ -116,13 +118,16 @@ class TokenVerifier:
         is_access_token = jws.typ in _ACCESS_TOKEN
         if is_access_token and not (_is_text(claims.get("client_id")) and _is_text(claims.get("jti"))):
             raise InvalidToken(Reason.INCOMPLETE)
+        key = await verify_signature(jws, self.keys)
+        if not self.clock() - self._leeway < expires_at:
+            raise InvalidToken(Reason.EXPIRED)  # while the key was awaited
         return _Verified(
-            key=await verify_signature(jws, self.keys),
+            key=key,
             principal=Principal.from_claims(_without_unstorable(claims, jws.payload), is_access_token=is_access_token),
             not_before=max(issued_at, not_before),
             expires_at=expires_at,
             until=started + min(expires_at + self._leeway - now, CACHE_SECONDS),
-            size=1 + len(token) // ENTRY_SIZE,
+            size=1 + len(token) // ENTRY_SIZE + (jws.payload.count(b"{") + jws.payload.count(b"[")) // ENTRY_CONTAINERS,
         )
 
     def _judge_times(self, claims: Mapping[str, Any], now: float) -> tuple[float, float, float]:

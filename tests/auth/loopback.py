@@ -79,6 +79,12 @@ async def floods(writer: asyncio.StreamWriter) -> None:
     writer.write(b"0\r\n\r\n")
 
 
+async def crumbles(writer: asyncio.StreamWriter) -> None:
+    """Sends 100 kB in chunks of one byte, all at once."""
+    writer.write(_head("200 OK", {"Transfer-Encoding": "chunked"}) + b"1\r\n \r\n" * 100_000 + b"0\r\n\r\n")
+    await writer.drain()
+
+
 async def bombs(writer: asyncio.StreamWriter) -> None:
     """Sends 50 kB that would inflate to 50 MB, though nothing but identity was accepted."""
     await says("200 OK", BOMB, {"Content-Encoding": "gzip"})(writer)

@@ -26,6 +26,7 @@ from backend.auth import (
     Reason,
     Refusal,
     Requirement,
+    UnusableKeys,
     forbidden,
     judge,
     read_token,
@@ -285,6 +286,8 @@ class TestChallenges:
                 assert (await http.get("/plain", headers=bearing("a.b.c"))).status_code == 401
 
     def test_retry_after_is_whole_and_positive(self, issuer: LocalIssuer) -> None:
+        refusal = Bearer(issuer.verifier()).refusal(UnusableKeys("private, of ours"))
+        assert (refusal.status_code, refusal.code, "private" in refusal.detail) == (503, "keys_unavailable", False)
         refusal = Bearer(issuer.verifier()).refusal(KeysUnavailable("x", 1.2))
         assert (refusal.status_code, refusal.code, refusal.headers) == (503, "keys_unavailable", {"Retry-After": "2"})
 

@@ -1,11 +1,13 @@
 """What Better Auth's plugins say about a person reaches the principal, and nothing hostile does."""
 
+import copy
 import json
+import pickle
 from typing import Any
 
 import pytest
 
-from backend.auth import Principal
+from backend.auth import InvalidToken, Principal, Reason
 from backend.auth.claims import without_unstorable
 
 BASE = {"sub": "user1", "iss": "https://auth.example.com", "iat": 1_000, "exp": 1_900.5}
@@ -160,6 +162,18 @@ def test_unstorable_texts_go_with_their_claim() -> None:
         "bad\0name": "good",
     }
     assert without_unstorable(kept | gone) == kept
+
+
+def test_a_principal_can_be_copied_and_sent_to_another_process() -> None:
+    claims = {"sub": "u", "iss": "i", "iat": 1, "exp": 2, "role": "admin", "deep": {"list": [1, {"a": None}]}}
+    for is_access_token in True, False:
+        principal = Principal.from_claims(claims, is_access_token=is_access_token)
+        for twin in copy.deepcopy(principal), pickle.loads(pickle.dumps(principal)):  # noqa: S301 - pickled just now
+            assert twin == principal
+            assert twin.claims == principal.claims
+    error = InvalidToken(Reason.EXPIRED)
+    twin = pickle.loads(pickle.dumps(error))  # noqa: S301 - pickled just now
+    assert (twin.reason, str(twin)) == (error.reason, str(error))
 
 
 def test_a_principal_cannot_be_changed() -> None:

@@ -10,7 +10,7 @@ from backend.auth import RemoteKeys
 from backend.auth import fetch as fetch_module
 from backend.auth.fetch import FetchFailed, check_url, fetch, new_client
 from backend.auth.testing import LocalIssuer
-from tests.auth.loopback import Script, bombs, drips, floods, hangs, hangs_up, says, says_json, serving
+from tests.auth.loopback import Script, bombs, crumbles, drips, floods, hangs, hangs_up, says, says_json, serving
 
 
 @pytest.fixture
@@ -35,6 +35,26 @@ async def test_asks_for_json_and_nothing_compressed() -> None:
         assert "accept-encoding: identity\r\n" in head
         assert "cookie" not in head
         assert "authorization" not in head
+
+
+async def test_brings_nothing_back_that_an_endpoint_left_here() -> None:
+    """Cookies would add up until the endpoint refuses them, and tie a client to one of several servers."""
+    async with serving(says("200 OK", b"{}", {"Set-Cookie": "a=b"})) as (url, requests), new_client() as client:
+        for _ in range(2):
+            await fetch(client, httpx.URL(url), time.time)
+    assert [b"cookie" in request.lower() for request in requests] == [False, False]
+
+
+async def test_an_empty_coding_is_none() -> None:
+    for coding in "", "identity,", "Identity":
+        async with serving(says("200 OK", b"{}", {"Content-Encoding": coding})) as (url, _):
+            assert (await fetched(url)).body == b"{}"
+
+
+async def test_a_body_in_a_hundred_thousand_pieces_is_left() -> None:
+    async with serving(crumbles) as (url, _):
+        with pytest.raises(FetchFailed, match="over 1024 pieces"):
+            await fetched(url)
 
 
 @pytest.mark.parametrize(

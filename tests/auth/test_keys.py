@@ -322,6 +322,32 @@ class TestBadSignature:
             token = endpoint.issuer.token(key=endpoint.issuer.keys[0])
             assert (await verifier.verify(token)).subject == "user1"
 
+    async def test_those_for_whom_there_is_no_room_to_wait_are_not_refused(
+        self, endpoint: Endpoint, time: Time
+    ) -> None:
+        """A database was made anew, and a hundred good tokens come at once: nobody is told that theirs is forged."""
+        async with remote_keys(endpoint, time) as keys:
+            verifier = endpoint.issuer.verifier(keys)
+            endpoint.issuer.rotate(kid=endpoint.issuer.key.kid, keep=False)
+            endpoint.open.clear()
+            waiting = [asyncio.create_task(verifier.verify(endpoint.issuer.token(f"u{n}"))) for n in range(100)]
+            await settle()
+            endpoint.open.set()
+            answers = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(answer).__name__ for answer in answers] == ["Principal"] * 32 + ["KeysUnavailable"] * 68
+            assert keys.status().fetches[FetchReason.BAD_SIGNATURE] == 1
+
+    async def test_nor_is_one_who_waits_too_long(
+        self, endpoint: Endpoint, time: Time, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(keys_module, "WAIT", 0.01)
+        async with remote_keys(endpoint, time) as keys:
+            verifier = endpoint.issuer.verifier(keys)
+            endpoint.issuer.rotate(kid=endpoint.issuer.key.kid, keep=False)
+            endpoint.open.clear()
+            with pytest.raises(KeysUnavailable):
+                await verifier.verify(endpoint.issuer.token())
+
     async def test_an_attempt_that_failed_confirms_nothing(self, endpoint: Endpoint, time: Time) -> None:
         stranger = SigningKey.generate("EdDSA", endpoint.issuer.key.kid)
         async with remote_keys(endpoint, time) as keys:
@@ -424,6 +450,7 @@ class TestOutage:
             ({"Retry-After": "Fri, 15 Jan 2027 08:00:30 -0000"}, 30),
             ({"Retry-After": "Fri, 15 Jan 2021 08:00:30 GMT"}, 0.5),
             ({"Retry-After": "soon"}, 0.5),
+            ({"Retry-After": "Fri, 15 Jan 99999999999999 08:00:30 GMT"}, 0.5),
             ({"Retry-After": "-3"}, 0.5),
             ({}, 0.5),
         ],
@@ -579,6 +606,29 @@ class TestLife:
         async with remote_keys(endpoint, time) as keys:
             with pytest.raises(RuntimeError, match="once"):
                 await keys.__aenter__()
+
+    async def test_a_request_in_the_midst_of_leaving_starts_nothing(self, endpoint: Endpoint, time: Time) -> None:
+        async with remote_keys(endpoint, time) as keys:
+            leaving = asyncio.create_task(keys.__aexit__(None, None, None))
+            await asyncio.sleep(0)
+            time.elapsed += 100
+            assert await outcome(keys, "unknown") == "503"
+            assert keys.current(endpoint.issuer.key.kid) is not None
+            await leaving
+            assert [task for task in asyncio.all_tasks() if task.get_name().startswith("key set")] == []
+
+    async def test_a_task_that_is_done_before_it_can_be_noted_down(self, time: Time) -> None:
+        """As an eager task factory makes them (Python 3.12): here the attempt has nothing to wait for."""
+        issuer = LocalIssuer(clock=time.clock)
+        endpoint = Endpoint(issuer)
+        async with remote_keys(endpoint, time) as keys:
+            keys._flight = asyncio.get_running_loop().create_future()  # type: ignore[assignment]  # a task that is done
+            keys._flight.set_result(True)  # type: ignore[union-attr]
+            issuer.rotate()
+            assert await outcome(keys, issuer.key.kid) == "ok"
+            before = endpoint.count
+            await time.advance(70)
+            assert endpoint.count > before
 
     async def test_two_do_not_know_each_other(self, time: Time) -> None:
         one, two = (Endpoint(LocalIssuer(clock=time.clock)) for _ in range(2))

@@ -1,5 +1,6 @@
 """A token is accepted on its claims' word only, and remembered no longer than it holds."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -19,7 +20,7 @@ from backend.auth import (
 )
 from backend.auth import verifier as verifier_module
 from backend.auth.testing import ALGORITHMS, LocalIssuer, SigningKey
-from tests.auth.scripted import Endpoint, Time, remote_keys
+from tests.auth.scripted import Endpoint, Time, remote_keys, settle
 
 NOW = 1_800_000_000
 
@@ -270,6 +271,27 @@ class Outcomes(Observer):
         self.seen.append(outcome)
 
 
+async def test_a_token_that_expires_while_its_key_is_awaited(endpoint: Endpoint, time: Time) -> None:
+    async with remote_keys(endpoint, time) as keys:
+        verifier = endpoint.issuer.verifier(keys, monotonic=time.monotonic)
+        endpoint.issuer.rotate()
+        endpoint.open.clear()
+        late = asyncio.create_task(verifier.verify(endpoint.issuer.token(expires_in=1)))
+        await settle()
+        time.wall += 7
+        endpoint.open.set()
+        with pytest.raises(InvalidToken) as refusal:
+            await late
+        assert refusal.value.reason is Reason.EXPIRED
+
+
+def test_what_was_taken_apart_does_not_show_itself(issuer: LocalIssuer) -> None:
+    token = issuer.token()
+    shown = repr(parse_jws(token))
+    assert not any(part in shown for part in token.split("."))
+    assert "user1" not in shown
+
+
 class TestCache:
     def verifier(
         self, issuer: LocalIssuer, time: Time, keys: RemoteKeys | None = None
@@ -382,6 +404,9 @@ class TestCache:
         for n in range(600):
             await verifier.verify(issuer.token(f"v{n}", image="x" * 20_000))
         assert len(verifier._cache) * 20_000 < 4096 * 4096
+        for n in range(200):
+            await verifier.verify(issuer.token(f"w{n}", x=[{}] * 850))
+        assert len(verifier._cache) * 850 < 4096 * 17
 
     async def test_the_one_used_longest_ago_goes_first(
         self, issuer: LocalIssuer, time: Time, monkeypatch: pytest.MonkeyPatch
