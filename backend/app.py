@@ -18,6 +18,7 @@ from backend.observability import Observability
 from backend.settings import Settings
 from backend.tasks.purge import purging
 from backend.tasks.router import router as tasks
+from backend.tasks.router import tags_router as tags
 from backend.users.directory import Users
 from backend.users.router import router as users
 
@@ -80,7 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(problems.LastResort)
     app.add_middleware(Edge)
     app.add_middleware(Observability)
-    for router in health.router, resource_metadata.router, users, tasks:
+    for router in health.router, resource_metadata.router, users, tasks, tags:
         app.include_router(router)
     return app
 

@@ -11,8 +11,10 @@ from sqlalchemy import (
     Computed,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Text,
+    UniqueConstraint,
     case,
     func,
     literal_column,
@@ -23,6 +25,7 @@ from sqlmodel import Field, SQLModel
 
 TITLE_LENGTH = 200
 DESCRIPTION_LENGTH = 10_000
+TAG_LENGTH = 50
 
 
 class Status(StrEnum):
@@ -71,6 +74,39 @@ class Task(SQLModel, table=True):
     updated_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
     deleted_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     folded: str = Field(sa_type=Text, sa_column_args=[Computed(FOLDED, persisted=True)])
+
+
+class Tag(SQLModel, table=True):
+    """Unique by its case-folded name, shown as it was first stored."""
+
+    __tablename__ = "tags"
+    __table_args__ = (
+        UniqueConstraint("owner_id", "folded", name="tags_name"),
+        CheckConstraint(f"char_length(name) between 1 and {TAG_LENGTH}", name="tags_name_length"),
+    )
+
+    owner_id: UUID = Field(primary_key=True, sa_column_args=[ForeignKey("users.id", ondelete="CASCADE")])
+    id: UUID = Field(primary_key=True, sa_column_kwargs={"server_default": text("uuidv7()")})
+    name: str = Field(sa_type=Text)
+    folded: str = Field(
+        sa_type=Text(collation="C"),
+        sa_column_args=[Computed("casefold(name COLLATE pg_unicode_fast)", persisted=True)],
+    )
+
+
+class TaskTag(SQLModel, table=True):
+    """That a task has a tag, both of one owner."""
+
+    __tablename__ = "task_tags"
+    __table_args__ = (
+        ForeignKeyConstraint(["owner_id", "task_id"], ["tasks.owner_id", "tasks.id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(["owner_id", "tag_id"], ["tags.owner_id", "tags.id"], ondelete="CASCADE"),
+        Index("task_tags_by_tag", "owner_id", "tag_id", "task_id"),
+    )
+
+    owner_id: UUID = Field(primary_key=True)
+    task_id: UUID = Field(primary_key=True)
+    tag_id: UUID = Field(primary_key=True)
 
 
 LEVELS = tuple(enumerate(Priority))

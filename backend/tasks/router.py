@@ -7,25 +7,39 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from backend import answers, pagination, problems
 from backend.answers import Answer
-from backend.tasks.schemas import TaskCreate, TaskPage, TaskQuery, TaskRead, TaskUpdate
+from backend.tasks.schemas import (
+    TagCreate,
+    TagList,
+    TagRead,
+    TagUpdate,
+    TaskCreate,
+    TaskPage,
+    TaskQuery,
+    TaskRead,
+    TaskUpdate,
+)
 from backend.tasks.service import TaskService
+from backend.tasks.tags import TagService
 from backend.users.caller import REFUSALS, CallerDatabase, route_for
 
-router = APIRouter(
-    prefix="/api/v1/tasks",
-    tags=["tasks"],
-    route_class=route_for(read="tasks:read", write="tasks:write"),
-    responses=REFUSALS,
-)
+Route = route_for(read="tasks:read", write="tasks:write")
+router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"], route_class=Route, responses=REFUSALS)
+tags_router = APIRouter(prefix="/api/v1/tags", tags=["tasks"], route_class=Route, responses=REFUSALS)
 
 
 async def caller_tasks(database: CallerDatabase) -> TaskService:
     return TaskService(database)
 
 
+async def caller_tags(database: CallerDatabase) -> TagService:
+    return TagService(database)
+
+
 Tasks = Annotated[TaskService, Depends(caller_tasks)]
+Tags = Annotated[TagService, Depends(caller_tags)]
 
 one, many = Answer(TaskRead), Answer(TaskRead, many=True)
+one_tag, all_tags = Answer(TagRead), Answer(TagRead, many=True)
 
 
 @router.get(
@@ -122,3 +136,27 @@ async def restore_task(request: Request, tasks: Tasks, id: UUID) -> Response:
     """Take a task out of the bin, up to 30 days after it was deleted. One that is not in it is left as it is."""
     task = await tasks.restore(id, if_match=answers.if_match(request))
     return one(task, headers={"ETag": answers.etag(task)})
+
+
+@tags_router.get("", response_model=TagList)
+async def list_tags(tags: Tags) -> Response:
+    """All of the caller's tags, sorted by name."""
+    return all_tags({"items": await tags.list()})
+
+
+@tags_router.post("", response_model=TagRead, status_code=201, responses=problems.responses(409, 413, 415, 422))
+async def create_tag(tags: Tags, data: TagCreate) -> Response:
+    """Make a tag. Giving a task a tag that is new does so, too."""
+    return one_tag(await tags.create(data), 201)
+
+
+@tags_router.patch("/{id:uuid}", response_model=TagRead, responses=problems.responses(404, 409, 413, 415, 422))
+async def update_tag(tags: Tags, id: UUID, data: TagUpdate) -> Response:
+    """Rename a tag: a new version of each task that has it."""
+    return one_tag(await tags.update(id, data))
+
+
+@tags_router.delete("/{id:uuid}", status_code=204, responses=problems.responses(404))
+async def delete_tag(tags: Tags, id: UUID) -> None:
+    """Delete a tag: a new version of each task that had it."""
+    await tags.delete(id)

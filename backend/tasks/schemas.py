@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from backend.pagination import Page
-from backend.tasks.models import DESCRIPTION_LENGTH, TITLE_LENGTH, Priority, Status
+from backend.tasks.models import DESCRIPTION_LENGTH, TAG_LENGTH, TITLE_LENGTH, Priority, Status
 
 
 def _storable(value: str) -> str:
@@ -69,11 +69,15 @@ Time = Annotated[Instant, BeforeValidator(_rfc3339)]
 Title = Annotated[str, Field(min_length=1, max_length=TITLE_LENGTH), Storable, AfterValidator(_not_blank)]
 Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]
 
+TagName = Annotated[str, Field(min_length=1, max_length=TAG_LENGTH), Storable, AfterValidator(_not_blank)]
+Tags = Annotated[list[TagName], Field(max_length=20)]
+
 _EXAMPLE: dict[str, Any] = {
     "title": "Buy milk",
     "description": "Two litres",
     "priority": "high",
     "due_at": "2026-12-01T18:00:00Z",
+    "tags": ["home"],
 }
 
 
@@ -85,6 +89,11 @@ class TaskCreate(BaseModel):
     status: Status = Status.todo
     priority: Priority = Priority.normal
     due_at: Time | None = None
+    tags: Tags = Field(
+        default_factory=list,
+        description="Names, whatever their case; one that is new makes a tag.",
+        json_schema_extra={"default": []},
+    )
 
 
 class TaskUpdate(BaseModel):
@@ -101,6 +110,9 @@ class TaskUpdate(BaseModel):
         default=None, json_schema_extra=_unset
     )
     due_at: Time | None = Field(default=None, json_schema_extra=_unset)
+    tags: Annotated[Tags | None, AfterValidator(lambda tags: tags or [])] = Field(
+        default=None, json_schema_extra=_unset
+    )
 
 
 class TaskRead(BaseModel):
@@ -128,6 +140,7 @@ class TaskRead(BaseModel):
     status: Status
     priority: Priority
     due_at: datetime | None
+    tags: list[str] = Field(description="As they were first stored, sorted.")
     is_overdue: bool = Field(description="`due_at` has passed and the task is not done.")
     completed_at: datetime | None = Field(description="When `status` became done.")
     created_at: datetime
@@ -155,6 +168,7 @@ class TaskQuery(BaseModel):
     cursor: str | None = Field(default=None, max_length=2000, description="`next_cursor` of the page before.")
     status: Status | None = Field(default=None, description="Only these.")
     priority: Priority | None = Field(default=None, description="Only these.")
+    tag: Tags = Field(default_factory=list, description="Only tasks that have this tag; given often: that have all.")
     due_before: Time | None = Field(default=None, description="Only tasks that are due before this time.")
     due_after: Time | None = Field(default=None, description="Only tasks that are due after this time.")
     overdue: Flag | None = Field(default=None, description="Only tasks that are overdue, or only those that are not.")
@@ -169,3 +183,33 @@ class TaskQuery(BaseModel):
         default="-created_at",
         description="`-` for descending. Titles are compared by code point; tasks without a due date come last.",
     )
+
+
+class TagCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "home"}]})
+
+    name: TagName
+
+
+class TagUpdate(BaseModel):
+    """A JSON merge patch (RFC 7396)."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "at home"}]})
+
+    name: TagName = Field(default="", json_schema_extra=_unset)
+
+
+class TagRead(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", "name": "home", "task_count": 3}]
+        }
+    )
+
+    id: UUID
+    name: str
+    task_count: int = Field(description="How many tasks have it, those in the bin left out.")
+
+
+class TagList(BaseModel):
+    items: list[TagRead]

@@ -1,6 +1,6 @@
 """One user's tasks. Every statement starts from `OWNED`, so none can reach another's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any
@@ -11,13 +11,19 @@ from sqlalchemy import (
     ARRAY,
     Boolean,
     ColumnElement,
+    Insert,
     Integer,
+    Label,
     Text,
+    Update,
     Uuid,
     and_,
     bindparam,
     case,
     collate,
+    delete,
+    exists,
+    false,
     func,
     insert,
     literal_column,
@@ -29,23 +35,38 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from backend import pagination
 from backend.answers import Versions
-from backend.database import Database, Row, Statement, parameters
+from backend.database import Database, Row, Statement, Transaction, parameters
 from backend.problems import NotFound, StaleVersion
-from backend.tasks.models import Priority, Status, Task, sort_key
+from backend.tasks.models import Priority, Status, Tag, Task, TaskTag, sort_key
 from backend.tasks.schemas import Instant, Storable, TaskCreate, TaskQuery, TaskRead, TaskUpdate
 
 TABLE = SQLModel.metadata.tables["tasks"]
 DUE_OR_NEVER, DUE_OR_ALWAYS = (sort_key(sort, TABLE.c.due_at) for sort in ("due_at", "-due_at"))
-COMPUTED = {"is_overdue": (func.now() > DUE_OR_NEVER) & (col(Task.status) != Status.done.value)}
+CALLER = bindparam("caller", type_=Uuid)
+TAGS = (
+    select(col(Tag.name))
+    .join(TaskTag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
+    .where(col(TaskTag.owner_id) == CALLER, col(TaskTag.task_id) == Task.id, col(Tag.owner_id) == CALLER)
+    .order_by(col(Tag.folded))
+    .correlate(TABLE)
+)
+COMPUTED: dict[str, ColumnElement[Any]] = {
+    "is_overdue": (func.now() > DUE_OR_NEVER) & (col(Task.status) != Status.done.value),
+    "tags": func.array(TAGS.scalar_subquery()),
+}
 READ = [COMPUTED[name].label(name) if name in COMPUTED else col(getattr(Task, name)) for name in TaskRead.model_fields]
+PLAIN = [column for name, column in zip(TaskRead.model_fields, READ, strict=True) if name != "tags"]
+
+# What a client sets and the table keeps.
+FIELDS = [name for name in TaskCreate.model_fields if name in TABLE.c]
 
 # How long a deleted task can be restored.
 RETENTION: ColumnElement[timedelta] = literal_column("interval '30 days'")
 
-CALLER = bindparam("caller", type_=Uuid)
 MINE = col(Task.owner_id) == CALLER
 OWNED = (MINE, col(Task.deleted_at).is_(None))
 BIN = (MINE, col(Task.deleted_at) > func.now() - RETENTION)
@@ -54,12 +75,27 @@ THIS = (*OWNED, col(Task.id) == bindparam("task_id"))
 
 # A subquery without a table is worked out once, not once a row.
 SEARCHED = select(func.casefold(collate(bindparam("q", type_=Text), "pg_unicode_fast"))).scalar_subquery()
+
+
+def folded_names(parameter: str) -> SelectOfScalar[str]:
+    """The names in a parameter, each once, as tags are compared."""
+    name = func.unnest(bindparam(parameter, type_=ARRAY(Text))).column_valued("name")
+    return select(collate(func.casefold(collate(name, "pg_unicode_fast")), "C").label("folded")).distinct()
+
+
 FILTERS: dict[str, ColumnElement[bool]] = {
     "status": col(Task.status) == bindparam("status"),
     "priority": col(Task.priority) == bindparam("priority"),
     "due_before": bindparam("due_before", type_=TABLE.c.due_at.type) > DUE_OR_NEVER,
     "due_after": bindparam("due_after", type_=TABLE.c.due_at.type) < DUE_OR_ALWAYS,
     "overdue": COMPUTED["is_overdue"] == bindparam("overdue", type_=Boolean),
+    "tag": col(Task.id).in_(
+        select(col(TaskTag.task_id))
+        .join(Tag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
+        .where(col(TaskTag.owner_id) == CALLER, col(Tag.owner_id) == CALLER, col(Tag.folded).in_(folded_names("tag")))
+        .group_by(col(TaskTag.task_id))
+        .having(func.count() == select(func.count()).select_from(folded_names("tag").subquery()).scalar_subquery())
+    ),
     "q": func.strpos(col(Task.folded), SEARCHED) > 0,
 }
 CURSOR_KEYS: dict[str, TypeAdapter[Any]] = {
@@ -104,15 +140,64 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
     return Statement(both.order_by(*ordered(page.c.sort_key, page.c.id)))
 
 
+# Whoever changes which tags there are, or which task has them, does so alone among the writers of one owner. It is a
+# statement of its own, so that the next one sees what the writer before has done.
+TAG_LOCK = Statement(
+    select(func.pg_advisory_xact_lock(func.hashtextextended(func.concat("tags of ", CALLER), literal_column("0"))))
+)
+TAGS_DIFFER = func.array(
+    select(col(Tag.folded))
+    .join(TaskTag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
+    .where(col(TaskTag.owner_id) == CALLER, col(Tag.owner_id) == CALLER, col(TaskTag.task_id) == bindparam("task_id"))
+    .order_by(col(Tag.folded))
+    .scalar_subquery()
+).is_distinct_from(func.array(folded_names("tags").order_by("folded").scalar_subquery()))
+
+
+def with_tags(write: Insert | Update, *more: Label[Any]) -> Statement:
+    """Write the one task, give it the `tags` and no others, make those that are new, and return it with them."""
+    task = write.returning(*PLAIN, *more).cte("task")
+    name = func.unnest(bindparam("tags", type_=ARRAY(Text))).column_valued("name")
+    made = (
+        postgresql.insert(Tag)
+        .from_select(["owner_id", "name"], select(CALLER, name).where(exists(select(task.c.id))))
+        .on_conflict_do_nothing()
+        .returning(col(Tag.id), col(Tag.name), col(Tag.folded))
+        .cte("made")
+    )
+    wanted = (
+        select(col(Tag.id), col(Tag.name), col(Tag.folded))
+        .where(col(Tag.owner_id) == CALLER, col(Tag.folded).in_(folded_names("tags")))
+        .union_all(select(made.c.id, made.c.name, made.c.folded))
+        .cte("wanted")
+    )
+    taken = (
+        delete(TaskTag)
+        .where(col(TaskTag.owner_id) == CALLER, col(TaskTag.task_id) == select(task.c.id).scalar_subquery())
+        .where(col(TaskTag.tag_id).not_in(select(wanted.c.id)))
+        .cte("taken")
+    )
+    given = (
+        postgresql.insert(TaskTag)
+        .from_select(["owner_id", "task_id", "tag_id"], select(CALLER, task.c.id, wanted.c.id).join(wanted, true()))
+        .on_conflict_do_nothing()
+        .cte("given")
+    )
+    names = func.array(select(wanted.c.name).order_by(wanted.c.folded).scalar_subquery()).label("tags")
+    columns = (names if name == "tags" else task.c[name] for name in TaskRead.model_fields)
+    return Statement(select(*columns, *(task.c[column.key] for column in more)).add_cte(taken, given))
+
+
 @lru_cache(256)
 def change(columns: frozenset[str], *, excluding: bool = False) -> Statement:
     """Set these columns, if the version is one of `if_match`. Equal values make no new version.
 
-    `excluding`: nor may the version be one of `if_none_match`.
+    `excluding`: nor may the version be one of `if_none_match`. With "tags" among the columns, behind `TAG_LOCK`.
     """
-    names = sorted(columns)
-    new = {name: bindparam(name, type_=TABLE.c[name].type) for name in names}
-    differs = tuple_(*(col(getattr(Task, name)) for name in names)).is_distinct_from(tuple_(*new.values()))
+    new = {name: bindparam(name, type_=TABLE.c[name].type) for name in FIELDS if name in columns}
+    differs = tuple_(*(TABLE.c[name] for name in new)).is_distinct_from(tuple_(*new.values())) if new else false()
+    if "tags" in columns:
+        differs = or_(differs, TAGS_DIFFER)
     values: dict[str, Any] = {
         **new,
         "version": col(Task.version) + case((differs, 1), else_=0),
@@ -122,7 +207,8 @@ def change(columns: frozenset[str], *, excluding: bool = False) -> Statement:
     if "status" in new:
         values["completed_at"] = completed(new["status"], col(Task.completed_at))
     conditions = (*THIS, MATCHES, *([EXCLUDED] if excluding else []))
-    return Statement(update(Task).where(*conditions).values(values).returning(*READ))
+    statement = update(Task).where(*conditions).values(values)
+    return with_tags(statement) if "tags" in columns else Statement(statement.returning(*READ))
 
 
 _VERSIONS = bindparam("if_match", type_=ARRAY(Integer))
@@ -131,15 +217,13 @@ MATCHES = or_(_VERSIONS.is_(None), col(Task.version) == func.any(_VERSIONS))
 EXCLUDED = col(Task.version) != func.all(bindparam("if_none_match", type_=ARRAY(Integer)))
 
 GET = Statement(select(*READ).where(*THIS))
-ADD = Statement(
-    insert(Task)
-    .values(
-        **parameters(TaskCreate.model_fields),
-        owner_id=CALLER,
-        completed_at=completed(bindparam("status", type_=Text), None),
-    )
-    .returning(*READ)
+NEW = insert(Task).values(
+    **parameters(FIELDS),
+    owner_id=CALLER,
+    completed_at=completed(bindparam("status", type_=Text), None),
 )
+ADD = Statement(NEW.returning(*READ))
+ADD_WITH_TAGS = with_tags(NEW)
 REMOVE = Statement(
     update(Task)
     .where(*THIS, MATCHES)
@@ -152,17 +236,18 @@ def put() -> Statement:
     """Make the task, or replace it unless `if_none_match` has its version (null: any); `created` says which.
 
     One whose time in the bin is over is not there any more, whether the purge has run or not: it is made anew. One that
-    can still be restored stays where it is.
+    can still be restored stays where it is. Behind `TAG_LOCK`.
     """
     statement = postgresql.insert(Task).values(
-        **parameters(TaskCreate.model_fields),
+        **parameters(FIELDS),
         owner_id=CALLER,
         id=bindparam("task_id"),
         completed_at=completed(bindparam("status", type_=Text), None),
     )
     new, gone = statement.excluded, col(Task.deleted_at).is_not(None)
-    fields = sorted(TaskCreate.model_fields)
-    differs = tuple_(*(TABLE.c[name] for name in fields)).is_distinct_from(tuple_(*(new[name] for name in fields)))
+    fields = sorted(FIELDS)
+    values = (tuple_(*(table[name] for name in fields)) for table in (TABLE.c, new))
+    differs = or_(next(values).is_distinct_from(next(values)), TAGS_DIFFER)
     statement = statement.on_conflict_do_update(
         index_elements=[col(Task.owner_id), col(Task.id)],
         set_={
@@ -186,7 +271,7 @@ def put() -> Statement:
         ),
     )
     created: ColumnElement[bool] = literal_column("old.id IS NULL OR old.deleted_at IS NOT NULL")
-    return Statement(statement.returning(*READ, created.label("created")))
+    return with_tags(statement, created.label("created"))
 
 
 PUT = put()
@@ -209,7 +294,8 @@ class TaskService:
 
     async def list(self, query: TaskQuery) -> Row:
         """A page: `items`, `next_cursor`, and `total` if it was asked for."""
-        filters = query.model_dump(include=set(FILTERS), exclude_none=True)
+        given = query.model_dump(include=set(FILTERS))
+        filters = {name: value for name, value in given.items() if value not in (None, [])}
         bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
         key = query.sort.removeprefix("-")
         values = dict(filters)
@@ -230,8 +316,20 @@ class TaskService:
         return {**page, "total": totals[0]}
 
     async def create(self, data: TaskCreate) -> Row:
-        (row,) = await self._database.rows(ADD, **data.model_dump())
+        values = data.model_dump()
+        if values["tags"]:
+            row = await self._write_tags(ADD_WITH_TAGS, values)
+        else:
+            row = await self._database.row(ADD, **values)
+        assert row is not None
         return row
+
+    async def _write_tags(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
+        async def work(transaction: Transaction) -> Row | None:
+            await transaction.rows(TAG_LOCK)
+            return await transaction.row(statement, **values)
+
+        return await self._database.transact(work)
 
     async def put(
         self, id: UUID, data: TaskCreate, *, if_match: Versions | None, if_none_match: Versions | None, must_exist: bool
@@ -241,12 +339,9 @@ class TaskService:
         `must_exist`: there was an If-Match, which nothing can match that is not there: a 404, then a 412. A task in the
         bin is a 404 until it is restored.
         """
-        values = {**data.model_dump(), "task_id": id}
-        if must_exist:
-            allowed = change(frozenset(TaskCreate.model_fields), excluding=True)
-            row = await self._database.row(allowed, **values, if_match=if_match, if_none_match=if_none_match)
-        else:
-            row = await self._database.row(PUT, **values, if_none_match=if_none_match)
+        statement = change(frozenset(TaskCreate.model_fields), excluding=True) if must_exist else PUT
+        values = {"task_id": id, "if_match": if_match, "if_none_match": if_none_match}
+        row = await self._write_tags(statement, {**data.model_dump(), **values})
         if row is None:
             await self.get(id)
             raise StaleVersion
@@ -266,7 +361,11 @@ class TaskService:
             if if_match is not None and row["version"] not in if_match:
                 raise StaleVersion
             return row
-        changed = await self._database.row(change(frozenset(values)), **values, task_id=id, if_match=if_match)
+        statement, values = change(frozenset(values)), {**values, "task_id": id, "if_match": if_match}
+        if "tags" in values:
+            changed = await self._write_tags(statement, values)
+        else:
+            changed = await self._database.row(statement, **values)
         if changed is None:
             await self.get(id)  # a 404 if it is not there at all
             raise StaleVersion

@@ -91,6 +91,7 @@ class TaskRead(SQLModel):
     status: str
     priority: Priority
     due_at: datetime | None
+    tags: list[str] = []  # none of the tasks has any, and this peer does not even look
     is_overdue: bool
     completed_at: datetime | None
     created_at: datetime

@@ -17,6 +17,7 @@ class Task(BaseModel):
     status: Literal["todo", "in_progress", "done"]
     priority: Literal["low", "normal", "high", "urgent"]
     due_at: datetime | None
+    tags: list[str]
     is_overdue: bool
     completed_at: datetime | None
     created_at: datetime
@@ -39,6 +40,7 @@ def task(number: int) -> Task:
         status="todo",
         priority="high",
         due_at=now,
+        tags=[],
         is_overdue=False,
         completed_at=now if number % 3 == 0 else None,
         created_at=now,

@@ -14,12 +14,14 @@ from sqlmodel import col, select
 
 from backend.database import SYSTEM, Actor, Database, Statement
 from backend.tasks import service as task_service
+from backend.tasks import tags as tag_service
 from backend.tasks.models import Task
 from backend.users import service as user_service
 from tests.conftest import Api, Person
 
 TASKS = "/api/v1/tasks"
-OWNER_FILTER = re.compile(r"(tasks\.owner_id|users\.id) = %\(caller\)s::UUID")
+TAGS = "/api/v1/tags"
+OWNER_FILTER = re.compile(r"((?:tasks|tags|task_tags)\.owner_id|users\.id) = %\(caller\)s::UUID")
 
 
 def without_owner(sql: str) -> str:
@@ -30,9 +32,9 @@ def statements() -> dict[str, Statement]:
     """Every statement of the services that run as the caller, one of each shape."""
     fixed = {
         f"{module.__name__}.{name}": value
-        for module in (task_service, user_service)
+        for module in (task_service, tag_service, user_service)
         for name, value in vars(module).items()
-        if isinstance(value, Statement)
+        if isinstance(value, Statement) and name != "TAG_LOCK"
     }
     shaped = {
         "listing": task_service.listing(
@@ -40,6 +42,7 @@ def statements() -> dict[str, Statement]:
         ),
         "listing of the bin": task_service.listing(frozenset(), "due_at", continued=False, deleted=True, counted=False),
         "change": task_service.change(frozenset({"title"}), excluding=True),
+        "change of tags": task_service.change(frozenset({"tags"})),
         "users.change": user_service.change(frozenset({"locale"})),
     }
     return fixed | shaped
@@ -69,7 +72,7 @@ def forgotten_filter() -> Iterator[None]:
 def test_every_statement_of_a_service_names_the_caller() -> None:
     for name, statement in statements().items():
         if statement.sql.startswith("INSERT"):
-            assert re.match(r"INSERT INTO tasks \(owner_id, .*\) VALUES \(%\(caller\)s::UUID, ", statement.sql), name
+            assert re.match(r"INSERT INTO \w+ \(owner_id, .*\) VALUES \(%\(caller\)s::UUID, ", statement.sql), name
         else:
             assert OWNER_FILTER.search(statement.sql), name
 
@@ -82,6 +85,10 @@ OPERATIONS = {
     ("PATCH", f"{TASKS}/{{id}}"),
     ("DELETE", f"{TASKS}/{{id}}"),
     ("POST", f"{TASKS}/{{id}}/restore"),
+    ("GET", TAGS),
+    ("POST", TAGS),
+    ("PATCH", f"{TAGS}/{{id}}"),
+    ("DELETE", f"{TAGS}/{{id}}"),
     ("GET", "/api/v1/users/me"),
     ("PATCH", "/api/v1/users/me"),
 }
@@ -98,11 +105,30 @@ async def test_every_operation_of_the_api_takes_part(api: Api) -> None:
 
 
 class Belongings:
-    """What one person must find: the titles of their tasks, by id, and those of the bin."""
+    """What one person must find: the titles of their tasks, by id, those of the bin, and the names of their tags."""
 
     def __init__(self) -> None:
         self.live: dict[str, str] = {}
         self.bin: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
+
+
+async def act_on_tags(person: Person, own: Belongings, method: str, path: str, target: str) -> None:
+    name = uuid4().hex
+    json = {"name": name} if method in ("POST", "PATCH") else None
+    response = await person.request(method, path.replace("{id}", target), json=json)
+    if path == TAGS and method == "GET":
+        assert {tag["id"]: tag["name"] for tag in response.json()["items"]} == own.tags
+    elif path == TAGS:
+        own.tags[response.json()["id"]] = name
+    elif target not in own.tags:
+        assert response.status_code == 404
+    elif method == "PATCH":
+        assert response.status_code == 200
+        own.tags[target] = name
+    else:
+        assert response.status_code == 204
+        del own.tags[target]
 
 
 async def act(person: Person, own: Belongings, method: str, path: str, target: str) -> None:
@@ -158,9 +184,14 @@ async def test_three_people_who_guess_each_others_ids(
     with forgotten_filter() if filter == "forgotten" else nullcontext():
         for who, (method, path), which in calls:
             ids = sorted({id for _, own in people for id in own.live | own.bin})
-            await act(*people[who], method, path, ids[which % len(ids)])
+            tag_ids = sorted({id for _, own in people for id in own.tags}) or [str(uuid4())]
+            if path.startswith(TAGS):
+                await act_on_tags(*people[who], method, path, tag_ids[which % len(tag_ids)])
+            else:
+                await act(*people[who], method, path, ids[which % len(ids)])
         for person, own in people:
             await act(person, own, "GET", TASKS, "")
+            await act_on_tags(person, own, "GET", TAGS, "")
 
 
 async def test_the_database_shows_each_caller_only_their_rows(api: Api) -> None:

@@ -1,0 +1,86 @@
+"""One user's tags. Which task has which is written with the task, in `service.py`."""
+
+from uuid import UUID
+
+from sqlalchemy import Label, Update, and_, bindparam, delete, exists, func, insert, literal_column, update
+from sqlmodel import col, select
+
+from backend.database import Database, Row, Statement, Transaction
+from backend.problems import NotFound
+from backend.tasks.models import Tag, Task, TaskTag
+from backend.tasks.schemas import TagCreate, TagUpdate
+from backend.tasks.service import CALLER, OWNED, TAG_LOCK
+
+MINE = col(Tag.owner_id) == CALLER
+THIS = (MINE, col(Tag.id) == bindparam("tag_id"))
+COUNTED = (
+    select(func.count())
+    .select_from(TaskTag)
+    .join(Task, and_(col(Task.owner_id) == TaskTag.owner_id, col(Task.id) == TaskTag.task_id))
+    .where(*OWNED, col(TaskTag.owner_id) == CALLER, col(TaskTag.tag_id) == Tag.id)
+    .correlate(Tag)
+    .scalar_subquery()
+    .label("task_count")
+)
+HAVING_IT = select(col(TaskTag.task_id)).where(
+    col(TaskTag.owner_id) == CALLER, col(TaskTag.tag_id) == bindparam("tag_id")
+)
+
+
+def new_versions() -> Update:
+    """Of all tasks that have the tag, those in the bin, too."""
+    return (
+        update(Task)
+        .where(col(Task.owner_id) == CALLER, col(Task.id).in_(HAVING_IT))
+        .values(version=col(Task.version) + 1, updated_at=func.greatest(col(Task.updated_at), func.now()))
+    )
+
+
+def rename() -> Statement:
+    renamed: Update = update(Tag).where(*THIS).values(name=bindparam("name"))
+    differs: Label[bool] = literal_column("old.name <> new.name").label("differs")
+    tag = renamed.returning(col(Tag.id), col(Tag.name), differs, COUNTED).cte("tag")
+    tasks = new_versions().where(exists(select(tag.c.id).where(tag.c.differs))).cte("new_versions")
+    return Statement(select(tag.c.id, tag.c.name, tag.c.task_count).add_cte(tasks))
+
+
+LIST = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(MINE).order_by(col(Tag.folded)))
+GET = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(*THIS))
+ADD = Statement(
+    insert(Tag)
+    .values(owner_id=CALLER, name=bindparam("name"))
+    .returning(col(Tag.id), col(Tag.name), literal_column("0").label("task_count"))
+)
+RENAME = rename()
+REMOVE = Statement(delete(Tag).where(*THIS).returning(col(Tag.id)).add_cte(new_versions().cte("new_versions")))
+
+
+class TagService:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list(self) -> list[Row]:
+        return await self._database.rows(LIST)
+
+    async def create(self, data: TagCreate) -> Row:
+        """A name that there is, whatever its case, is a `psycopg.errors.UniqueViolation`: a 409."""
+        (row,) = await self._database.rows(ADD, name=data.name)
+        return row
+
+    async def update(self, id: UUID, data: TagUpdate) -> Row:
+        values = data.model_dump(exclude_unset=True)
+        row = await (self._write(RENAME, id, **values) if values else self._database.row(GET, tag_id=id))
+        if row is None:
+            raise NotFound
+        return row
+
+    async def delete(self, id: UUID) -> None:
+        if await self._write(REMOVE, id) is None:
+            raise NotFound
+
+    async def _write(self, statement: Statement, id: UUID, **values: object) -> Row | None:
+        async def work(transaction: Transaction) -> Row | None:
+            await transaction.rows(TAG_LOCK)
+            return await transaction.row(statement, tag_id=id, **values)
+
+        return await self._database.transact(work)
