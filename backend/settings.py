@@ -1,5 +1,6 @@
 """Everything the environment can change, in one frozen object."""
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -14,10 +15,22 @@ def _split(value: object) -> object:
 
 
 def _web_address(value: str) -> str:
+    """As a browser would write it (WHATWG URL), since Better Auth does: lower case, no port that goes unsaid."""
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+    if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise ValueError("must be an http(s) address without query, fragment or credentials")
-    return value.rstrip("/")
+    if not value.isascii():
+        raise ValueError("must be ASCII: write an international name in its xn-- form")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    port = "" if parts.port in (None, _PORTS[parts.scheme]) else f":{parts.port}"
+    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
+
+
+def _host_patterns(value: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in value:
+        if not _HOST_PATTERN.fullmatch(pattern):
+            raise ValueError(f"{pattern!r} is not a host name, *.example.com, or *")
+    return value or ("*",)
 
 
 def _database_address(value: str) -> str:
@@ -25,6 +38,9 @@ def _database_address(value: str) -> str:
         raise ValueError("must start with postgresql://")
     return value
 
+
+_PORTS = {"http": 80, "https": 443}
+_HOST_PATTERN = re.compile(r"\*|(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]")
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
@@ -58,11 +74,13 @@ class Settings(BaseSettings):
     )
     public_url: WebAddress = Field(
         default="http://localhost:8000",
-        description="This API's own public address: its RFC 9728 resource identifier, and an accepted audience.",
+        description="This API's own public address: its RFC 9728 resource identifier, and an accepted audience. "
+        "Default: `http://localhost:8000`.",
     )
     better_auth_url: WebAddress = Field(
         default="http://localhost:3000",
-        description="Where Better Auth lives: its origin, or its full base address when that has a path of its own.",
+        description="Where Better Auth lives: its origin, or its full base address when that has a path of its own. "
+        "Default: `http://localhost:3000`; under `resource-server dev`: a reference issuer.",
     )
     better_auth_issuers: Names = Field(
         default=(),
@@ -76,7 +94,8 @@ class Settings(BaseSettings):
     better_auth_jwks_url: WebAddress = Field(
         default="",
         validate_default=False,
-        description="Where the keys are fetched; may be an internal address. Default: `/jwks` below the base address.",
+        description="Where the keys are fetched: https, or http to a loopback address; may be another address than the "
+        "public one. Default: `/jwks` below the base address.",
     )
     token_max_lifetime: int = Field(
         default=3600, ge=60, le=86400, description="Longest accepted `exp - iat` of a token, in seconds."
@@ -84,7 +103,7 @@ class Settings(BaseSettings):
     cors_origins: Names = Field(
         default=(), description="Origins whose pages may call this API, comma-separated, exact. Default: none."
     )
-    trusted_hosts: Names = Field(
+    trusted_hosts: Annotated[Names, AfterValidator(_host_patterns)] = Field(
         default=("*",), description="Accepted `Host` names, comma-separated, `*.example.com` allowed. Default: any."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")

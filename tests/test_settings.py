@@ -38,6 +38,16 @@ def read(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
             "https://auth.example.com/auth/v1/jwks",
         ),
         (
+            "HTTPS://Auth.Example.com:443/auth/v1",
+            ("https://auth.example.com", "https://auth.example.com/auth/v1"),
+            "https://auth.example.com/auth/v1/jwks",
+        ),
+        (
+            "http://[::1]:3000",
+            ("http://[::1]:3000", "http://[::1]:3000/api/auth"),
+            "http://[::1]:3000/api/auth/jwks",
+        ),
+        (
             "https://example.com/api/auth",
             ("https://example.com", "https://example.com/api/auth"),
             "https://example.com/api/auth/jwks",
@@ -84,6 +94,10 @@ def test_an_empty_value_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BETTER_AUTH_URL", "http://[::1"),
         ("BETTER_AUTH_JWKS_URL", "http://example.com/jwks?x=1"),
         ("BETTER_AUTH_JWKS_URL", "http://better-auth:3000/api/auth/jwks"),
+        ("BETTER_AUTH_URL", "http://localhost:99999"),
+        ("PUBLIC_URL", "http://bücher.example"),
+        ("TRUSTED_HOSTS", "ex*mple.com"),
+        ("TRUSTED_HOSTS", "https://example.com"),
         ("TOKEN_MAX_LIFETIME", "5"),
         ("CORS_ORIGINS", "*"),
         ("CORS_ORIGINS", "https://app.example.com/"),
@@ -112,7 +126,10 @@ def test_the_example_file_names_every_setting_and_can_be_copied() -> None:
     assert re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE) == NAMES
     for field in Settings.model_fields.values():
         assert str(field.description) in re.sub(r"\n# ", " ", text)
-    assert Settings(_env_file=ROOT / ".env.example") == Settings(_env_file=None)
+    copied = Settings(_env_file=ROOT / ".env.example")
+    assert copied == Settings(_env_file=None)
+    # `resource-server dev` starts what is not set, and tells its own address.
+    assert not copied.model_fields_set & {"database_url", "better_auth_url", "public_url"}
 
 
 def test_the_readme_has_a_row_for_every_setting() -> None:
