@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         config = settings or Settings()
         async with (
-            RemoteKeys(config.jwks_url) as keys,
+            RemoteKeys(config.jwks_url, max_stale=config.token_max_lifetime) as keys,
             Pool(config.database_url, size=config.database_pool_size, prepare=config.database_prepare == "on") as pool,
             purging(pool),
         ):

@@ -55,7 +55,7 @@ async def get_readiness(request: Request) -> JSONResponse:
     done, _ = await asyncio.wait({database}, timeout=_PATIENCE)
     checks = {
         "database": database.result() if done else "unreachable",
-        "keys": "ok" if state.keys.ready else "no usable keys yet",
+        "keys": "ok" if state.keys.ready else "no usable keys",
     }
     ready = all(check == "ok" for check in checks.values())
     return JSONResponse({"status": "ok" if ready else "unavailable", "checks": checks}, 200 if ready else 503)

@@ -1,0 +1,166 @@
+"""Each setting has its effect: the way from the environment to what is made of it, through the whole application."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from backend import migrations
+from backend.auth.testing import LocalIssuer
+from backend.cli import main
+from backend.observability import Console, JsonLines, configure_logging
+from backend.settings import Settings
+from tests.conftest import Api, create_database, running
+from tests.users.test_users import ME
+
+TASKS = "/api/v1/tasks"
+PROGRAM = str(Path(sys.executable).with_name("resource-server"))
+
+
+def changed(settings: Settings, **values: Any) -> Settings:
+    return settings.model_copy(update=values)
+
+
+async def test_the_longest_life_of_a_token_is_also_that_of_old_keys(settings: Settings, issuer: LocalIssuer) -> None:
+    async with running(changed(settings, token_max_lifetime=600), issuer) as api:
+        ada = api.person()
+        refused = await ada.get(TASKS)
+        assert (refused.status_code, refused.json()["detail"]) == (401, "The token lives longer than is accepted here.")
+        accepted = {"Authorization": f"Bearer {ada.token(expires_in=600)}"}
+        assert (await ada.get(TASKS, headers=accepted)).status_code == 200
+        assert api.state["keys"]._max_stale == 600
+
+
+async def test_issuers_and_audiences_are_the_settings(settings: Settings, issuer: LocalIssuer) -> None:
+    config = changed(settings, better_auth_issuers=("https://a.example",), better_auth_audiences=("tasks",))
+    async with running(config, issuer) as api:
+        for claims, status in (
+            ({"iss": "https://a.example", "aud": "tasks"}, 200),
+            ({"iss": "https://a.example"}, 401),
+            ({"aud": "tasks"}, 401),
+        ):
+            assert (await api.person(**claims).get(TASKS)).status_code == status
+        metadata = (await api.http.get("/.well-known/oauth-protected-resource")).json()
+        assert metadata["authorization_servers"] == ["https://a.example"]
+
+
+async def test_a_public_address_with_a_path_has_its_metadata_where_challenges_say(
+    settings: Settings, issuer: LocalIssuer
+) -> None:
+    async with running(changed(settings, public_url="https://api.example.com/base"), issuer) as api:
+        challenge = (await api.http.get(TASKS)).headers["www-authenticate"]
+        address = "https://api.example.com/.well-known/oauth-protected-resource/base"
+        assert f'resource_metadata="{address}"' in challenge
+        found = await api.http.get(address.removeprefix("https://api.example.com"))
+        assert found.json()["resource"] == "https://api.example.com/base"
+        assert (await api.http.get("/.well-known/oauth-protected-resource/other")).status_code == 404
+
+
+@pytest.mark.parametrize("prepare", ["on", "off"])
+async def test_the_pool_is_as_the_settings_say(settings: Settings, issuer: LocalIssuer, prepare: str) -> None:
+    async with running(changed(settings, database_prepare=prepare, database_pool_size=3), issuer) as api:
+        pool = api.state["pool"]
+        assert pool.prepare is (prepare == "on")
+        assert (pool._pool.min_size, pool._pool.max_size) == (3, 3)
+
+
+async def test_a_known_caller_is_looked_up_again_after_a_minute(api: Api) -> None:
+    known = api.state["users"]._known
+    assert (known.ttl, known.maxsize) == (60, 10_000)
+
+
+async def test_readiness_says_what_is_wrong_with_the_schema(
+    postgres: str, settings: Settings, issuer: LocalIssuer
+) -> None:
+    url = create_database(postgres, f"ready_{uuid4().hex[:8]}")
+    async with running(changed(settings, database_url=url), issuer) as api:
+        await api.person().get(ME)  # by then there are keys
+
+        async def said() -> tuple[int, str]:
+            response = await api.http.get("/readyz")
+            return response.status_code, response.json()["checks"]["database"]
+
+        assert await said() == (503, "not migrated")
+        migrations.upgrade(url)
+        assert await said() == (200, "ok")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = '0000'")
+        assert await said() == (503, "at another revision than this version needs")
+
+
+def test_migrations_go_past_a_pooler(
+    postgres: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = create_database(postgres, f"direct_{uuid4().hex[:8]}")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:9/pooler")
+    monkeypatch.setenv("DATABASE_DIRECT_URL", url)
+    assert main(["migrate"]) == 0
+    assert migrations.head() in capsys.readouterr().err
+    assert migrations.pending(url) is None
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.mark.parametrize(
+    ("format", "terminal", "formatter"),
+    [("json", True, JsonLines), ("console", False, Console), (None, True, Console), (None, False, JsonLines)],
+)
+def test_the_log_is_as_the_settings_say(
+    root_logger: logging.Logger,
+    monkeypatch: pytest.MonkeyPatch,
+    format: Any,
+    terminal: bool,
+    formatter: type[logging.Formatter],
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    configure_logging("warning", format)
+    assert [type(handler.formatter) for handler in root_logger.handlers] == [formatter]
+    assert root_logger.level == logging.WARNING
+    assert logging.getLogger("httpx").level == logging.WARNING
+
+
+def test_a_server_says_one_line_a_request_and_nothing_of_itself(database_url: str, jwks_url: str) -> None:
+    """As in production: `serve` on its own address, spoken to over a socket, told to end."""
+    environment = {
+        **os.environ,
+        "DATABASE_URL": database_url,
+        "BETTER_AUTH_JWKS_URL": jwks_url,
+        "LOG_FORMAT": "json",
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [PROGRAM, "serve", "--port", "0"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        lines: list[str] = []
+        for line in iter(server.stderr.readline, ""):
+            lines.append(line)
+            if listening := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                break
+        assert listening is not None
+        answer = httpx.get(f"{listening[1]}/livez", headers={"X-Forwarded-For": "6.6.6.6"}, trust_env=False)
+        assert answer.status_code == 200
+        assert "server" not in answer.headers
+        server.terminate()
+        lines += server.stderr.readlines()
+        assert server.wait() in (0, -signal.SIGTERM)
+    assert "Finished server process" in lines[-1]
+    said = [line for line in lines if "/livez" in line]
+    assert len(said) == 1
+    assert '"logger":"backend.access"' in said[0]
+    assert "6.6.6.6" not in "".join(lines)
