@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
+from backend.problems import NotFound
+
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 
 router = APIRouter(tags=["service"])
@@ -30,10 +32,20 @@ class ResourceMetadata(BaseModel):
 async def get_resource_metadata(request: Request) -> ResourceMetadata:
     """Where to get a token for this API (RFC 9728). Every address comes from the settings, none from the request."""
     settings = request.state.settings
+    issuers = settings.issuers
     return ResourceMetadata(
         resource=settings.public_url,
-        authorization_servers=[settings.issuers[-1]],
+        # OAuth tokens name the base address; an issuer without it signs `/token` JWTs alone.
+        authorization_servers=[settings.base_url if settings.base_url in issuers else issuers[0]],
         bearer_methods_supported=["header"],
         scopes_supported=["profile", "tasks:read", "tasks:write"],
         resource_name=request.app.title,
     )
+
+
+@router.get(_WELL_KNOWN + "{path:path}", include_in_schema=False)
+async def get_resource_metadata_below(request: Request, path: str) -> ResourceMetadata:
+    """Where a resource with a path of its own has its metadata (RFC 9728, section 3.1)."""
+    if path != urlsplit(request.state.settings.public_url).path:
+        raise NotFound
+    return await get_resource_metadata(request)
