@@ -50,12 +50,14 @@ class JSONRequest(Request):
         return self._body
 
     async def json(self) -> Any:
-        """Refuses what the standard library lets pass: NaN, Infinity, lone surrogates, bottomless nesting, a BOM."""
+        """Refuses what is often let pass: NaN, Infinity, lone surrogates, bottomless nesting, a BOM, a name twice."""
         body = await self.body()
         try:
-            return from_json(body, allow_inf_nan=False)
+            value = from_json(body, allow_inf_nan=False)
+            json.loads(body, object_pairs_hook=_each_name_once)
         except ValueError as error:
             raise json.JSONDecodeError(str(error), "", 0) from None
+        return value
 
     def _check_media_type(self) -> None:
         given = self.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -64,3 +66,8 @@ class JSONRequest(Request):
 
     def _refuse_size(self) -> NoReturn:
         raise HTTPException(413, f"The body is longer than {self._limit} bytes.")
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name occurs twice in one object")

@@ -111,6 +111,9 @@ _KEPT = {"vary", "access-control-allow-origin", "access-control-allow-methods", 
 MOST_ERRORS = 50
 LONGEST_NAME = 100
 
+# As RFC 9110 names them; Python 3.11 has older names.
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+
 # What the framework itself answers.
 CODES = {
     400: "bad_request",
@@ -135,7 +138,7 @@ def respond(
 ) -> JSONResponse:
     body: dict[str, Any] = {
         "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
+        "title": TITLES.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "code": code,
