@@ -230,7 +230,7 @@ def _welcome(port: int, settings: Settings, issuer: Issuer | None, database: str
         "API": f"{address} (documentation: {address}/docs)",
         "Better Auth": f"{issuer.url} (the reference issuer)" if issuer else f"{settings.better_auth_url} (yours)",
         "PostgreSQL": "yours, by DATABASE_URL" if settings.database_url else database,
-        "Data": f"{data_dir}/ is kept; delete it to start afresh",
+        "Data": f"{data_dir}/ is kept; delete it to start afresh" if issuer or not settings.database_url else "yours",
         "Try": f'curl -s {address}/api/v1/tasks -H "Authorization: Bearer {bearer}"',
         "Stop": "Ctrl-C",
     }
