@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import respx
 
 import backend.auth
+from backend.auth import RemoteKeys
 from backend.auth.testing import ALGORITHMS, LocalIssuer, SigningKey
 
 FOLDER = Path(backend.auth.__file__).parent
@@ -154,3 +156,12 @@ async def test_the_local_issuer_rotates_and_serves(issuer: LocalIssuer) -> None:
         assert (await client.get(f"{issuer.url}/jwks")).status_code == 404
     with pytest.raises(ValueError, match="EdDSA"):
         SigningKey.generate("HS256", "k")
+
+
+async def test_in_a_suite_that_mocks_http_with_respx(issuer: LocalIssuer) -> None:
+    """Other people's tests need no server either: whatever answers the URL of the keys will do."""
+    with respx.mock(assert_all_called=True) as router:
+        router.get(issuer.jwks_url).respond(json=issuer.jwks)
+        async with RemoteKeys(issuer.jwks_url) as keys:
+            assert (await issuer.verifier(keys).verify(issuer.token("ada"))).subject == "ada"
+        assert router.calls.call_count == 1

@@ -13,7 +13,7 @@ CONTRACT = Path(__file__).parents[2] / "frontend-contract"
 
 def node(folder: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [find_node(), *arguments]
-    return subprocess.run(command, cwd=CONTRACT / folder, capture_output=True, text=True, check=False)  # noqa: S603
+    return subprocess.run(command, cwd=CONTRACT / folder, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("folder", ["better-auth", "better-auth-oauth"])

@@ -47,7 +47,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         del folder, environment
         taken.append(name)
         if name == ".venv":
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout.venv], check=True)  # noqa: S603
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout.venv], check=True)
 
     monkeypatch.setattr(Checkout, "_run", run)
     monkeypatch.setattr(bootstrap, "machine_npm", lambda: [Path("/usr/bin/npm")])
@@ -153,7 +153,7 @@ def test_a_broken_environment_is_made_anew(root: Path, steps: list[str], damage:
 
 @pytest.mark.parametrize("stamp", [None, "{not json"])
 def test_an_environment_of_ones_own_is_kept_and_completed(root: Path, steps: list[str], stamp: str | None) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / ".venv"], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / ".venv"], check=True)
     (root / ".venv" / "mine").touch()
     if stamp:
         (root / ".venv" / "complete.json").write_text(stamp)
@@ -265,7 +265,7 @@ def test_an_old_python_hands_over_to_a_newer_one(tmp_path: Path) -> None:
     code = "import bootstrap; bootstrap.require_python((3, 9, 2), ['bootstrap.py', 'lint'])"
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(bootstrap.ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "python3.12 bootstrap.py lint\n"
 
 
@@ -333,6 +333,6 @@ def test_what_stops_the_set_up_is_one_line(capsys: pytest.CaptureFixture[str], m
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make here; the plain form needs none")
 def test_make_is_a_thin_front() -> None:
     command = ["make", "-n", "-C", str(bootstrap.ROOT), "setup", "dev", "test", "lint", "lock"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     ran = [line.strip() for line in done.stdout.splitlines() if "bootstrap.py" in line]
     assert ran == [f"python3 bootstrap.py {name}" for name in ("setup", "dev", "test", "lint", "lock")]

@@ -60,7 +60,7 @@ def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys, backend.cli; print({'fastapi', 'pydantic', 'sqlalchemy', 'httpx', 'uvicorn'} & {*sys.modules})"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
@@ -160,7 +160,7 @@ def test_serve_migrates_when_told_and_several_workers_share_the_port(no_settings
         ]
         log = no_settings / "log"
         with log.open("w") as errors:
-            process = subprocess.Popen(  # noqa: S603 - our own program
+            process = subprocess.Popen(
                 command,
                 env={**os.environ, "DATABASE_URL": empty_database, "LOG_FORMAT": "json"},
                 pass_fds=[listener.fileno()],

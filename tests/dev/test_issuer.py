@@ -316,7 +316,7 @@ def test_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         "issuer = Issuer(data_dir=Path(sys.argv[1])); issuer.start()\n"
         "print(issuer.port, flush=True); sys.stdin.read()"
     )
-    parent = subprocess.Popen(  # noqa: S603  # this interpreter, and the program above
+    parent = subprocess.Popen(
         [sys.executable, "-c", program, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with parent:

@@ -21,7 +21,7 @@ def start() -> Iterator[Any]:
     def run(script: str, **options: Any) -> subprocess.Popen[bytes]:
         command = leash.arguments(["/bin/sh", "-c", script], **options)
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)  # noqa: S603
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         started.append(process)
         return process
 
@@ -39,7 +39,7 @@ def test_the_exit_code_is_the_commands(start: Any, script: str, code: int) -> No
 
 def test_a_missing_command_is_said() -> None:
     command = leash.arguments(["/nowhere/at/all"])
-    done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, check=False)  # noqa: S603 - our own
+    done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (127, b"/nowhere/at/all: No such file or directory\n")
 
 
@@ -84,7 +84,7 @@ def test_the_starters_sudden_death_ends_the_command() -> None:
         "subprocess.Popen(leash.arguments(['/bin/sh', '-c', 'echo up; sleep 600']), stdin=subprocess.PIPE,"
         " start_new_session=True).wait()"
     )
-    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)  # noqa: S603 - our own
+    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert starter.stdout
     assert starter.stdout.readline() == b"up\n"
     processes = family(starter.pid)

@@ -131,7 +131,7 @@ with EmbeddedPostgres(Path({str(data_dir)!r})) as server:
     input()
 """
     command = [sys.executable, "-c", script]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline().startswith("postgresql://")
     return process, family(process.pid)

@@ -58,7 +58,7 @@ def try_line(welcome: str) -> str:
 
 def shell(command: str, place: Path) -> str:
     """What a command prints when a person pastes it."""
-    done = subprocess.run(["/bin/sh", "-c", command], cwd=place, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(["/bin/sh", "-c", command], cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -92,7 +92,7 @@ def start(no_settings: Path) -> Iterator[Callable[..., tuple["subprocess.Popen[s
 
     def run(*options: str) -> tuple["subprocess.Popen[str]", str]:
         command = [str(PROGRAM), "dev", "--port=0", *options]
-        process = subprocess.Popen(command, cwd=no_settings, stderr=subprocess.PIPE, text=True, process_group=0)  # noqa: S603
+        process = subprocess.Popen(command, cwd=no_settings, stderr=subprocess.PIPE, text=True, process_group=0)
         started.append(process)
         assert process.stderr
         said = ""
