@@ -113,6 +113,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/tasks/summary": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Summary
+         * @description How many tasks there are, by status, overdue and due today.
+         */
+        get: operations["get_summary"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/tasks/{id}": {
         parameters: {
             query?: never;
@@ -232,6 +252,15 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /** ByStatus */
+        ByStatus: {
+            /** Done */
+            done: number;
+            /** In Progress */
+            in_progress: number;
+            /** Todo */
+            todo: number;
+        };
         /** Liveness */
         Liveness: {
             /**
@@ -606,6 +635,28 @@ export interface components {
              * @description Counts the changes; the ETag of the task.
              */
             version: number;
+        };
+        /**
+         * TaskSummary
+         * @example {
+         *       "by_status": {
+         *         "done": 12,
+         *         "in_progress": 1,
+         *         "todo": 4
+         *       },
+         *       "due_today": 1,
+         *       "overdue": 2
+         *     }
+         */
+        TaskSummary: {
+            by_status: components["schemas"]["ByStatus"];
+            /**
+             * Due Today
+             * @description Not done, and due today in the caller's time zone; in UTC when that is unset.
+             */
+            due_today: number;
+            /** Overdue */
+            overdue: number;
         };
         /**
          * TaskUpdate
@@ -1215,6 +1266,71 @@ export interface operations {
             };
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A defect here. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_summary: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TaskSummary"];
+                };
+            };
+            /** @description The Authorization header is malformed. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            403: {
                 headers: {
                     [name: string]: unknown;
                 };

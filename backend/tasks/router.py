@@ -16,6 +16,7 @@ from backend.tasks.schemas import (
     TaskPage,
     TaskQuery,
     TaskRead,
+    TaskSummary,
     TaskUpdate,
 )
 from backend.tasks.service import TaskService
@@ -39,6 +40,7 @@ Tasks = Annotated[TaskService, Depends(caller_tasks)]
 Tags = Annotated[TagService, Depends(caller_tags)]
 
 one, many = Answer(TaskRead), Answer(TaskRead, many=True)
+summary = Answer(TaskSummary)
 one_tag, all_tags = Answer(TagRead), Answer(TagRead, many=True)
 
 
@@ -63,6 +65,12 @@ async def create_task(request: Request, tasks: Tasks, data: TaskCreate) -> Respo
     """Make a task. The server chooses its id."""
     task = await tasks.create(data)
     return one(task, 201, {"ETag": answers.etag(task), "Location": f"{request.url.path}/{task['id']}"})
+
+
+@router.get("/summary", response_model=TaskSummary)
+async def get_summary(tasks: Tasks) -> Response:
+    """How many tasks there are, by status, overdue and due today."""
+    return summary(await tasks.summary())
 
 
 @router.get(

@@ -185,6 +185,24 @@ class TaskQuery(BaseModel):
     )
 
 
+class ByStatus(BaseModel):
+    todo: int
+    in_progress: int
+    done: int
+
+
+class TaskSummary(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"by_status": {"todo": 4, "in_progress": 1, "done": 12}, "overdue": 2, "due_today": 1}]
+        }
+    )
+
+    by_status: ByStatus
+    overdue: int
+    due_today: int = Field(description="Not done, and due today in the caller's time zone; in UTC when that is unset.")
+
+
 class TagCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "home"}]})
 

@@ -1,10 +1,11 @@
 """One user's tasks. Every statement starts from `OWNED`, so none can reach another's."""
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
 from typing import Annotated, Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from pydantic import TypeAdapter
 from sqlalchemy import (
@@ -43,6 +44,7 @@ from backend.database import Database, Row, Statement, Transaction, parameters
 from backend.problems import NotFound, StaleVersion
 from backend.tasks.models import Priority, Status, Tag, Task, TaskTag, sort_key
 from backend.tasks.schemas import Instant, Storable, TaskCreate, TaskQuery, TaskRead, TaskUpdate
+from backend.users.models import User
 
 TABLE = SQLModel.metadata.tables["tasks"]
 DUE_OR_NEVER, DUE_OR_ALWAYS = (sort_key(sort, TABLE.c.due_at) for sort in ("due_at", "-due_at"))
@@ -285,7 +287,27 @@ RESTORE = Statement(
     )
     .returning(*READ)
 )
+ZONE = Statement(select(col(User.time_zone)).where(col(User.id) == CALLER))
+TODAY = and_(
+    col(Task.status) != Status.done.value,
+    col(Task.due_at) >= bindparam("today"),
+    col(Task.due_at) < bindparam("tomorrow"),
+)
+COUNTS = {
+    **{status.value: col(Task.status) == status.value for status in Status},
+    "overdue": COMPUTED["is_overdue"],
+    "due_today": TODAY,
+}
+SUMMARY = Statement(select(*[func.count().filter(what).label(name) for name, what in COUNTS.items()]).where(*OWNED))
 EXISTS = Statement(select(col(Task.deleted_at)).where(*KEPT, col(Task.id) == bindparam("task_id")))
+
+
+def day(now: datetime, time_zone: str | None) -> tuple[datetime, datetime]:
+    """The first moments, in UTC, of the day that it is in a time zone, and of the next."""
+    zone = ZoneInfo(time_zone or "UTC")
+    today = now.astimezone(zone).date()
+    first, next = (datetime.combine(date, time(), zone).astimezone(UTC) for date in (today, today + timedelta(days=1)))
+    return first, next
 
 
 class TaskService:
@@ -386,3 +408,10 @@ class TaskService:
         if row is not None:
             return row
         raise StaleVersion if await self._database.row(EXISTS, task_id=id) else NotFound
+
+    async def summary(self) -> Row:
+        """Two statements: PostgreSQL may have older time zones than those that a user can choose from."""
+        user = await self._database.row(ZONE)
+        today, tomorrow = day(datetime.now(UTC), user["time_zone"] if user else None)
+        (row,) = await self._database.rows(SUMMARY, today=today, tomorrow=tomorrow)
+        return {"by_status": {status.value: row.pop(status.value) for status in Status}, **row}

@@ -80,6 +80,7 @@ def test_every_statement_of_a_service_names_the_caller() -> None:
 OPERATIONS = {
     ("GET", TASKS),
     ("POST", TASKS),
+    ("GET", f"{TASKS}/summary"),
     ("GET", f"{TASKS}/{{id}}"),
     ("PUT", f"{TASKS}/{{id}}"),
     ("PATCH", f"{TASKS}/{{id}}"),
@@ -145,6 +146,12 @@ async def act(person: Person, own: Belongings, method: str, path: str, target: s
             assert {task["id"]: task["title"] for task in response.json()["items"]} == own.live
             binned = (await person.get(TASKS, params={"deleted": "true"})).json()["items"]
             assert {task["id"]: task["title"] for task in binned} == own.bin
+        case "GET", "/summary":
+            assert response.json() == {
+                "by_status": {"todo": len(own.live), "in_progress": 0, "done": 0},
+                "overdue": 0,
+                "due_today": 0,
+            }
         case "POST", "":
             own.live[response.json()["id"]] = title
         case "DELETE", _ if target in own.live:
