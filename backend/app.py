@@ -143,7 +143,15 @@ class Edge:
                     "If-None-Match",
                     "X-Request-ID",
                 ],
-                expose_headers=["ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID"],
+                expose_headers=[
+                    "ETag",
+                    "Idempotency-Replayed",
+                    "Link",
+                    "Location",
+                    "Retry-After",
+                    "WWW-Authenticate",
+                    "X-Request-ID",
+                ],
                 max_age=3600,
             )
         if "*" not in settings.trusted_hosts:

@@ -270,7 +270,7 @@ DESCRIPTIONS = {
     401: "There is no token, or it is refused; `WWW-Authenticate` says why.",
     403: "The token lacks a scope, or speaks for nobody who may do this.",
     404: "There is no such thing, or it is not the caller's.",
-    409: "It exists already.",
+    409: "It exists already, or the request is being worked on.",
     412: "The version is not one that If-Match names.",
     413: "The body is too long.",
     415: "The body is of another content type.",

@@ -104,7 +104,7 @@ export interface paths {
         put?: never;
         /**
          * Create Task
-         * @description Make a task. The server chooses its id.
+         * @description Make a task. The server chooses its id. With an Idempotency-Key it is safe to ask again.
          */
         post: operations["create_task"];
         delete?: never;
@@ -845,7 +845,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It exists already. */
+            /** @description It exists already, or the request is being worked on. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -1036,7 +1036,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It exists already. */
+            /** @description It exists already, or the request is being worked on. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -1196,7 +1196,10 @@ export interface operations {
     create_task: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description For 24 hours the same key and body get the first answer again, and nothing is done twice. */
+                "Idempotency-Key"?: string | null;
+            };
             path?: never;
             cookie?: never;
         };
@@ -1211,6 +1214,8 @@ export interface operations {
                 headers: {
                     /** @description The version of what is shown. */
                     ETag?: string;
+                    /** @description `true`: this is the answer of the first time. */
+                    "Idempotency-Replayed"?: "true";
                     /** @description Where it is. */
                     Location?: string;
                     [name: string]: unknown;
@@ -1239,6 +1244,15 @@ export interface operations {
             };
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It exists already, or the request is being worked on. */
+            409: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    JSON,
     CheckConstraint,
     ColumnElement,
     Computed,
@@ -107,6 +108,24 @@ class TaskTag(SQLModel, table=True):
     owner_id: UUID = Field(primary_key=True)
     task_id: UUID = Field(primary_key=True)
     tag_id: UUID = Field(primary_key=True)
+
+
+class KeptAnswer(SQLModel, table=True):
+    """What was answered to a request with an Idempotency-Key, which its owner alone can ask for again."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        CheckConstraint("char_length(key) between 1 and 255", name="idempotency_keys_length"),
+        Index("idempotency_keys_by_age", "owner_id", "created_at"),
+    )
+
+    owner_id: UUID = Field(primary_key=True, sa_column_args=[ForeignKey("users.id", ondelete="CASCADE")])
+    key: str = Field(sa_type=Text, primary_key=True)
+    fingerprint: bytes
+    status: int
+    headers: dict[str, str] = Field(sa_type=JSON)
+    body: str = Field(sa_type=Text)
+    created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
 
 
 LEVELS = tuple(enumerate(Priority))

@@ -1,17 +1,19 @@
-"""The purge: what was deleted 30 days ago leaves the database. No route shows it by then, so nobody waits for this."""
+"""The purge: what has expired leaves the database. No route shows it by then, so nobody waits for this."""
 
 import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import psycopg
-from sqlalchemy import delete, func, literal_column, tuple_
+from sqlalchemy import ColumnElement, delete, func, literal_column, not_, tuple_
 from sqlmodel import col, select
 
 from backend.database import SYSTEM, Database, Pool, Statement, Transaction
-from backend.tasks.models import Task
+from backend.tasks.idempotency import FRESH
+from backend.tasks.models import KeptAnswer, Task
 from backend.tasks.service import RETENTION
 
 logger = logging.getLogger(__name__)
@@ -20,20 +22,22 @@ BATCH = 1000  # rows that are locked, and lost to a failure, at once
 MOST_SECONDS_BETWEEN = 3600.0
 
 # Whoever does not get it has nothing to do: another worker is at it. It ends with the transaction.
-LOCK = Statement(
-    select(func.pg_try_advisory_xact_lock(func.hashtext(literal_column("'purge of deleted tasks'"))).label("ours"))
-)
-EXPIRED = (
-    select(col(Task.owner_id), col(Task.id))
-    .where(col(Task.deleted_at) <= func.now() - RETENTION)
-    .limit(BATCH)
-    .with_for_update(skip_locked=True)
-)
-PURGE = Statement(delete(Task).where(tuple_(col(Task.owner_id), col(Task.id)).in_(EXPIRED)).returning(col(Task.id)))
+LOCK = Statement(select(func.pg_try_advisory_xact_lock(func.hashtext(literal_column("'purge'"))).label("ours")))
+
+
+def expired(model: type[Task] | type[KeptAnswer], id: Any, condition: ColumnElement[bool]) -> Statement:
+    """Delete a batch of what meets the condition."""
+    key = (col(model.owner_id), col(id))
+    batch = select(*key).where(condition).limit(BATCH).with_for_update(skip_locked=True)
+    return Statement(delete(model).where(tuple_(*key).in_(batch)).returning(col(id)))
+
+
+TASKS = expired(Task, Task.id, col(Task.deleted_at) <= func.now() - RETENTION)
+KEYS = expired(KeptAnswer, KeptAnswer.key, not_(FRESH))
 
 
 async def purge(pool: Pool) -> int:
-    """Remove what has expired; how many tasks that were. Any number of workers may do so at once."""
+    """Remove tasks 30 days after they were deleted, and answers after 24 hours; how many. Any number of workers may."""
     total = 0
     while count := await Database(pool, SYSTEM).transact(_purge_batch):
         total += count
@@ -42,7 +46,9 @@ async def purge(pool: Pool) -> int:
 
 async def _purge_batch(transaction: Transaction) -> int:
     lock = await transaction.row(LOCK)
-    return len(await transaction.rows(PURGE)) if lock and lock["ours"] else 0
+    if not (lock and lock["ours"]):
+        return 0
+    return len(await transaction.rows(TASKS)) + len(await transaction.rows(KEYS))
 
 
 async def _a_while() -> None:
@@ -62,7 +68,7 @@ async def purging(pool: Pool, wait: Callable[[], Awaitable[None]] = _a_while) ->
             except psycopg.Error as error:
                 logger.warning("the purge failed: %s", type(error).__name__)
             else:
-                logger.info("the purge removed %d tasks", count)
+                logger.info("the purge removed %d rows", count)
 
     job = asyncio.create_task(work(), name="purge")
     try:

@@ -7,6 +7,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from backend import answers, pagination, problems
 from backend.answers import Answer
+from backend.database import Transaction
+from backend.tasks import idempotency
 from backend.tasks.schemas import (
     TagCreate,
     TagList,
@@ -59,12 +61,20 @@ async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery,
     "",
     response_model=TaskRead,
     status_code=201,
-    responses=problems.responses(413, 415, 422, headers={201: answers.ETAG | answers.LOCATION}),
+    responses=problems.responses(
+        409, 413, 415, 422, headers={201: answers.ETAG | answers.LOCATION | idempotency.REPLAYED}
+    ),
 )
-async def create_task(request: Request, tasks: Tasks, data: TaskCreate) -> Response:
-    """Make a task. The server chooses its id."""
-    task = await tasks.create(data)
-    return one(task, 201, {"ETag": answers.etag(task), "Location": f"{request.url.path}/{task['id']}"})
+async def create_task(
+    request: Request, tasks: Tasks, database: CallerDatabase, data: TaskCreate, key: idempotency.Key = None
+) -> Response:
+    """Make a task. The server chooses its id. With an Idempotency-Key it is safe to ask again."""
+
+    async def create(transaction: Transaction | None = None) -> Response:
+        task = await tasks.create(data, transaction)
+        return one(task, 201, {"ETag": answers.etag(task), "Location": f"{request.url.path}/{task['id']}"})
+
+    return await (create() if key is None else idempotency.once(database, request, key, create))
 
 
 @router.get("/summary", response_model=TaskSummary)

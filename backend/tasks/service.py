@@ -337,9 +337,13 @@ class TaskService:
         page = pagination.page([row for row in rows if row["id"]], query.limit, bound_to, key)
         return {**page, "total": totals[0]}
 
-    async def create(self, data: TaskCreate) -> Row:
+    async def create(self, data: TaskCreate, transaction: Transaction | None = None) -> Row:
+        """`transaction`: one that goes on."""
         values = data.model_dump()
-        if values["tags"]:
+        if transaction is not None:
+            await transaction.rows(TAG_LOCK)
+            row = await transaction.row(ADD_WITH_TAGS, **values)
+        elif values["tags"]:
             row = await self._write_tags(ADD_WITH_TAGS, values)
         else:
             row = await self._database.row(ADD, **values)

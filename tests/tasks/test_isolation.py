@@ -13,6 +13,7 @@ from sqlalchemy import bindparam, update
 from sqlmodel import col, select
 
 from backend.database import SYSTEM, Actor, Database, Statement
+from backend.tasks import idempotency
 from backend.tasks import service as task_service
 from backend.tasks import tags as tag_service
 from backend.tasks.models import Task
@@ -21,7 +22,7 @@ from tests.conftest import Api, Person
 
 TASKS = "/api/v1/tasks"
 TAGS = "/api/v1/tags"
-OWNER_FILTER = re.compile(r"((?:tasks|tags|task_tags)\.owner_id|users\.id) = %\(caller\)s::UUID")
+OWNER_FILTER = re.compile(r"((?:tasks|tags|task_tags|idempotency_keys)\.owner_id|users\.id) = %\(caller\)s::UUID")
 
 
 def without_owner(sql: str) -> str:
@@ -32,9 +33,9 @@ def statements() -> dict[str, Statement]:
     """Every statement of the services that run as the caller, one of each shape."""
     fixed = {
         f"{module.__name__}.{name}": value
-        for module in (task_service, tag_service, user_service)
+        for module in (task_service, tag_service, idempotency, user_service)
         for name, value in vars(module).items()
-        if isinstance(value, Statement) and name != "TAG_LOCK"
+        if isinstance(value, Statement) and name not in ("TAG_LOCK", "LOCK")
     }
     shaped = {
         "listing": task_service.listing(
