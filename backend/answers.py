@@ -74,8 +74,12 @@ def if_match(request: Request) -> Versions | None:
     A tag that is weak or was never ours matches nothing, so the list may be empty.
     """
     headers = request.headers.getlist("if-match")
-    header = ",".join(headers)
-    if not headers or header.strip() == "*":
+    return allowed(",".join(headers)) if headers else None
+
+
+def allowed(header: str) -> Versions | None:
+    """The same, of the header's text."""
+    if header.strip() == "*":
         return None
     return [int(match[1]) for tag in _ENTITY_TAG.findall(header) if (match := _VERSION.fullmatch(tag))]
 

@@ -17,6 +17,7 @@ from backend.database import Pool
 from backend.observability import Observability
 from backend.settings import Settings
 from backend.tasks.purge import purging
+from backend.tasks.router import batch_router as batch
 from backend.tasks.router import router as tasks
 from backend.tasks.router import tags_router as tags
 from backend.users.directory import Users
@@ -81,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(problems.LastResort)
     app.add_middleware(Edge)
     app.add_middleware(Observability)
-    for router in health.router, resource_metadata.router, users, tasks, tags:
+    for router in health.router, resource_metadata.router, users, tasks, batch, tags:
         app.include_router(router)
     return app
 

@@ -39,7 +39,8 @@ class Problem(BaseModel):
     code: str
     request_id: str | None
     errors: list[ProblemError] = Field(
-        default_factory=list, description="With 422: each member that is wrong, the first 50 of them."
+        default_factory=list,
+        description="With 422: each member that is wrong, the first 50 of them. With a batch: which operation.",
     )
 
 

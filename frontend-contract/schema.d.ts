@@ -113,6 +113,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/tasks/batch": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Batch Tasks
+         * @description Create, change and delete up to 100 tasks: all of it or nothing. `errors` names the operation that cannot be.
+         */
+        post: operations["batch_tasks"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/tasks/summary": {
         parameters: {
             query?: never;
@@ -252,6 +272,96 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /**
+         * Batch
+         * @example {
+         *       "operations": [
+         *         {
+         *           "op": "create",
+         *           "task": {
+         *             "title": "Buy milk"
+         *           }
+         *         },
+         *         {
+         *           "changes": {
+         *             "status": "done"
+         *           },
+         *           "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
+         *           "if_match": "\"3\"",
+         *           "op": "update"
+         *         },
+         *         {
+         *           "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e60",
+         *           "op": "delete"
+         *         }
+         *       ]
+         *     }
+         */
+        Batch: {
+            /** Operations */
+            operations: (components["schemas"]["BatchCreate"] | components["schemas"]["BatchUpdate"] | components["schemas"]["BatchDelete"])[];
+        };
+        /** BatchCreate */
+        BatchCreate: {
+            /**
+             * Id
+             * @description Of the client's own choice; there must be no such task yet.
+             */
+            id?: string | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            op: "create";
+            task: components["schemas"]["TaskCreate"];
+        };
+        /** BatchDelete */
+        BatchDelete: {
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /**
+             * If Match
+             * @description As the header If-Match: only if the version is one of these.
+             * @example "3"
+             */
+            if_match?: string | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            op: "delete";
+        };
+        /** BatchResult */
+        BatchResult: {
+            /**
+             * Items
+             * @description In the order of the operations; null for what was deleted.
+             */
+            items: (components["schemas"]["TaskRead"] | null)[];
+        };
+        /** BatchUpdate */
+        BatchUpdate: {
+            changes: components["schemas"]["TaskUpdate"];
+            /**
+             * Id
+             * Format: uuid
+             */
+            id: string;
+            /**
+             * If Match
+             * @description As the header If-Match: only if the version is one of these.
+             * @example "3"
+             */
+            if_match?: string | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            op: "update";
+        };
         /** ByStatus */
         ByStatus: {
             /** Done */
@@ -387,7 +497,7 @@ export interface components {
             detail: string | null;
             /**
              * Errors
-             * @description With 422: each member that is wrong, the first 50 of them.
+             * @description With 422: each member that is wrong, the first 50 of them. With a batch: which operation.
              */
             errors?: components["schemas"]["ProblemError"][];
             /** Request Id */
@@ -1253,6 +1363,134 @@ export interface operations {
             };
             /** @description It exists already, or the request is being worked on. */
             409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too long. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is of another content type. */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description A defect here. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    batch_tasks: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description For 24 hours the same key and body get the first answer again, and nothing is done twice. */
+                "Idempotency-Key"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Batch"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    /** @description `true`: this is the answer of the first time. */
+                    "Idempotency-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchResult"];
+                };
+            };
+            /** @description The Authorization header is malformed. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such thing, or it is not the caller's. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It exists already, or the request is being worked on. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The version is not one that If-Match names. */
+            412: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from backend import answers, pagination, problems
 from backend.answers import Answer
-from backend.database import Transaction
 from backend.tasks import idempotency
 from backend.tasks.schemas import (
+    Batch,
+    BatchResult,
     TagCreate,
     TagList,
     TagRead,
@@ -26,7 +27,10 @@ from backend.tasks.tags import TagService
 from backend.users.caller import REFUSALS, CallerDatabase, route_for
 
 Route = route_for(read="tasks:read", write="tasks:write")
+BatchRoute = route_for(read="tasks:read", write="tasks:write")
+BatchRoute.body_limit = 1024 * 1024  # bytes
 router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"], route_class=Route, responses=REFUSALS)
+batch_router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"], route_class=BatchRoute, responses=REFUSALS)
 tags_router = APIRouter(prefix="/api/v1/tags", tags=["tasks"], route_class=Route, responses=REFUSALS)
 
 
@@ -70,11 +74,31 @@ async def create_task(
 ) -> Response:
     """Make a task. The server chooses its id. With an Idempotency-Key it is safe to ask again."""
 
-    async def create(transaction: Transaction | None = None) -> Response:
-        task = await tasks.create(data, transaction)
+    async def create(tasks: TaskService) -> Response:
+        task = await tasks.create(data)
         return one(task, 201, {"ETag": answers.etag(task), "Location": f"{request.url.path}/{task['id']}"})
 
-    return await (create() if key is None else idempotency.once(database, request, key, create))
+    if key is None:
+        return await create(tasks)
+    return await idempotency.once(database, request, key, lambda transaction: create(TaskService(transaction)))
+
+
+@batch_router.post(
+    "/batch",
+    response_model=BatchResult,
+    responses=problems.responses(404, 409, 412, 413, 415, 422, headers={200: idempotency.REPLAYED}),
+)
+async def batch_tasks(
+    request: Request, tasks: Tasks, database: CallerDatabase, data: Batch, key: idempotency.Key = None
+) -> Response:
+    """Create, change and delete up to 100 tasks: all of it or nothing. `errors` names the operation that cannot be."""
+
+    async def batch(tasks: TaskService) -> Response:
+        return many({"items": await tasks.batch(data.operations)})
+
+    if key is None:
+        return await batch(tasks)
+    return await idempotency.once(database, request, key, lambda transaction: batch(TaskService(transaction)))
 
 
 @router.get("/summary", response_model=TaskSummary)

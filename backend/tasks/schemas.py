@@ -185,6 +185,70 @@ class TaskQuery(BaseModel):
     )
 
 
+IfMatch = Annotated[
+    str | None,
+    Field(
+        max_length=1000, description="As the header If-Match: only if the version is one of these.", examples=['"3"']
+    ),
+]
+
+
+class BatchCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    op: Literal["create"]
+    id: UUID | None = Field(default=None, description="Of the client's own choice; there must be no such task yet.")
+    task: TaskCreate
+
+
+class BatchUpdate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    op: Literal["update"]
+    id: UUID
+    changes: TaskUpdate
+    if_match: IfMatch = None
+
+
+class BatchDelete(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    op: Literal["delete"]
+    id: UUID
+    if_match: IfMatch = None
+
+
+Operation = Annotated[BatchCreate | BatchUpdate | BatchDelete, Field(discriminator="op")]
+
+
+class Batch(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "operations": [
+                        {"op": "create", "task": {"title": "Buy milk"}},
+                        {
+                            "op": "update",
+                            "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
+                            "changes": {"status": "done"},
+                            "if_match": '"3"',
+                        },
+                        {"op": "delete", "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e60"},
+                    ]
+                }
+            ]
+        },
+    )
+
+    operations: list[Operation] = Field(min_length=1, max_length=100)
+
+
+class BatchResult(BaseModel):
+    items: list[TaskRead | None] = Field(description="In the order of the operations; null for what was deleted.")
+
+
 class ByStatus(BaseModel):
     todo: int
     in_progress: int

@@ -1,9 +1,9 @@
 """One user's tasks. Every statement starts from `OWNED`, so none can reach another's."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -38,13 +38,26 @@ from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from backend import pagination
+from backend import answers, pagination
 from backend.answers import Versions
 from backend.database import Database, Row, Statement, Transaction, parameters
 from backend.problems import NotFound, StaleVersion
 from backend.tasks.models import Priority, Status, Tag, Task, TaskTag, sort_key
-from backend.tasks.schemas import Instant, Storable, TaskCreate, TaskQuery, TaskRead, TaskUpdate
+from backend.tasks.schemas import (
+    BatchCreate,
+    BatchDelete,
+    BatchUpdate,
+    Instant,
+    Operation,
+    Storable,
+    TaskCreate,
+    TaskQuery,
+    TaskRead,
+    TaskUpdate,
+)
 from backend.users.models import User
+
+T = TypeVar("T")
 
 TABLE = SQLModel.metadata.tables["tasks"]
 DUE_OR_NEVER, DUE_OR_ALWAYS = (sort_key(sort, TABLE.c.due_at) for sort in ("due_at", "-due_at"))
@@ -310,8 +323,14 @@ def day(now: datetime, time_zone: str | None) -> tuple[datetime, datetime]:
     return first, next
 
 
+def versions(if_match: str | None) -> Versions | None:
+    return None if if_match is None else answers.allowed(if_match)
+
+
 class TaskService:
-    def __init__(self, database: Database) -> None:
+    """On the caller's database, or within a transaction of theirs that goes on."""
+
+    def __init__(self, database: Database | Transaction) -> None:
         self._database = database
 
     async def list(self, query: TaskQuery) -> Row:
@@ -337,16 +356,9 @@ class TaskService:
         page = pagination.page([row for row in rows if row["id"]], query.limit, bound_to, key)
         return {**page, "total": totals[0]}
 
-    async def create(self, data: TaskCreate, transaction: Transaction | None = None) -> Row:
-        """`transaction`: one that goes on."""
+    async def create(self, data: TaskCreate) -> Row:
         values = data.model_dump()
-        if transaction is not None:
-            await transaction.rows(TAG_LOCK)
-            row = await transaction.row(ADD_WITH_TAGS, **values)
-        elif values["tags"]:
-            row = await self._write_tags(ADD_WITH_TAGS, values)
-        else:
-            row = await self._database.row(ADD, **values)
+        row = await (self._write_tags(ADD_WITH_TAGS, values) if data.tags else self._database.row(ADD, **values))
         assert row is not None
         return row
 
@@ -355,7 +367,44 @@ class TaskService:
             await transaction.rows(TAG_LOCK)
             return await transaction.row(statement, **values)
 
+        return await self._within(work)
+
+    async def _within(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        if isinstance(self._database, Transaction):
+            return await work(self._database)
         return await self._database.transact(work)
+
+    async def batch(self, operations: Sequence[Operation]) -> Sequence[Row | None]:
+        """All of them or none. A refusal says in `errors` which operation it is of."""
+
+        async def work(transaction: Transaction) -> Sequence[Row | None]:
+            # First of all: who waited for it with a task in hand would wait in a circle.
+            await transaction.rows(TAG_LOCK)
+            tasks = TaskService(transaction)
+            rows = []
+            for number, operation in enumerate(operations):
+                try:
+                    rows.append(await tasks._apply(operation))
+                except (NotFound, StaleVersion) as error:
+                    loc = ["body", "operations", number]
+                    error.errors = [{"loc": loc, "msg": error.__doc__ or "", "type": error.code}]
+                    raise
+            return rows
+
+        return await self._within(work)
+
+    async def _apply(self, operation: Operation) -> Row | None:
+        match operation:
+            case BatchCreate(id=id, task=task):
+                if id is None:
+                    return await self.create(task)
+                row, _ = await self.put(id, task, if_match=None, if_none_match=None, must_exist=False)
+                return row
+            case BatchUpdate(id=id, changes=changes, if_match=if_match):
+                return await self.update(id, changes, if_match=versions(if_match))
+            case BatchDelete(id=id, if_match=if_match):
+                await self.delete(id, if_match=versions(if_match))
+        return None
 
     async def put(
         self, id: UUID, data: TaskCreate, *, if_match: Versions | None, if_none_match: Versions | None, must_exist: bool

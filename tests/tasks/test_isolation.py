@@ -82,6 +82,7 @@ OPERATIONS = {
     ("GET", TASKS),
     ("POST", TASKS),
     ("GET", f"{TASKS}/summary"),
+    ("POST", f"{TASKS}/batch"),
     ("GET", f"{TASKS}/{{id}}"),
     ("PUT", f"{TASKS}/{{id}}"),
     ("PATCH", f"{TASKS}/{{id}}"),
@@ -140,6 +141,16 @@ async def act(person: Person, own: Belongings, method: str, path: str, target: s
         assert response.json()["subject"] == person.subject
         return
     title = uuid4().hex
+    if path == f"{TASKS}/batch":
+        operations = [
+            {"op": "create", "task": {"title": title}},
+            {"op": "update", "id": target, "changes": {"title": title}},
+        ]
+        response = await person.post(path, {"operations": operations})
+        assert response.status_code == (200 if target in own.live else 404)
+        if target in own.live:
+            own.live |= {response.json()["items"][0]["id"]: title, target: title}
+        return
     with_body = method in ("PUT", "PATCH") or (method, path) == ("POST", TASKS)
     response = await person.request(method, path.replace("{id}", target), json={"title": title} if with_body else None)
     match method, path.removeprefix(TASKS):

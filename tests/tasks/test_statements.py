@@ -23,6 +23,7 @@ KEY = {"Idempotency-Key": "k"}
         ("POST", TASKS, {"title": "x"}, {}, 1),
         ("POST", TASKS, {"title": "x", "tags": ["a", "b", "c"]}, {}, 2),
         ("POST", TASKS, {"title": "x", "tags": ["a", "b", "c"]}, KEY, 5),
+        ("POST", f"{TASKS}/batch", {"operations": [{"op": "create", "task": {"title": "x"}}] * 3}, {}, 4),
         ("GET", f"{TASKS}/{{task}}", None, {}, 1),
         ("GET", f"{TASKS}/{{task}}", None, {"If-None-Match": '"1"'}, 1),
         ("PUT", f"{TASKS}/{{task}}", {"title": "x", "tags": ["c"]}, {}, 2),
