@@ -25,6 +25,29 @@ async def owner(person: Person) -> UUID:
     return UUID((await person.get("/api/v1/users/me")).json()["id"])
 
 
+async def test_each_sort_in_both_directions(api: Api) -> None:
+    ada = api.person()
+    for title, members in {
+        "b": {"priority": "urgent", "due_at": "2030-01-01T00:00:00Z"},
+        "\uffee": {"priority": "low"},
+        "\U0001f389": {"priority": "high", "due_at": "2020-01-01T00:00:00Z"},
+        "Z": {"priority": "normal"},
+    }.items():
+        await ada.task(title, **members)
+    for sort, expected in {
+        "created_at": ["b", "\uffee", "\U0001f389", "Z"],
+        "updated_at": ["b", "\uffee", "\U0001f389", "Z"],
+        "title": ["Z", "b", "\uffee", "\U0001f389"],
+        "priority": ["\uffee", "Z", "\U0001f389", "b"],
+    }.items():
+        assert await titles(ada, sort=sort) == expected
+        assert await titles(ada, sort=f"-{sort}") == expected[::-1]
+    assert await titles(ada, sort="due_at") == ["\U0001f389", "b", "\uffee", "Z"]
+    assert await titles(ada, sort="-due_at") == ["b", "\U0001f389", "Z", "\uffee"], (
+        "no date is last, ties follow the sort"
+    )
+
+
 async def test_due_dates_compare_exclusively_and_need_to_be_there(api: Api) -> None:
     ada = api.person()
     for day in "2030-01-01", "2030-01-02", "2030-01-03":
@@ -77,6 +100,7 @@ async def test_overdue_is_what_the_task_says(api: Api) -> None:
         pytest.param("back\\slash", None, "\\s", True, id="backslash"),
         pytest.param("it's", None, "'", True, id="quote"),
         pytest.param("left", "right", "leftXright", False, id="not across"),
+        pytest.param("left", "right", "ftri", False, id="not across, as if there were nothing between"),
         pytest.param("left", "right", "ftxri", False, id="not across, small"),
         pytest.param("a\nb", None, "a\nb", True, id="lines"),
         pytest.param("anything", None, "", True, id="nothing is in everything"),

@@ -89,7 +89,7 @@ def model_sort(rows: list[dict[str, Any]], sort: str) -> list[str]:
     ),
     meanwhile=st.lists(st.tuples(st.sampled_from(["insert", "change", "delete"]), st.integers(0, 11), tasks())),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_untouched_row_exactly_once_in_order(
     api: Api,
     made: list[dict[str, Any]],
