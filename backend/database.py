@@ -35,6 +35,7 @@ _DEADLINE = 12.0  # seconds
 # The second time may go well: locks in another order, or a connection that has not prepared the statement in the days
 # before a migration (0A000, "cached plan must not change result type") or on another server of a pooler (26000).
 _WORTH_ANOTHER_TRY = (DeadlockDetected, SerializationFailure)
+_PAUSE = 0.05  # seconds: whoever won needs a moment to take the lock that the loser gave back
 _STALE_CONNECTION = (FeatureNotSupported, InvalidSqlStatementName)
 
 
@@ -156,20 +157,23 @@ class Database:
 
     async def rows(self, statement: Statement, **values: object) -> list[Row]:
         """Run one statement in a transaction of its own, committed on return: one round trip."""
-        try:
-            return await self._rows(statement, values)
-        except (*_WORTH_ANOTHER_TRY, *_STALE_CONNECTION):
-            return await self._rows(statement, values)
+        return await self._twice(lambda: self._rows(statement, values))
 
     async def row(self, statement: Statement, **values: object) -> Row | None:
         return next(iter(await self.rows(statement, **values)), None)
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction, committed on return. It may be called twice, so it must touch nothing else."""
+        return await self._twice(lambda: self._transact(work))
+
+    async def _twice(self, attempt: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await self._transact(work)
-        except (*_WORTH_ANOTHER_TRY, *_STALE_CONNECTION):
-            return await self._transact(work)
+            return await attempt()
+        except _STALE_CONNECTION:
+            return await attempt()
+        except _WORTH_ANOTHER_TRY:
+            await asyncio.sleep(_PAUSE)
+            return await attempt()
 
     async def _rows(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
         prepare = self._pool.prepare
