@@ -1,8 +1,6 @@
 """What a listing can be narrowed by: each filter, the search, the bin, and the count."""
 
 from datetime import UTC, datetime, timedelta
-from statistics import median
-from time import perf_counter
 from typing import Any
 from uuid import UUID
 
@@ -174,8 +172,7 @@ async def test_what_is_not_offered_is_a_422(api: Api, params: dict[str, str]) ->
     assert response.json()["errors"][0]["loc"] == ["query", *params]
 
 
-async def test_a_search_through_ten_thousand_tasks_is_within_three_times_a_plain_listing(api: Api) -> None:
-    """In turns, so that both meet the same load; nothing is found, so that all is looked through."""
+async def test_a_search_looks_through_ten_thousand_tasks(api: Api) -> None:
     ada = api.person()
     seed = raw(
         "INSERT INTO tasks (owner_id, title, description, status, priority)"
@@ -183,14 +180,5 @@ async def test_a_search_through_ten_thousand_tasks_is_within_three_times_a_plain
         " FROM generate_series(1, 10000) n"
     )
     await Database(api.state["pool"], SYSTEM).rows(seed, owner=await owner(ada))
-    async with api.state["pool"].connection() as connection:
-        await connection.execute("ANALYZE tasks")
-    seconds: dict[str | None, list[float]] = {None: [], "zebra": []}
-    for _ in range(30):
-        for q, taken in seconds.items():
-            started = perf_counter()
-            response = await ada.get(TASKS, params={"q": q} if q else {})
-            taken.append(perf_counter() - started)
-            assert len(response.json()["items"]) == (0 if q else 20)
-    plain, searched = (median(taken) for taken in seconds.values())
-    assert searched < 3 * plain, f"{searched * 1000:.1f} ms against {plain * 1000:.1f} ms"
+    for q, total in {"zebra": 0, "TASK NUMBER 9999": 1, "number 77": 111, "words about": 8000}.items():
+        assert (await ada.get(TASKS, params={"q": q, "count": "exact"})).json()["total"] == total
