@@ -160,6 +160,7 @@ async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate
 @router.delete(
     "/{id:uuid}",
     status_code=204,
+    response_class=Response,  # no content, so none of any type
     responses=problems.responses(404, 412),
     openapi_extra={"parameters": [answers.IF_MATCH]},
 )
@@ -198,7 +199,7 @@ async def update_tag(tags: Tags, id: UUID, data: TagUpdate) -> Response:
     return one_tag(await tags.update(id, data))
 
 
-@tags_router.delete("/{id:uuid}", status_code=204, responses=problems.responses(404))
+@tags_router.delete("/{id:uuid}", status_code=204, response_class=Response, responses=problems.responses(404))
 async def delete_tag(tags: Tags, id: UUID) -> None:
     """Delete a tag: a new version of each task that had it."""
     await tags.delete(id)

@@ -40,7 +40,9 @@ async def test_a_task_from_its_making_to_the_bin(api: Api) -> None:
     assert (reopened["completed_at"], reopened["is_overdue"], reopened["version"]) == (None, True, 3)
 
     for _ in "twice":
-        assert (await ada.delete(url)).status_code == 204
+        deleted = await ada.delete(url)
+        assert (deleted.status_code, deleted.content) == (204, b"")
+        assert "content-type" not in deleted.headers
     for method in "GET", "PATCH":
         assert (await ada.request(method, url, json={"title": "x"} if method == "PATCH" else None)).status_code == 404
     assert (await ada.get(TASKS)).json() == {"items": [], "next_cursor": None}
