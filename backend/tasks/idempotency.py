@@ -17,7 +17,7 @@ from sqlmodel import col, select
 from backend.database import Database, Statement, Transaction, parameters
 from backend.problems import DomainError
 from backend.tasks.models import KeptAnswer
-from backend.tasks.service import CALLER
+from backend.tasks.statements import CALLER
 
 Key = Annotated[
     str | None,

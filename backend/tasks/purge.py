@@ -14,7 +14,7 @@ from sqlmodel import col, select
 from backend.database import SYSTEM, Database, Pool, Statement, Transaction
 from backend.tasks.idempotency import FRESH
 from backend.tasks.models import KeptAnswer, Task
-from backend.tasks.service import RETENTION
+from backend.tasks.statements import RETENTION
 
 logger = logging.getLogger(__name__)
 

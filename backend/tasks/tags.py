@@ -1,4 +1,4 @@
-"""One user's tags. Which task has which is written with the task, in `service.py`."""
+"""One user's tags. Which task has which is written with the task, in `statements.py`."""
 
 from uuid import UUID
 
@@ -9,7 +9,7 @@ from backend.database import Database, Row, Statement, Transaction
 from backend.problems import NotFound
 from backend.tasks.models import Tag, Task, TaskTag
 from backend.tasks.schemas import TagCreate, TagUpdate
-from backend.tasks.service import CALLER, OWNED, TAG_LOCK
+from backend.tasks.statements import CALLER, OWNED, TAG_LOCK
 
 MINE = col(Tag.owner_id) == CALLER
 THIS = (MINE, col(Tag.id) == bindparam("tag_id"))

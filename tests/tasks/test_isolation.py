@@ -14,7 +14,7 @@ from sqlmodel import col, select
 
 from backend.database import SYSTEM, Actor, Database, Statement
 from backend.tasks import idempotency
-from backend.tasks import service as task_service
+from backend.tasks import statements as task_statements
 from backend.tasks import tags as tag_service
 from backend.tasks.models import Task
 from backend.users import service as user_service
@@ -33,17 +33,19 @@ def statements() -> dict[str, Statement]:
     """Every statement of the services that run as the caller, one of each shape."""
     fixed = {
         f"{module.__name__}.{name}": value
-        for module in (task_service, tag_service, idempotency, user_service)
+        for module in (task_statements, tag_service, idempotency, user_service)
         for name, value in vars(module).items()
         if isinstance(value, Statement) and name not in ("TAG_LOCK", "LOCK")
     }
     shaped = {
-        "listing": task_service.listing(
-            frozenset(task_service.FILTERS), "created_at", continued=True, deleted=False, counted=True
+        "listing": task_statements.listing(
+            frozenset(task_statements.FILTERS), "created_at", continued=True, deleted=False, counted=True
         ),
-        "listing of the bin": task_service.listing(frozenset(), "due_at", continued=False, deleted=True, counted=False),
-        "change": task_service.change(frozenset({"title"}), excluding=True),
-        "change of tags": task_service.change(frozenset({"tags"})),
+        "listing of the bin": task_statements.listing(
+            frozenset(), "due_at", continued=False, deleted=True, counted=False
+        ),
+        "change": task_statements.change(frozenset({"title"}), excluding=True),
+        "change of tags": task_statements.change(frozenset({"tags"})),
         "users.change": user_service.change(frozenset({"locale"})),
     }
     return fixed | shaped
@@ -52,7 +54,7 @@ def statements() -> dict[str, Statement]:
 @contextmanager
 def forgotten_filter() -> Iterator[None]:
     """The services as a careless colleague would have left them: no statement asks who the owner is."""
-    shapes = (task_service.listing, task_service.change, user_service.change)
+    shapes = (task_statements.listing, task_statements.change, user_service.change)
     original = Statement.__init__
 
     def careless(self: Statement, clause: Any) -> None:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from backend import migrations
-from backend.tasks import service
+from backend.tasks import statements
 from backend.tasks.schemas import Sort
 from tests.conftest import create_database
 
@@ -69,7 +69,7 @@ def explain(owner: tuple[psycopg.Connection, UUID], statement: Any, **values: An
     return list(nodes(plans[0]["Plan"]))
 
 
-FILTER_SETS = [frozenset(chosen) for size in (0, 1, 2) for chosen in combinations(service.FILTERS, size)]
+FILTER_SETS = [frozenset(chosen) for size in (0, 1, 2) for chosen in combinations(statements.FILTERS, size)]
 
 
 @pytest.mark.parametrize("sort", get_args(Sort))
@@ -77,7 +77,9 @@ def test_no_listing_reads_the_whole_table(owner: tuple[psycopg.Connection, UUID]
     for filters in FILTER_SETS:
         for continued in False, True:
             for deleted in False, True:
-                statement = service.listing(filters, sort, continued=continued, deleted=deleted, counted=not continued)
+                statement = statements.listing(
+                    filters, sort, continued=continued, deleted=deleted, counted=not continued
+                )
                 values = {name: VALUES[name] for name in filters} | {"limit": 21}
                 if continued:
                     values |= {"after_key": KEYS[sort.removeprefix("-")], "after_id": UUID(int=0)}
@@ -89,7 +91,7 @@ def test_no_listing_reads_the_whole_table(owner: tuple[psycopg.Connection, UUID]
 def test_every_sort_is_read_from_its_index(owner: tuple[psycopg.Connection, UUID], sort: str) -> None:
     """Without sorting, so that page 2,000 costs what page 1 does: the index begins where the cursor points."""
     for continued in False, True:
-        statement = service.listing(frozenset(), sort, continued=continued, deleted=False, counted=False)
+        statement = statements.listing(frozenset(), sort, continued=continued, deleted=False, counted=False)
         after = {"after_key": KEYS[sort.removeprefix("-")], "after_id": UUID(int=0)} if continued else {}
         plan = explain(owner, statement, limit=21, **after)
         (scan,) = [node for node in plan if node.get("Relation Name") == "tasks"]

@@ -1,0 +1,304 @@
+"""The statements on one user's tasks. Each starts from `OWNED` or its like, so none can reach another's."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar
+
+from pydantic import TypeAdapter
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    ColumnElement,
+    Insert,
+    Integer,
+    Label,
+    Text,
+    Update,
+    Uuid,
+    and_,
+    bindparam,
+    case,
+    collate,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal_column,
+    null,
+    or_,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects import postgresql
+from sqlmodel import SQLModel, col, select
+from sqlmodel.sql.expression import SelectOfScalar
+
+from backend.database import Statement, parameters
+from backend.tasks.models import Priority, Status, Tag, Task, TaskTag, sort_key
+from backend.tasks.schemas import (
+    Instant,
+    Storable,
+    TaskCreate,
+    TaskRead,
+)
+from backend.users.models import User
+
+T = TypeVar("T")
+
+TABLE = SQLModel.metadata.tables["tasks"]
+DUE_OR_NEVER, DUE_OR_ALWAYS = (sort_key(sort, TABLE.c.due_at) for sort in ("due_at", "-due_at"))
+CALLER = bindparam("caller", type_=Uuid)
+TAGS = (
+    select(col(Tag.name))
+    .join(TaskTag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
+    .where(col(TaskTag.owner_id) == CALLER, col(TaskTag.task_id) == Task.id, col(Tag.owner_id) == CALLER)
+    .order_by(col(Tag.folded))
+    .correlate(TABLE)
+)
+COMPUTED: dict[str, ColumnElement[Any]] = {
+    "is_overdue": (func.now() > DUE_OR_NEVER) & (col(Task.status) != Status.done.value),
+    "tags": func.array(TAGS.scalar_subquery()),
+}
+READ = [COMPUTED[name].label(name) if name in COMPUTED else col(getattr(Task, name)) for name in TaskRead.model_fields]
+PLAIN = [column for name, column in zip(TaskRead.model_fields, READ, strict=True) if name != "tags"]
+
+# What a client sets and the table keeps.
+FIELDS = [name for name in TaskCreate.model_fields if name in TABLE.c]
+
+# How long a deleted task can be restored.
+RETENTION: ColumnElement[timedelta] = literal_column("interval '30 days'")
+
+MINE = col(Task.owner_id) == CALLER
+OWNED = (MINE, col(Task.deleted_at).is_(None))
+BIN = (MINE, col(Task.deleted_at) > func.now() - RETENTION)
+KEPT = (MINE, or_(col(Task.deleted_at).is_(None), col(Task.deleted_at) > func.now() - RETENTION))
+THIS = (*OWNED, col(Task.id) == bindparam("task_id"))
+
+# A subquery without a table is worked out once, not once a row.
+SEARCHED = select(func.casefold(collate(bindparam("q", type_=Text), "pg_unicode_fast"))).scalar_subquery()
+
+
+def folded_names(parameter: str) -> SelectOfScalar[str]:
+    """The names in a parameter, each once, as tags are compared."""
+    name = func.unnest(bindparam(parameter, type_=ARRAY(Text))).column_valued("name")
+    return select(collate(func.casefold(collate(name, "pg_unicode_fast")), "C").label("folded")).distinct()
+
+
+FILTERS: dict[str, ColumnElement[bool]] = {
+    "status": col(Task.status) == bindparam("status"),
+    "priority": col(Task.priority) == bindparam("priority"),
+    "due_before": bindparam("due_before", type_=TABLE.c.due_at.type) > DUE_OR_NEVER,
+    "due_after": bindparam("due_after", type_=TABLE.c.due_at.type) < DUE_OR_ALWAYS,
+    "overdue": COMPUTED["is_overdue"] == bindparam("overdue", type_=Boolean),
+    "tag": col(Task.id).in_(
+        select(col(TaskTag.task_id))
+        .join(Tag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
+        .where(col(TaskTag.owner_id) == CALLER, col(Tag.owner_id) == CALLER, col(Tag.folded).in_(folded_names("tag")))
+        .group_by(col(TaskTag.task_id))
+        .having(func.count() == select(func.count()).select_from(folded_names("tag").subquery()).scalar_subquery())
+    ),
+    "q": func.strpos(col(Task.folded), SEARCHED) > 0,
+}
+CURSOR_KEYS: dict[str, TypeAdapter[Any]] = {
+    "created_at": TypeAdapter(Instant),
+    "updated_at": TypeAdapter(Instant),
+    "due_at": TypeAdapter(Instant | None),
+    "priority": TypeAdapter(Priority),
+    "title": TypeAdapter(Annotated[str, Storable]),
+}
+
+
+def completed(status: Any, before: Any) -> ColumnElement[datetime | None]:
+    """`completed_at` follows the status: set when it becomes done, cleared when it no longer is."""
+    return case((status == Status.done.value, func.coalesce(before, func.now())))
+
+
+@lru_cache(256)
+def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: bool, counted: bool) -> Statement:
+    """The statement for one combination of filters and sort; their values come with each request.
+
+    `counted`: each row carries the `total`; where there is none to carry it, one comes that is empty otherwise.
+    """
+    name, descending = sort.removeprefix("-"), sort.startswith("-")
+    column, id = TABLE.c[name], TABLE.c.id
+    key = sort_key(sort, column)
+    wanted = (*(BIN if deleted else OWNED), *(FILTERS[name] for name in sorted(filters)))
+
+    def ordered(*by: ColumnElement[Any]) -> Iterator[ColumnElement[Any]]:
+        return (column.desc() if descending else column for column in by)
+
+    query = select(*READ, *([key.label("sort_key")] if counted else [])).where(*wanted)
+    if continued:
+        here = tuple_(key, id)
+        end = tuple_(sort_key(sort, bindparam("after_key", type_=column.type)), bindparam("after_id", type_=Uuid))
+        query = query.where(here < end if descending else here > end)
+    query = query.order_by(*ordered(key, id)).limit(bindparam("limit", type_=Integer))
+    if not counted:
+        return Statement(query)
+    page, count = query.subquery(), select(func.count().label("total")).where(*wanted).subquery()
+    fields = [page.c[name] for name in TaskRead.model_fields]
+    both = select(count.c.total, *fields).select_from(count.outerjoin(page, true()))
+    return Statement(both.order_by(*ordered(page.c.sort_key, page.c.id)))
+
+
+# Whoever changes which tags there are, or which task has them, does so alone among the writers of one owner. It is a
+# statement of its own, so that the next one sees what the writer before has done.
+TAG_LOCK = Statement(
+    select(func.pg_advisory_xact_lock(func.hashtextextended(func.concat("tags of ", CALLER), literal_column("0"))))
+)
+TAGS_DIFFER = func.array(
+    select(col(Tag.folded))
+    .join(TaskTag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
+    .where(col(TaskTag.owner_id) == CALLER, col(Tag.owner_id) == CALLER, col(TaskTag.task_id) == bindparam("task_id"))
+    .order_by(col(Tag.folded))
+    .scalar_subquery()
+).is_distinct_from(func.array(folded_names("tags").order_by("folded").scalar_subquery()))
+
+
+def with_tags(write: Insert | Update, *more: Label[Any]) -> Statement:
+    """Write the one task, give it the `tags` and no others, make those that are new, and return it with them."""
+    task = write.returning(*PLAIN, *more).cte("task")
+    name = func.unnest(bindparam("tags", type_=ARRAY(Text))).column_valued("name")
+    made = (
+        postgresql.insert(Tag)
+        .from_select(["owner_id", "name"], select(CALLER, name).where(exists(select(task.c.id))))
+        .on_conflict_do_nothing()
+        .returning(col(Tag.id), col(Tag.name), col(Tag.folded))
+        .cte("made")
+    )
+    wanted = (
+        select(col(Tag.id), col(Tag.name), col(Tag.folded))
+        .where(col(Tag.owner_id) == CALLER, col(Tag.folded).in_(folded_names("tags")))
+        .union_all(select(made.c.id, made.c.name, made.c.folded))
+        .cte("wanted")
+    )
+    taken = (
+        delete(TaskTag)
+        .where(col(TaskTag.owner_id) == CALLER, col(TaskTag.task_id) == select(task.c.id).scalar_subquery())
+        .where(col(TaskTag.tag_id).not_in(select(wanted.c.id)))
+        .cte("taken")
+    )
+    given = (
+        postgresql.insert(TaskTag)
+        .from_select(["owner_id", "task_id", "tag_id"], select(CALLER, task.c.id, wanted.c.id).join(wanted, true()))
+        .on_conflict_do_nothing()
+        .cte("given")
+    )
+    names = func.array(select(wanted.c.name).order_by(wanted.c.folded).scalar_subquery()).label("tags")
+    columns = (names if name == "tags" else task.c[name] for name in TaskRead.model_fields)
+    return Statement(select(*columns, *(task.c[column.key] for column in more)).add_cte(taken, given))
+
+
+@lru_cache(256)
+def change(columns: frozenset[str], *, excluding: bool = False) -> Statement:
+    """Set these columns, if the version is one of `if_match`. Equal values make no new version.
+
+    `excluding`: nor may the version be one of `if_none_match`. With "tags" among the columns, behind `TAG_LOCK`.
+    """
+    new = {name: bindparam(name, type_=TABLE.c[name].type) for name in FIELDS if name in columns}
+    differs = tuple_(*(TABLE.c[name] for name in new)).is_distinct_from(tuple_(*new.values())) if new else false()
+    if "tags" in columns:
+        differs = or_(differs, TAGS_DIFFER)
+    values: dict[str, Any] = {
+        **new,
+        "version": col(Task.version) + case((differs, 1), else_=0),
+        # Whoever waited for a lock may have begun before the one who held it.
+        "updated_at": case((differs, func.greatest(col(Task.updated_at), func.now())), else_=col(Task.updated_at)),
+    }
+    if "status" in new:
+        values["completed_at"] = completed(new["status"], col(Task.completed_at))
+    conditions = (*THIS, MATCHES, *([EXCLUDED] if excluding else []))
+    statement = update(Task).where(*conditions).values(values)
+    return with_tags(statement) if "tags" in columns else Statement(statement.returning(*READ))
+
+
+_VERSIONS = bindparam("if_match", type_=ARRAY(Integer))
+MATCHES = or_(_VERSIONS.is_(None), col(Task.version) == func.any(_VERSIONS))
+# Null forbids any version: the comparison is null, which is not true.
+EXCLUDED = col(Task.version) != func.all(bindparam("if_none_match", type_=ARRAY(Integer)))
+
+GET = Statement(select(*READ).where(*THIS))
+NEW = insert(Task).values(
+    **parameters(FIELDS),
+    owner_id=CALLER,
+    completed_at=completed(bindparam("status", type_=Text), None),
+)
+ADD = Statement(NEW.returning(*READ))
+ADD_WITH_TAGS = with_tags(NEW)
+REMOVE = Statement(
+    update(Task)
+    .where(*THIS, MATCHES)
+    .values(deleted_at=func.now(), updated_at=func.now(), version=col(Task.version) + 1)
+    .returning(col(Task.id))
+)
+
+
+def put() -> Statement:
+    """Make the task, or replace it unless `if_none_match` has its version (null: any); `created` says which.
+
+    One whose time in the bin is over is not there any more, whether the purge has run or not: it is made anew. One that
+    can still be restored stays where it is. Behind `TAG_LOCK`.
+    """
+    statement = postgresql.insert(Task).values(
+        **parameters(FIELDS),
+        owner_id=CALLER,
+        id=bindparam("task_id"),
+        completed_at=completed(bindparam("status", type_=Text), None),
+    )
+    new, gone = statement.excluded, col(Task.deleted_at).is_not(None)
+    fields = sorted(FIELDS)
+    values = (tuple_(*(table[name] for name in fields)) for table in (TABLE.c, new))
+    differs = or_(next(values).is_distinct_from(next(values)), TAGS_DIFFER)
+    statement = statement.on_conflict_do_update(
+        index_elements=[col(Task.owner_id), col(Task.id)],
+        set_={
+            **{name: new[name] for name in fields},
+            "completed_at": completed(new.status, case((gone, None), else_=col(Task.completed_at))),
+            "version": case((gone, 1), (differs, col(Task.version) + 1), else_=col(Task.version)),
+            "created_at": case((gone, func.now()), else_=col(Task.created_at)),
+            "updated_at": case(
+                (gone, func.now()),
+                (differs, func.greatest(col(Task.updated_at), func.now())),
+                else_=col(Task.updated_at),
+            ),
+            "deleted_at": null(),
+        },
+        where=and_(
+            MINE,
+            or_(
+                and_(col(Task.deleted_at).is_(None), EXCLUDED),
+                col(Task.deleted_at) <= func.now() - RETENTION,
+            ),
+        ),
+    )
+    created: ColumnElement[bool] = literal_column("old.id IS NULL OR old.deleted_at IS NOT NULL")
+    return with_tags(statement, created.label("created"))
+
+
+PUT = put()
+RESTORE = Statement(
+    update(Task)
+    .where(*KEPT, col(Task.id) == bindparam("task_id"), MATCHES)
+    .values(
+        deleted_at=null(),
+        version=col(Task.version) + case((col(Task.deleted_at).is_(None), 0), else_=1),
+        updated_at=case((col(Task.deleted_at).is_(None), col(Task.updated_at)), else_=func.now()),
+    )
+    .returning(*READ)
+)
+ZONE = Statement(select(col(User.time_zone)).where(col(User.id) == CALLER))
+TODAY = and_(
+    col(Task.status) != Status.done.value,
+    col(Task.due_at) >= bindparam("today"),
+    col(Task.due_at) < bindparam("tomorrow"),
+)
+COUNTS = {
+    **{status.value: col(Task.status) == status.value for status in Status},
+    "overdue": COMPUTED["is_overdue"],
+    "due_today": TODAY,
+}
+SUMMARY = Statement(select(*[func.count().filter(what).label(name) for name, what in COUNTS.items()]).where(*OWNED))
+EXISTS = Statement(select(col(Task.deleted_at)).where(*KEPT, col(Task.id) == bindparam("task_id")))
