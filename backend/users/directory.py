@@ -149,7 +149,8 @@ def claims_at(principal: Principal) -> float:
     updated = principal.claims.get("updatedAt")
     if isinstance(updated, str):
         try:
-            changed = datetime.fromisoformat(updated).timestamp()
+            moment = datetime.fromisoformat(updated)
+            changed = moment.timestamp() if moment.tzinfo else -math.inf
         except (ValueError, OverflowError):
             return principal.issued_at
         if principal.issued_at < changed < principal.issued_at + 1:
