@@ -15,11 +15,11 @@ LIFETIME = 3600  # seconds, the most that is accepted: a whole benchmark takes l
 
 @contextmanager
 def serve_keys(issuer: LocalIssuer) -> Iterator[str]:
-    """Publish the key set while the context lasts; its URL."""
-    body = json.dumps(issuer.jwks).encode()
+    """Publish the key set of each moment while the context lasts; its URL."""
 
     class Keys(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name that http.server calls
+            body = json.dumps(issuer.jwks).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -1,11 +1,8 @@
 """What all tests share: a real database, an issuer of our own, and the whole application in between."""
 
-import json
-import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +16,7 @@ from backend import migrations
 from backend.app import create_app
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
+from benchmarks.issuer import serve_keys
 
 pytest_plugins = ["tests.postgres", "tests.issuers"]
 
@@ -52,34 +50,9 @@ def issuer() -> LocalIssuer:
     return LocalIssuer(ISSUER, audience=AUDIENCE)
 
 
-@contextmanager
-def served_keys(issuer: LocalIssuer) -> Iterator[str]:
-    """The issuer's keys of the moment, over HTTP on loopback; their address."""
-
-    class Keys(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # the name that http.server calls
-            body = json.dumps(issuer.jwks).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Keys)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/jwks"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 @pytest.fixture(scope="session")
 def jwks_url(issuer: LocalIssuer) -> Iterator[str]:
-    with served_keys(issuer) as url:
+    with serve_keys(issuer) as url:
         yield url
 
 

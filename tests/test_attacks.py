@@ -18,9 +18,9 @@ from backend.auth import Reason, TokenVerifier
 from backend.auth.testing import LocalIssuer
 from backend.observability import JsonLines
 from backend.settings import Settings
+from benchmarks.issuer import serve_keys
 from tests.auth.test_attacks import EVERYWHERE, NOW, TYPE, Forge
 from tests.auth.test_verifier import NAMES, TIMES, raw
-from tests.conftest import served_keys
 
 # What the issuer is asked once more for, before it is a 401: its keys may have changed.
 MAY_FETCH = {Reason.UNKNOWN_KEY, Reason.BAD_SIGNATURE}
@@ -67,7 +67,7 @@ async def target(settings: Settings) -> AsyncIterator[Target]:
         return await connect_tcp(remote_host, remote_port, **options)
 
     connect_tcp = anyio.connect_tcp
-    with served_keys(issuer) as url, pytest.MonkeyPatch.context() as patch:
+    with serve_keys(issuer) as url, pytest.MonkeyPatch.context() as patch:
         patch.setattr("backend.app.TokenVerifier", partial(TokenVerifier, clock=lambda: NOW))
         patch.setattr(anyio, "connect_tcp", watched)
         config = settings.model_copy(update={"better_auth_url": issuer.url, "better_auth_jwks_url": url})
