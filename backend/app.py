@@ -11,7 +11,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend import __version__, bodies, health, migrations, problems, resource_metadata
+from backend import __version__, health, migrations, openapi, problems, resource_metadata
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
 from backend.database import Pool
 from backend.observability import Observability
@@ -102,12 +102,7 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
         if not self.openapi_schema:
-            document = bodies.describe(problems.correct(super().openapi()))
-            for schema in document["components"]["schemas"].values():
-                for example in schema.get("examples", ()):
-                    # FastAPI leaves out what is null, also where it must be there.
-                    example |= dict.fromkeys(name for name in schema.get("required", ()) if name not in example)
-            self.openapi_schema = document
+            self.openapi_schema = openapi.mended(super().openapi())
         return self.openapi_schema
 
 

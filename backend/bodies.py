@@ -11,15 +11,6 @@ JSON = ("application/json",)
 MERGE_PATCH = ("application/merge-patch+json", "application/json")
 
 
-def describe(document: dict[str, Any]) -> dict[str, Any]:
-    """Say in the OpenAPI document that a PATCH takes both names of a merge patch."""
-    for operations in document["paths"].values():
-        content = operations.get("patch", {}).get("requestBody", {}).get("content")
-        if content:
-            content |= dict.fromkeys(MERGE_PATCH, content["application/json"])
-    return document
-
-
 class JSONRequest(Request):
     """A request whose body is JSON of a stated media type, at most `limit` bytes long.
 

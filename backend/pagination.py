@@ -20,14 +20,17 @@ T = TypeVar("T")
 LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "schema": {"type": "string"}}}
 
 
-def _unset(schema: dict[str, Any]) -> None:
+def without_default(schema: dict[str, Any]) -> None:
+    """For `json_schema_extra`: of a member that may be left out, where the default says nothing to a client."""
     schema.pop("default", None)
 
 
 class Page(BaseModel, Generic[T]):
     items: list[T]
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. null: the end.")
-    total: int = Field(default=0, json_schema_extra=_unset, description="With `count=exact`: how many on all pages.")
+    total: int = Field(
+        default=0, json_schema_extra=without_default, description="With `count=exact`: how many on all pages."
+    )
 
 
 def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:

@@ -4,7 +4,6 @@ import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -263,42 +262,3 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_exception)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(psycopg.Error, database_error)
-
-
-# For OpenAPI: when an operation answers what.
-DESCRIPTIONS = {
-    400: "The Authorization header is malformed.",
-    401: "There is no token, or it is refused; `WWW-Authenticate` says why.",
-    403: "The token lacks a scope, or speaks for nobody who may do this.",
-    404: "There is no such thing, or it is not the caller's.",
-    409: "It exists already, or the request is being worked on.",
-    412: "The version is not one that If-Match names.",
-    413: "The body is too long.",
-    415: "The body is of another content type.",
-    422: "The request does not make sense; `errors` names each member that is wrong.",
-    500: "A defect here.",
-    503: "Keys or database cannot be reached; `Retry-After` says when to ask again.",
-}
-
-
-def responses(*statuses: int, headers: Mapping[int, Any] = MappingProxyType({})) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route or router: the problems it may answer with, and the headers of its good answers."""
-    good: dict[int | str, dict[str, Any]] = {status: {"headers": names} for status, names in headers.items()}
-    return good | {status: {"description": DESCRIPTIONS[status], "model": Problem} for status in statuses}
-
-
-def correct(document: dict[str, Any]) -> dict[str, Any]:
-    """Mend what FastAPI cannot say of problems in its OpenAPI document: their media type, and where 422 cannot be."""
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            answers = operation["responses"]
-            for status, response in list(answers.items()):
-                content = response.get("content", {})
-                match content.get("application/json", {}).get("schema"):
-                    case {"$ref": "#/components/schemas/Problem"}:
-                        content["application/problem+json"] = content.pop("application/json")
-                    case {"$ref": "#/components/schemas/HTTPValidationError"}:
-                        del answers[status]
-    for unused in "HTTPValidationError", "ValidationError":
-        document["components"]["schemas"].pop(unused, None)
-    return document

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from backend import answers, pagination, problems
+from backend import answers, openapi, pagination
 from backend.answers import Answer
 from backend.tasks import idempotency
 from backend.tasks.schemas import (
@@ -27,8 +27,7 @@ from backend.tasks.tags import TagService
 from backend.users.caller import REFUSALS, CallerDatabase, route_for
 
 Route = route_for(read="tasks:read", write="tasks:write")
-BatchRoute = route_for(read="tasks:read", write="tasks:write")
-BatchRoute.body_limit = 1024 * 1024  # bytes
+BatchRoute = route_for(read="tasks:read", write="tasks:write", body_limit=1024 * 1024)
 router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"], route_class=Route, responses=REFUSALS)
 batch_router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"], route_class=BatchRoute, responses=REFUSALS)
 tags_router = APIRouter(prefix="/api/v1/tags", tags=["tasks"], route_class=Route, responses=REFUSALS)
@@ -53,7 +52,7 @@ one_tag, all_tags = Answer(TagRead), Answer(TagRead, many=True)
 @router.get(
     "",
     response_model=TaskPage,
-    responses=problems.responses(422, headers={200: pagination.LINK}),
+    responses=openapi.responses(422, headers={200: pagination.LINK}),
 )
 async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery, Query()]) -> Response:
     """The caller's tasks, newest first unless sorted otherwise."""
@@ -65,7 +64,7 @@ async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery,
     "",
     response_model=TaskRead,
     status_code=201,
-    responses=problems.responses(
+    responses=openapi.responses(
         409, 413, 415, 422, headers={201: answers.ETAG | answers.LOCATION | idempotency.REPLAYED}
     ),
 )
@@ -86,7 +85,7 @@ async def create_task(
 @batch_router.post(
     "/batch",
     response_model=BatchResult,
-    responses=problems.responses(404, 409, 412, 413, 415, 422, headers={200: idempotency.REPLAYED}),
+    responses=openapi.responses(404, 409, 412, 413, 415, 422, headers={200: idempotency.REPLAYED}),
 )
 async def batch_tasks(
     request: Request, tasks: Tasks, database: CallerDatabase, data: Batch, key: idempotency.Key = None
@@ -110,7 +109,7 @@ async def get_summary(tasks: Tasks) -> Response:
 @router.get(
     "/{id:uuid}",
     response_model=TaskRead,
-    responses=problems.responses(404, headers={200: answers.ETAG}) | answers.NOT_MODIFIED,
+    responses=openapi.responses(404, headers={200: answers.ETAG}) | answers.NOT_MODIFIED,
     openapi_extra={"parameters": [answers.IF_NONE_MATCH]},
 )
 async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
@@ -125,7 +124,7 @@ async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
 @router.put(
     "/{id:uuid}",
     response_model=TaskRead,
-    responses=problems.responses(404, 412, 413, 415, 422, headers={200: answers.ETAG})
+    responses=openapi.responses(404, 412, 413, 415, 422, headers={200: answers.ETAG})
     | {201: {"description": "It was made.", "model": TaskRead, "headers": answers.ETAG | answers.LOCATION}},
     openapi_extra={"parameters": [answers.IF_MATCH, answers.IF_NONE_MATCH_ON_PUT]},
 )
@@ -148,7 +147,7 @@ async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -
 @router.patch(
     "/{id:uuid}",
     response_model=TaskRead,
-    responses=problems.responses(404, 412, 413, 415, 422, headers={200: answers.ETAG}),
+    responses=openapi.responses(404, 412, 413, 415, 422, headers={200: answers.ETAG}),
     openapi_extra={"parameters": [answers.IF_MATCH]},
 )
 async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate) -> Response:
@@ -161,7 +160,7 @@ async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate
     "/{id:uuid}",
     status_code=204,
     response_class=Response,  # no content, so none of any type
-    responses=problems.responses(404, 412),
+    responses=openapi.responses(404, 412),
     openapi_extra={"parameters": [answers.IF_MATCH]},
 )
 async def delete_task(request: Request, tasks: Tasks, id: UUID) -> None:
@@ -172,7 +171,7 @@ async def delete_task(request: Request, tasks: Tasks, id: UUID) -> None:
 @router.post(
     "/{id:uuid}/restore",
     response_model=TaskRead,
-    responses=problems.responses(404, 412, headers={200: answers.ETAG}),
+    responses=openapi.responses(404, 412, headers={200: answers.ETAG}),
     openapi_extra={"parameters": [answers.IF_MATCH]},
 )
 async def restore_task(request: Request, tasks: Tasks, id: UUID) -> Response:
@@ -187,19 +186,19 @@ async def list_tags(tags: Tags) -> Response:
     return all_tags({"items": await tags.list()})
 
 
-@tags_router.post("", response_model=TagRead, status_code=201, responses=problems.responses(409, 413, 415, 422))
+@tags_router.post("", response_model=TagRead, status_code=201, responses=openapi.responses(409, 413, 415, 422))
 async def create_tag(tags: Tags, data: TagCreate) -> Response:
     """Make a tag. Giving a task a tag that is new does so, too."""
     return one_tag(await tags.create(data), 201)
 
 
-@tags_router.patch("/{id:uuid}", response_model=TagRead, responses=problems.responses(404, 409, 413, 415, 422))
+@tags_router.patch("/{id:uuid}", response_model=TagRead, responses=openapi.responses(404, 409, 413, 415, 422))
 async def update_tag(tags: Tags, id: UUID, data: TagUpdate) -> Response:
     """Rename a tag: a new version of each task that has it."""
     return one_tag(await tags.update(id, data))
 
 
-@tags_router.delete("/{id:uuid}", status_code=204, response_class=Response, responses=problems.responses(404))
+@tags_router.delete("/{id:uuid}", status_code=204, response_class=Response, responses=openapi.responses(404))
 async def delete_tag(tags: Tags, id: UUID) -> None:
     """Delete a tag: a new version of each task that had it."""
     await tags.delete(id)

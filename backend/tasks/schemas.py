@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from backend.pagination import Page
+from backend.pagination import Page, without_default
 from backend.tasks.models import DESCRIPTION_LENGTH, TAG_LENGTH, TITLE_LENGTH, Priority, Status
 
 
@@ -50,11 +50,6 @@ def _utc(value: datetime) -> datetime:
         return value.astimezone(UTC)
     except OverflowError:
         raise ValueError("must lie between the years 1 and 9999 in UTC") from None
-
-
-def _unset(schema: dict[str, Any]) -> None:
-    """In a patch a default is what null brings back, not what leaving a member out does."""
-    schema.pop("default", None)
 
 
 # Letters and symbols that show nothing: the Hangul fillers and the empty Braille pattern.
@@ -101,17 +96,17 @@ class TaskUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"status": "done"}]})
 
-    title: Title = Field(default="", json_schema_extra=_unset)
-    description: Description | None = Field(default=None, json_schema_extra=_unset)
+    title: Title = Field(default="", json_schema_extra=without_default)
+    description: Description | None = Field(default=None, json_schema_extra=without_default)
     status: Annotated[Status | None, AfterValidator(lambda status: status or Status.todo)] = Field(
-        default=None, json_schema_extra=_unset
+        default=None, json_schema_extra=without_default
     )
     priority: Annotated[Priority | None, AfterValidator(lambda priority: priority or Priority.normal)] = Field(
-        default=None, json_schema_extra=_unset
+        default=None, json_schema_extra=without_default
     )
-    due_at: Time | None = Field(default=None, json_schema_extra=_unset)
+    due_at: Time | None = Field(default=None, json_schema_extra=without_default)
     tags: Annotated[Tags | None, AfterValidator(lambda tags: tags or [])] = Field(
-        default=None, json_schema_extra=_unset
+        default=None, json_schema_extra=without_default
     )
 
 
@@ -278,7 +273,7 @@ class TagUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "at home"}]})
 
-    name: TagName = Field(default="", json_schema_extra=_unset)
+    name: TagName = Field(default="", json_schema_extra=without_default)
 
 
 class TagRead(BaseModel):

@@ -5,29 +5,28 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 
-from backend import problems
+from backend import openapi
 from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Actor, Database
 from backend.users.directory import Users
 
-REFUSALS = problems.responses(400, 401, 403, 500, 503)
+REFUSALS = openapi.responses(400, 401, 403, 500, 503)
 
 
-def route_for(*, read: str, write: str) -> type["PersonRoute"]:
-    """A route class for people, whose OAuth access tokens need the scope `read` for GET and `write` for the rest."""
+def route_for(*, read: str, write: str, body_limit: int = 64 * 1024) -> type["PersonRoute"]:
+    """A route class for people, whose OAuth access tokens need the scope `read` for GET and `write` for the rest.
 
-    class Route(PersonRoute):
-        scopes = (read, write)
-
-    return Route
+    `body_limit`: in bytes.
+    """
+    return type("Route", (PersonRoute,), {"scopes": (read, write), "body_limit": body_limit})
 
 
 class PersonRoute(BearerRoute):
     """The order of refusals: token, person, scope, account, content type, size, and only then what the body says."""
 
     scopes: tuple[str, str]  # for GET, for the rest
-    body_limit = 64 * 1024  # bytes
+    body_limit: int  # bytes
 
     async def judge(self, request: Request) -> None:
         await super().judge(request)

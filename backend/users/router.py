@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from backend import problems
+from backend import openapi
 from backend.answers import Answer
 from backend.auth import CurrentPrincipal
 from backend.users.caller import REFUSALS, CallerDatabase, route_for
@@ -34,7 +34,7 @@ async def get_me(account: Account) -> Response:
     return one(await account.get())
 
 
-@router.patch("/me", response_model=Me, responses=problems.responses(413, 415, 422))
+@router.patch("/me", response_model=Me, responses=openapi.responses(413, 415, 422))
 async def update_me(account: Account, data: MeUpdate) -> Response:
     """Change what belongs to this API. Name, email, picture and roles are Better Auth's, and changed there."""
     return one(await account.update(data))
