@@ -56,6 +56,19 @@ class Answer:
     def __call__(self, row: Row, status: int = 200, headers: dict[str, str] | None = None) -> Response:
         return Response(self._type.dump_json(row, warnings="none"), status, headers, "application/json")
 
+    def versioned(self, row: Row, status: int = 200, **headers: str) -> Response:
+        """With its ETag."""
+        return self(row, status, {"ETag": etag(row), **headers})
+
+    def created(self, request: Request, row: Row) -> Response:
+        """201, for a POST to the collection."""
+        return self.versioned(row, 201, Location=f"{request.url.path}/{row['id']}")
+
+    def unless_known(self, request: Request, row: Row) -> Response:
+        """304 if If-None-Match names the version that there is, else the row."""
+        tag = etag(row)
+        return Response(None, 304, {"ETag": tag}) if not_modified(request, tag) else self.versioned(row)
+
 
 def etag(row: Row) -> str:
     """`"<version>"`, and `"<version>o"` while overdue, since the body then changes without a new version."""

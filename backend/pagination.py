@@ -2,19 +2,22 @@
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from sqlalchemy import ColumnElement, Integer, Select, Uuid, bindparam, tuple_
 from starlette.requests import Request
 
 from backend.database import Row
 from backend.problems import InvalidCursor
+from backend.values import Digits
 
 T = TypeVar("T")
+Q = TypeVar("Q", bound=Select[Any])
 
 # For OpenAPI.
 LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "schema": {"type": "string"}}}
@@ -23,6 +26,15 @@ LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "sche
 def without_default(schema: dict[str, Any]) -> None:
     """For `json_schema_extra`: of a member that may be left out, where the default says nothing to a client."""
     schema.pop("default", None)
+
+
+class PageQuery(BaseModel):
+    """What every listing takes: which page, and how much of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Digits = Field(default=20, ge=1, le=100, description="How many on a page.")
+    cursor: str | None = Field(default=None, max_length=2000, description="`next_cursor` of the page before.")
 
 
 class Page(BaseModel, Generic[T]):
@@ -58,6 +70,36 @@ def decode(cursor: str, bound_to: str, key_type: TypeAdapter[Any]) -> tuple[Any,
         return key_type.validate_python(key), UUID(id)
     except (ValueError, TypeError, AttributeError, RecursionError, ValidationError):
         raise InvalidCursor from None
+
+
+def after(cursor: str | None, bound_to: str, key_type: TypeAdapter[Any]) -> dict[str, Any]:
+    """The parameters of a `keyset` that goes on where `cursor` ended; there are none on the first page."""
+    if cursor is None:
+        return {}
+    key, id = decode(cursor, bound_to, key_type)
+    return {"after_key": key, "after_id": id}
+
+
+def keyset(
+    query: Q,
+    key: ColumnElement[Any],
+    id: ColumnElement[UUID],
+    *,
+    after: ColumnElement[Any] | None,
+    descending: bool,
+) -> Q:
+    """The first rows by `key`, ties by `id`, as many as the parameter `limit` says.
+
+    `after`: those behind it, and behind the parameter `after_id` among its equals. An index on all of them serves both.
+    """
+    if after is not None:
+        here, end = tuple_(key, id), tuple_(after, bindparam("after_id", type_=Uuid))
+        query = query.where(here < end if descending else here > end)
+    return query.order_by(*order(key, id, descending=descending)).limit(bindparam("limit", type_=Integer))
+
+
+def order(*by: ColumnElement[Any], descending: bool) -> Iterator[ColumnElement[Any]]:
+    return (column.desc() if descending else column for column in by)
 
 
 def page(rows: Sequence[Row], limit: int, bound_to: str, key: str) -> Row:

@@ -15,9 +15,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
 
 from backend.database import Database, Statement, Transaction, parameters
+from backend.owned import CALLER
 from backend.problems import DomainError
 from backend.tasks.models import KeptAnswer
-from backend.tasks.statements import CALLER
 
 Key = Annotated[
     str | None,

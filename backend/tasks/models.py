@@ -24,6 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import Grouping
 from sqlmodel import Field, SQLModel
 
+from backend.owned import Owned
+
 TITLE_LENGTH = 200
 DESCRIPTION_LENGTH = 10_000
 TAG_LENGTH = 50
@@ -49,9 +51,7 @@ FOLDED = (
 )
 
 
-class Task(SQLModel, table=True):
-    """The key leads with the owner: an id is unique per owner, so clients may choose it and learn nothing of others."""
-
+class Task(Owned, table=True):
     __tablename__ = "tasks"
     __table_args__ = (
         CheckConstraint(f"char_length(title) between 1 and {TITLE_LENGTH}", name="tasks_title_length"),
@@ -62,17 +62,12 @@ class Task(SQLModel, table=True):
         Index("tasks_in_the_bin", "owner_id", "deleted_at", postgresql_where=text("deleted_at is not null")),
     )
 
-    owner_id: UUID = Field(primary_key=True, sa_column_args=[ForeignKey("users.id", ondelete="CASCADE")])
-    id: UUID = Field(primary_key=True, sa_column_kwargs={"server_default": text("uuidv7()")})
     title: str = Field(sa_type=Text(collation="C"))  # sorted by code point
     description: str | None = Field(default=None, sa_type=Text)
     status: Status = Field(sa_type=Text)
     priority: Priority = Field(sa_type=Text)
     due_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     completed_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
-    version: int = Field(sa_column_kwargs={"server_default": text("1")})
-    created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
-    updated_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
     deleted_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     folded: str = Field(sa_type=Text, sa_column_args=[Computed(FOLDED, persisted=True)])
 

@@ -74,8 +74,7 @@ async def create_task(
     """Make a task. The server chooses its id. With an Idempotency-Key it is safe to ask again."""
 
     async def create(tasks: TaskService) -> Response:
-        task = await tasks.create(data)
-        return one(task, 201, {"ETag": answers.etag(task), "Location": f"{request.url.path}/{task['id']}"})
+        return one.created(request, await tasks.create(data))
 
     if key is None:
         return await create(tasks)
@@ -114,11 +113,7 @@ async def get_summary(tasks: Tasks) -> Response:
 )
 async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
     """One task, or 304 if If-None-Match names the version that there is."""
-    task = await tasks.get(id)
-    tag = answers.etag(task)
-    if answers.not_modified(request, tag):
-        return Response(status_code=304, headers={"ETag": tag})
-    return one(task, headers={"ETag": tag})
+    return one.unless_known(request, await tasks.get(id))
 
 
 @router.put(
@@ -140,8 +135,7 @@ async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -
         if_none_match=answers.if_none_match(request),
         must_exist="if-match" in request.headers,
     )
-    location = {"Location": request.url.path} if created else {}
-    return one(task, 201 if created else 200, {"ETag": answers.etag(task), **location})
+    return one.versioned(task, 201, Location=request.url.path) if created else one.versioned(task)
 
 
 @router.patch(
@@ -152,8 +146,7 @@ async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -
 )
 async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate) -> Response:
     """Change some members (JSON merge patch). With If-Match only if the version is still that one."""
-    task = await tasks.update(id, data, if_match=answers.if_match(request))
-    return one(task, headers={"ETag": answers.etag(task)})
+    return one.versioned(await tasks.update(id, data, if_match=answers.if_match(request)))
 
 
 @router.delete(
@@ -176,8 +169,7 @@ async def delete_task(request: Request, tasks: Tasks, id: UUID) -> None:
 )
 async def restore_task(request: Request, tasks: Tasks, id: UUID) -> Response:
     """Take a task out of the bin, up to 30 days after it was deleted. One that is not in it is left as it is."""
-    task = await tasks.restore(id, if_match=answers.if_match(request))
-    return one(task, headers={"ETag": answers.etag(task)})
+    return one.versioned(await tasks.restore(id, if_match=answers.if_match(request)))
 
 
 @tags_router.get("", response_model=TagList)

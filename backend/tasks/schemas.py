@@ -1,70 +1,19 @@
 """The shapes that the tasks API takes and gives."""
 
-import re
-import unicodedata
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from backend.pagination import Page, without_default
+from backend.pagination import Page, PageQuery, without_default
 from backend.tasks.models import DESCRIPTION_LENGTH, TAG_LENGTH, TITLE_LENGTH, Priority, Status
+from backend.values import Flag, NotBlank, Storable, Time
 
-
-def _storable(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain NUL")
-    return value
-
-
-def _not_blank(value: str) -> str:
-    if not any(unicodedata.category(character)[0] in "LMNPS" and character not in _FILLERS for character in value):
-        raise ValueError("must not be blank")
-    return value
-
-
-def _digits(value: object) -> object:
-    """pydantic would take `1_0` and `1.0`, too."""
-    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
-        raise ValueError("must be a whole number")
-    return value
-
-
-def _flag(value: object) -> object:
-    """pydantic would take `1`, `on` and `yes`, too."""
-    if isinstance(value, str) and value not in ("true", "false"):
-        raise ValueError("must be true or false")
-    return value
-
-
-def _rfc3339(value: object) -> object:
-    """pydantic would take a number for a time, too."""
-    if value is None or (isinstance(value, str) and _TIME.fullmatch(value)):
-        return value
-    raise ValueError("must be a time with an offset (RFC 3339), such as 2026-12-01T18:00:00Z")
-
-
-def _utc(value: datetime) -> datetime:
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("must lie between the years 1 and 9999 in UTC") from None
-
-
-# Letters and symbols that show nothing: the Hangul fillers and the empty Braille pattern.
-_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-
-Storable = AfterValidator(_storable)
-Digits = Annotated[int, BeforeValidator(_digits)]
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Instant = Annotated[AwareDatetime, AfterValidator(_utc)]
-Time = Annotated[Instant, BeforeValidator(_rfc3339)]
-Title = Annotated[str, Field(min_length=1, max_length=TITLE_LENGTH), Storable, AfterValidator(_not_blank)]
+Title = Annotated[str, Field(min_length=1, max_length=TITLE_LENGTH), Storable, NotBlank]
 Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]
 
-TagName = Annotated[str, Field(min_length=1, max_length=TAG_LENGTH), Storable, AfterValidator(_not_blank)]
+TagName = Annotated[str, Field(min_length=1, max_length=TAG_LENGTH), Storable, NotBlank]
 Tags = Annotated[list[TagName], Field(max_length=20)]
 
 _EXAMPLE: dict[str, Any] = {
@@ -154,13 +103,9 @@ Sort = Literal[
 ]  # fmt: skip
 
 
-class TaskQuery(BaseModel):
+class TaskQuery(PageQuery):
     """What a listing can be narrowed by. Each field that is set adds the condition of the same name."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    limit: Digits = Field(default=20, ge=1, le=100, description="Tasks on a page.")
-    cursor: str | None = Field(default=None, max_length=2000, description="`next_cursor` of the page before.")
     status: Status | None = Field(default=None, description="Only these.")
     priority: Priority | None = Field(default=None, description="Only these.")
     tag: Tags = Field(default_factory=list, description="Only tasks that have this tag; given often: that have all.")

@@ -64,17 +64,15 @@ class TaskService:
         filters = {name: value for name, value in given.items() if value not in (None, [])}
         bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
         key = query.sort.removeprefix("-")
-        values = dict(filters)
-        if query.cursor is not None:
-            values["after_key"], values["after_id"] = pagination.decode(query.cursor, bound_to, CURSOR_KEYS[key])
+        after = pagination.after(query.cursor, bound_to, CURSOR_KEYS[key])
         statement = listing(
             frozenset(filters),
             query.sort,
-            continued=query.cursor is not None,
+            continued=bool(after),
             deleted=query.deleted,
             counted=query.count is not None,
         )
-        rows = await self._database.rows(statement, **values, limit=query.limit + 1)
+        rows = await self._database.rows(statement, **filters, **after, limit=query.limit + 1)
         if query.count is None:
             return pagination.page(rows, query.limit, bound_to, key)
         totals = [row.pop("total") for row in rows]

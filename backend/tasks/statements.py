@@ -1,6 +1,5 @@
 """The statements on one user's tasks. Each starts from `OWNED` or its like, so none can reach another's."""
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
@@ -15,14 +14,12 @@ from sqlalchemy import (
     Label,
     Text,
     Update,
-    Uuid,
     and_,
     bindparam,
     case,
     collate,
     delete,
     exists,
-    false,
     func,
     insert,
     literal_column,
@@ -36,21 +33,18 @@ from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
+from backend import owned, pagination
 from backend.database import Statement, parameters
+from backend.owned import CALLER
 from backend.tasks.models import Priority, Status, Tag, Task, TaskTag, sort_key
-from backend.tasks.schemas import (
-    Instant,
-    Storable,
-    TaskCreate,
-    TaskRead,
-)
+from backend.tasks.schemas import TaskCreate, TaskRead
 from backend.users.models import User
+from backend.values import Instant, Storable
 
 T = TypeVar("T")
 
 TABLE = SQLModel.metadata.tables["tasks"]
 DUE_OR_NEVER, DUE_OR_ALWAYS = (sort_key(sort, TABLE.c.due_at) for sort in ("due_at", "-due_at"))
-CALLER = bindparam("caller", type_=Uuid)
 TAGS = (
     select(col(Tag.name))
     .join(TaskTag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
@@ -126,22 +120,15 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
     column, id = TABLE.c[name], TABLE.c.id
     key = sort_key(sort, column)
     wanted = (*(BIN if deleted else OWNED), *(FILTERS[name] for name in sorted(filters)))
-
-    def ordered(*by: ColumnElement[Any]) -> Iterator[ColumnElement[Any]]:
-        return (column.desc() if descending else column for column in by)
-
     query = select(*READ, *([key.label("sort_key")] if counted else [])).where(*wanted)
-    if continued:
-        here = tuple_(key, id)
-        end = tuple_(sort_key(sort, bindparam("after_key", type_=column.type)), bindparam("after_id", type_=Uuid))
-        query = query.where(here < end if descending else here > end)
-    query = query.order_by(*ordered(key, id)).limit(bindparam("limit", type_=Integer))
+    after = sort_key(sort, bindparam("after_key", type_=column.type)) if continued else None
+    query = pagination.keyset(query, key, id, after=after, descending=descending)
     if not counted:
         return Statement(query)
     page, count = query.subquery(), select(func.count().label("total")).where(*wanted).subquery()
     fields = [page.c[name] for name in TaskRead.model_fields]
     both = select(count.c.total, *fields).select_from(count.outerjoin(page, true()))
-    return Statement(both.order_by(*ordered(page.c.sort_key, page.c.id)))
+    return Statement(both.order_by(*pagination.order(page.c.sort_key, page.c.id, descending=descending)))
 
 
 # Whoever changes which tags there are, or which task has them, does so alone among the writers of one owner. It is a
@@ -198,25 +185,15 @@ def change(columns: frozenset[str], *, excluding: bool = False) -> Statement:
 
     `excluding`: nor may the version be one of `if_none_match`. With "tags" among the columns, behind `TAG_LOCK`.
     """
-    new = {name: bindparam(name, type_=TABLE.c[name].type) for name in FIELDS if name in columns}
-    differs = tuple_(*(TABLE.c[name] for name in new)).is_distinct_from(tuple_(*new.values())) if new else false()
-    if "tags" in columns:
-        differs = or_(differs, TAGS_DIFFER)
-    values: dict[str, Any] = {
-        **new,
-        "version": col(Task.version) + case((differs, 1), else_=0),
-        # Whoever waited for a lock may have begun before the one who held it.
-        "updated_at": case((differs, func.greatest(col(Task.updated_at), func.now())), else_=col(Task.updated_at)),
-    }
-    if "status" in new:
-        values["completed_at"] = completed(new["status"], col(Task.completed_at))
+    values = owned.changes(TABLE, columns & set(FIELDS), *([TAGS_DIFFER] if "tags" in columns else []))
+    if "status" in values:
+        values["completed_at"] = completed(values["status"], col(Task.completed_at))
     conditions = (*THIS, MATCHES, *([EXCLUDED] if excluding else []))
     statement = update(Task).where(*conditions).values(values)
     return with_tags(statement) if "tags" in columns else Statement(statement.returning(*READ))
 
 
-_VERSIONS = bindparam("if_match", type_=ARRAY(Integer))
-MATCHES = or_(_VERSIONS.is_(None), col(Task.version) == func.any(_VERSIONS))
+MATCHES = owned.matches(TABLE)
 # Null forbids any version: the comparison is null, which is not true.
 EXCLUDED = col(Task.version) != func.all(bindparam("if_none_match", type_=ARRAY(Integer)))
 

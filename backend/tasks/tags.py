@@ -6,10 +6,11 @@ from sqlalchemy import Label, Update, and_, bindparam, delete, exists, func, ins
 from sqlmodel import col, select
 
 from backend.database import Database, Row, Statement, Transaction
+from backend.owned import CALLER
 from backend.problems import NotFound
 from backend.tasks.models import Tag, Task, TaskTag
 from backend.tasks.schemas import TagCreate, TagUpdate
-from backend.tasks.statements import CALLER, OWNED, TAG_LOCK
+from backend.tasks.statements import OWNED, TAG_LOCK
 
 MINE = col(Tag.owner_id) == CALLER
 THIS = (MINE, col(Tag.id) == bindparam("tag_id"))
