@@ -1205,7 +1205,7 @@ export interface operations {
     list_tasks: {
         parameters: {
             query?: {
-                /** @description Tasks on a page. */
+                /** @description How many on a page. */
                 limit?: number;
                 /** @description `next_cursor` of the page before. */
                 cursor?: string | null;
