@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, TypedDict
 
 from fastapi import FastAPI
@@ -17,11 +19,15 @@ from backend.database import Pool
 from backend.observability import Observability
 from backend.settings import Settings
 from backend.tasks.purge import purging
-from backend.tasks.router import batch_router as batch
-from backend.tasks.router import router as tasks
-from backend.tasks.router import tags_router as tags
 from backend.users.directory import Users
-from backend.users.router import router as users
+
+# One line a router. What is not named here is not imported: neither its routes nor its tables are known.
+ROUTERS = (
+    "backend.users.router:router",
+    "backend.tasks.router:router",
+    "backend.tasks.router:batch_router",
+    "backend.tasks.router:tags_router",
+)
 
 
 class State(TypedDict):
@@ -71,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         version=__version__,
         license_info={"name": "MIT", "identifier": "MIT"},
-        openapi_tags=TAGS,
+        openapi_tags=described(),
         lifespan=lifespan,
         generate_unique_id_function=operation_id,
         redirect_slashes=False,  # such a redirect would name the host that the client named
@@ -82,7 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(problems.LastResort)
     app.add_middleware(Edge)
     app.add_middleware(Observability)
-    for router in health.router, resource_metadata.router, users, tasks, batch, tags:
+    for router in health.router, resource_metadata.router, *map(resolve_name, ROUTERS):
         app.include_router(router)
     return app
 
@@ -91,11 +97,13 @@ DESCRIPTION = """
 Get a JWT from Better Auth (`GET /api/auth/token` with a session) and send it as `Authorization: Bearer`. What you see
 and change is yours alone. Every error is `application/problem+json` with a stable `code`.
 """
-TAGS = [
-    {"name": "tasks", "description": "The caller's own tasks."},
-    {"name": "users", "description": "The caller."},
-    {"name": "service", "description": "Public: what this is, and whether it is well."},
-]
+
+
+def described() -> list[dict[str, str | None]]:
+    """The tags of the API's description: the features by the names of their packages, which say what they are."""
+    features = dict.fromkeys(name.split(".")[1] for name in ROUTERS)
+    tags = [{"name": name, "description": import_module(f"backend.{name}").__doc__} for name in features]
+    return [*tags, {"name": "service", "description": "Public: what this is, and whether it is well."}]
 
 
 class Application(FastAPI):

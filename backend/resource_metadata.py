@@ -2,7 +2,8 @@
 
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 
 from backend.problems import NotFound
@@ -16,6 +17,11 @@ def url(public_url: str) -> str:
     """Where the metadata of the resource `public_url` stand: RFC 9728, section 3.1."""
     parts = urlsplit(public_url)
     return f"{parts.scheme}://{parts.netloc}{_WELL_KNOWN}{parts.path}"
+
+
+def scopes(app: FastAPI) -> set[str]:
+    """What the routes ask of an OAuth access token."""
+    return {scope for route in iter_route_contexts(app.routes) for scope in getattr(route.original_route, "scopes", ())}
 
 
 class ResourceMetadata(BaseModel):
@@ -38,7 +44,7 @@ async def get_resource_metadata(request: Request) -> ResourceMetadata:
         # OAuth tokens name the base address; an issuer without it signs `/token` JWTs alone.
         authorization_servers=[settings.base_url if settings.base_url in issuers else issuers[0]],
         bearer_methods_supported=["header"],
-        scopes_supported=["profile", "tasks:read", "tasks:write"],
+        scopes_supported=sorted(scopes(request.app)),
         resource_name=request.app.title,
     )
 

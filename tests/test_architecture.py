@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from backend.app import create_app
+from backend.app import ROUTERS, create_app
 
 ROOT = Path(__file__).parents[1]
 BACKEND = ROOT / "backend"
@@ -19,6 +19,30 @@ def test_imports_run_one_way() -> None:
     lint = Path(sys.executable).with_name("lint-imports")
     result = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
+
+
+def imported(module: Path) -> set[str]:
+    """The modules that it imports, by their full names."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("feature", sorted({name.split(".")[1] for name in ROUTERS} - {"users"}))
+def test_a_feature_is_known_to_the_application_alone(feature: str) -> None:
+    """Every feature may know `users`, and none another; a new one is bound by this without being named here."""
+    own, name = BACKEND / feature, f"backend.{feature}"
+    strangers = [
+        str(module.relative_to(BACKEND))
+        for module in MODULES
+        if not module.is_relative_to(own) and module.name != "app.py"
+        if any(found == name or found.startswith(f"{name}.") for found in imported(module))
+    ]
+    assert strangers == []
 
 
 def test_no_middleware_costs_more_than_the_request() -> None:

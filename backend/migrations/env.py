@@ -3,11 +3,11 @@
 from alembic import context
 from sqlmodel import SQLModel
 
-import backend.tasks.models
-import backend.users.models  # noqa: F401  # the tables must be known
+import backend.app
 from backend.migrations import _connect
 from backend.settings import Settings
 
+backend.app.create_app()  # imports every feature, so that its tables are known
 connection = context.config.attributes.get("connection") or _connect(Settings().direct_url)
 context.configure(connection=connection, target_metadata=SQLModel.metadata)
 with context.begin_transaction():
