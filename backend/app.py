@@ -20,6 +20,7 @@ from backend.observability import Observability
 from backend.settings import Settings
 from backend.tasks.purge import purging
 from backend.users.directory import Users
+from backend.users.invalidation import Listener
 
 # One line a router. What is not named here is not imported: neither its routes nor its tables are known.
 ROUTERS = (
@@ -62,14 +63,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 audiences=config.audiences,
                 max_lifetime=config.token_max_lifetime,
             )
-            yield State(
-                settings=config,
-                pool=pool,
-                keys=keys,
-                bearer=Bearer(verifier, resource_metadata=resource_metadata.url(config.public_url)),
-                users=Users(pool, config.issuers[0]),
-                revision=migrations.head(),
-            )
+            users = Users(pool, config.issuers[0])
+            async with Listener(config.direct_url, pool, users):
+                yield State(
+                    settings=config,
+                    pool=pool,
+                    keys=keys,
+                    bearer=Bearer(verifier, resource_metadata=resource_metadata.url(config.public_url)),
+                    users=users,
+                    revision=migrations.head(),
+                )
 
     app = Application(
         title="Better Auth resource server",

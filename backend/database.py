@@ -111,7 +111,7 @@ class Pool:
         try:
             async with self._pool.connection() as connection:
                 self._lent += 1
-                deadline = asyncio.get_running_loop().call_later(_DEADLINE, _cut, connection)
+                deadline = asyncio.get_running_loop().call_later(_DEADLINE, cut, connection)
                 try:
                     yield connection
                 except _STALE_CONNECTION:
@@ -213,7 +213,7 @@ async def _use_utc(connection: Connection) -> None:
     await connection.execute("SET timezone = 'UTC'")
 
 
-def _cut(connection: Connection) -> None:
+def cut(connection: Connection) -> None:
     """Let whoever waits see the connection end. To cancel politely would be to wait for a server that hangs."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as other:
         other.shutdown(socket.SHUT_RDWR)

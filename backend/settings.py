@@ -66,7 +66,8 @@ class Settings(BaseSettings):
     database_direct_url: DatabaseAddress = Field(
         default="",
         validate_default=False,
-        description="The same database past any transaction pooler, for migrations. Default: `DATABASE_URL`.",
+        description="The same database past any transaction pooler, for migrations and to LISTEN. "
+        "Default: `DATABASE_URL`.",
     )
     database_pool_size: int = Field(default=10, ge=1, le=1000, description="Connections per worker.")
     database_prepare: Literal["on", "off"] = Field(

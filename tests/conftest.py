@@ -1,9 +1,11 @@
 """What all tests share: a real database, an issuer of our own, and the whole application in between."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 from uuid import uuid4
 
 import httpx
@@ -16,6 +18,7 @@ from backend import migrations
 from backend.app import create_app
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
+from backend.users.directory import Users
 from benchmarks.issuer import serve_keys
 
 pytest_plugins = ["tests.postgres", "tests.issuers"]
@@ -144,3 +147,17 @@ async def running(settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]
 async def api(settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
     async with running(settings, issuer) as api:
         yield api
+
+
+async def caught_up(users: Users) -> None:
+    """Until every change committed by now has been told to `users`."""
+    now, done, believe = users._monotonic(), asyncio.Event(), users.believe
+
+    def watched(at: float) -> None:
+        believe(at)
+        if at >= now:
+            done.set()
+
+    with patch.object(users, "believe", watched):
+        async with asyncio.timeout(20):
+            await done.wait()

@@ -63,7 +63,7 @@ def test_a_module_states_its_promise(module: Path) -> None:
 
 
 def test_only_the_executor_speaks_to_the_database() -> None:
-    """The pool and the migrations connect; the executor runs statements, and the readiness check its own."""
+    """Pool, migrations and listener connect; the executor runs statements, readiness check and listener their own."""
     calls = {
         (str(module.relative_to(BACKEND)), node.func.attr)
         for module in MODULES
@@ -76,4 +76,6 @@ def test_only_the_executor_speaks_to_the_database() -> None:
         ("database.py", "execute"),
         ("health.py", "execute"),
         ("migrations/__init__.py", "connect"),
+        ("users/invalidation.py", "connect"),
+        ("users/invalidation.py", "execute"),
     }

@@ -1,7 +1,8 @@
 """From a judged token to the local user row: made at first sight, kept in step, remembered for a minute."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,6 +22,7 @@ from backend.users.models import User, UserStatus
 # Better Auth keeps a picture as a data URL if it is given one. An address is kept, a picture is not.
 _LONGEST_IMAGE = 2048
 _ATTEMPTS = 3
+_TRUSTED = 0.75  # seconds that what is remembered is used after it was last known to be true
 
 PROFILE = ("email", "email_verified", "name", "image", "roles", "is_anonymous")
 KNOWN = [col(getattr(User, name)) for name in ("id", "status", "tokens_valid_after", "claims_at", *PROFILE)]
@@ -32,6 +34,12 @@ class Suspended(DomainError):
     """This account is suspended here."""
 
     status, code = 403, "account_suspended"
+
+
+class Purged(DomainError):
+    """This account was deleted, and its data with it."""
+
+    status, code = 403, "account_purged"
 
 
 class Contended(DomainError):
@@ -93,27 +101,63 @@ class KnownUser:
 class Users:
     """The people who call, by the subject of their token. One for the process; emptied of what is older than a minute.
 
+    What it remembers it uses only while somebody (`Listener`) tells it of changes: `forget` for each, and `believe` for
+    the moment up to which there was none other. 750 ms after that moment every request looks at the row itself.
+
     `issuer`: the first of the issuer's names, under which all rows are filed, whichever name a token bears.
+    `monotonic`: seconds, of a clock that nobody sets.
     """
 
-    def __init__(self, pool: Pool, issuer: str, *, size: int = 10_000, ttl: float = 60.0) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        issuer: str,
+        *,
+        size: int = 10_000,
+        ttl: float = 60.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = Database(pool, SYSTEM)
         self._issuer = issuer
         self._known: TTLCache[str, KnownUser] = TTLCache(size, ttl)
+        self._monotonic = monotonic
+        self._believed = -math.inf
+        self._forgotten = 0
 
     async def resolve(self, principal: Principal) -> KnownUser:
         """The caller's row. A caller who is known and whose claims are as before costs no statement."""
         claims = profile_of(principal)
-        user = self._known.get(principal.subject)
+        user = self._known.get(principal.subject) if self.believed else None
         if user is None or user.is_behind(claims, principal):
+            forgotten = self._forgotten
             user = await self._load(principal, claims)
-            self._known[principal.subject] = user
+            if forgotten == self._forgotten:
+                # Else the row may have been read before the change that was told of meanwhile.
+                self._known[principal.subject] = user
+        if user.status is UserStatus.purged:
+            raise Purged
         if user.status is not UserStatus.active:
             raise Suspended
         return user
 
+    @property
+    def believed(self) -> bool:
+        """Whether what is remembered is used now."""
+        return self._monotonic() - self._believed <= _TRUSTED
+
+    def believe(self, at: float) -> None:
+        """Every change committed before `at`, by the monotonic clock, has been told of."""
+        self._believed = at
+
     def forget(self, subject: str) -> None:
+        """This person's row was changed."""
+        self._forgotten += 1
         self._known.pop(subject, None)
+
+    def forget_everybody(self) -> None:
+        """Any row may have been changed."""
+        self._forgotten += 1
+        self._known.clear()
 
     async def _load(self, principal: Principal, claims: Mapping[str, Any]) -> KnownUser:
         key = {"issuer": self._issuer, "subject": principal.subject}

@@ -1,0 +1,358 @@
+"""What a worker remembers of people: forgotten when it changes, and not believed while a change could be missed."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self
+from unittest.mock import patch
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from backend.auth import Principal
+from backend.auth.testing import LocalIssuer
+from backend.database import SYSTEM, Database, Pool, Row, Statement
+from backend.settings import Settings
+from backend.users import invalidation
+from backend.users.directory import FIND, Suspended, Users
+from backend.users.invalidation import Listener
+from tests.conftest import ISSUER, Api, caught_up, create_database, running
+from tests.test_database import raw
+
+ME = "/api/v1/users/me"
+SUSPEND = raw("UPDATE users SET status = 'suspended' WHERE subject = :subject")
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Relay:
+    """A TCP address through which PostgreSQL is reached, and which can fail in the ways that networks do."""
+
+    def __init__(self, url: str) -> None:
+        self._target = conninfo_to_dict(url)
+        self.refusing = False
+        self.accepted = asyncio.Queue[None]()
+        self._open: list[tuple[asyncio.Event, asyncio.StreamWriter, asyncio.StreamWriter]] = []
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        query = urlencode({**self._target, "host": "127.0.0.1", "port": port})
+        self.url = f"postgresql://?{query}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.drop()
+
+    def hang(self) -> None:
+        """Whoever is connected now hears nothing more, and is not told."""
+        for flowing, *_ in self._open:
+            flowing.clear()
+
+    def drop(self) -> None:
+        for flowing, *writers in self._open:
+            for writer in writers:
+                writer.close()
+            flowing.set()
+        self._open.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refusing:
+            writer.close()
+            return
+        host, port = str(self._target["host"]), self._target.get("port") or 5432
+        server = (
+            await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            if host.startswith("/")
+            else await asyncio.open_connection(host, int(port))
+        )
+        flowing = asyncio.Event()
+        flowing.set()
+        self._open.append((flowing, writer, server[1]))
+        self.accepted.put_nowait(None)
+        await asyncio.gather(self._copy(reader, server[1], flowing), self._copy(server[0], writer, flowing))
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
+        with suppress(OSError, RuntimeError):
+            while data := await source.read(65536):
+                await flowing.wait()
+                target.write(data)
+                await target.drain()
+        target.close()
+
+
+TRIGGER = """
+CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN PERFORM pg_notify('users', old.subject); RETURN NULL; END $$;
+CREATE TRIGGER tell AFTER UPDATE OR DELETE ON users FOR EACH ROW EXECUTE FUNCTION tell();
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trigger(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(TRIGGER)
+
+
+@dataclass
+class Worker:
+    """A pool, people and a listener as one process has them, the listener's way to PostgreSQL through a relay."""
+
+    pool: Pool
+    users: Users
+    listener: Listener
+    relay: Relay
+    clock: Clock
+    ada: Principal
+
+    async def suspend(self) -> None:
+        """As somebody else would, anywhere."""
+        await Database(self.pool, SYSTEM).rows(SUSPEND, subject=self.ada.subject)
+
+    async def is_let_in(self) -> bool:
+        try:
+            await self.users.resolve(self.ada)
+        except Suspended:
+            return False
+        return True
+
+    async def costs_nothing(self) -> bool:
+        """Whether she is remembered, and what is remembered is believed."""
+        with patch.object(Users, "_load", side_effect=AssertionError) as load:
+            with suppress(AssertionError):
+                await self.users.resolve(self.ada)
+            return not load.called
+
+
+@pytest.fixture
+async def worker(database_url: str, issuer: LocalIssuer) -> AsyncIterator[Worker]:
+    clock = Clock()
+    async with Relay(database_url) as relay, Pool(database_url, size=2) as pool:
+        users = Users(pool, ISSUER, monotonic=clock)
+        listener = Listener(relay.url, pool, users, monotonic=clock, patience=0.2)
+        ada = await issuer.verifier().verify(issuer.token(sub=uuid4().hex))
+        async with listener:
+            await caught_up(users)
+            worker = Worker(pool, users, listener, relay, clock, ada)
+            assert await worker.is_let_in()
+            assert await worker.costs_nothing()
+            yield worker
+
+
+async def test_another_worker_refuses_at_once(api: Api, settings: Settings, issuer: LocalIssuer) -> None:
+    async with running(settings, issuer) as other:
+        ada = api.person()
+        elsewhere = other.person(sub=ada.subject)
+        assert (await ada.get(ME)).status_code == 200
+        assert (await elsewhere.get(ME)).status_code == 200
+        await Database(api.state["pool"], SYSTEM).rows(SUSPEND, subject=ada.subject)
+        for worker, person in (api, ada), (other, elsewhere):
+            await caught_up(worker.state["users"])
+            assert (await person.get(ME)).json()["code"] == "account_suspended"
+
+
+async def test_an_answer_shows_that_all_was_heard(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all the rest stands on: PostgreSQL delivers a notification before the answer to a later question."""
+    monkeypatch.setattr(invalidation, "BEAT", 0.001)
+    told: set[str] = set()
+    missed: list[str] = []
+    word = ""
+    forget, believe = worker.users.forget, worker.users.believe
+
+    def watched_forget(subject: str) -> None:
+        told.add(subject)
+        forget(subject)
+
+    def watched_believe(at: float) -> None:
+        if at >= worker.clock.now and word not in told:
+            missed.append(word)
+        believe(at)
+
+    monkeypatch.setattr(worker.users, "forget", watched_forget)
+    monkeypatch.setattr(worker.users, "believe", watched_believe)
+    for number in range(300):
+        await Database(worker.pool, SYSTEM).rows(invalidation.SAY, word=f"user{number}")
+        word = f"user{number}"
+        worker.clock.now += 1
+        await caught_up(worker.users)
+    assert missed == []
+    assert len(told) == 300
+
+
+async def test_it_is_the_moment_of_the_question_that_counts(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = worker.listener._ask
+
+    async def slow(*of: Any) -> None:
+        await ask(*of)
+        worker.clock.now += 10
+
+    monkeypatch.setattr(worker.listener, "_ask", slow)
+    await caught_up(worker.users)
+    assert worker.users._believed <= worker.clock.now - 10
+
+
+async def test_a_row_read_before_a_change_and_had_after_it_is_not_remembered(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Database.row
+    changed = False
+
+    async def slow(self: Database, statement: Statement, **values: object) -> Row | None:
+        nonlocal changed
+        row = await original(self, statement, **values)
+        if statement is FIND and not changed:
+            changed = True
+            await worker.suspend()
+            await caught_up(worker.users)
+        return row
+
+    worker.users.forget_everybody()
+    monkeypatch.setattr(Database, "row", slow)
+    assert await worker.is_let_in()
+    assert changed
+    assert not await worker.is_let_in()
+
+
+async def test_a_row_read_before_the_connection_was_lost_is_not_remembered(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Users._load
+
+    async def slow(self: Users, *of: Any) -> Any:
+        user = await original(self, *of)
+        worker.relay.hang()
+        await worker.suspend()
+        self.forget_everybody()  # as the listener does when it has a connection again
+        return user
+
+    worker.users.forget_everybody()
+    with monkeypatch.context() as patched:
+        patched.setattr(Users, "_load", slow)
+        assert await worker.is_let_in()
+    assert not await worker.is_let_in()
+
+
+async def test_nothing_is_believed_once_the_connection_is_lost(worker: Worker) -> None:
+    worker.relay.refusing = True
+    connection = worker.listener._connection
+    assert connection is not None
+    lost, believe = asyncio.Event(), worker.users.believe
+
+    def watched(at: float) -> None:
+        believe(at)
+        lost.set()
+
+    with patch.object(worker.users, "believe", watched):
+        async with worker.pool.connection() as another:
+            await another.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+        async with asyncio.timeout(20):
+            await lost.wait()
+    assert not worker.users.believed
+    await worker.suspend()
+    assert not await worker.is_let_in()
+    worker.relay.refusing = False
+    await caught_up(worker.users)
+    assert not await worker.is_let_in()
+    assert worker.users.believed
+
+
+async def test_a_connection_that_hangs_is_believed_for_750_ms(worker: Worker) -> None:
+    worker.relay.hang()
+    await worker.suspend()
+    worker.clock.now += 0.75
+    assert await worker.is_let_in()
+    worker.clock.now += 0.001
+    assert not await worker.is_let_in()
+
+
+async def test_a_connection_that_hangs_is_given_up(worker: Worker) -> None:
+    await worker.relay.accepted.get()
+    worker.relay.hang()
+    await worker.suspend()
+    async with asyncio.timeout(20):
+        await worker.relay.accepted.get()
+    worker.clock.now += 1
+    await caught_up(worker.users)
+    assert not await worker.is_let_in()
+    assert worker.users.believed
+
+
+async def test_what_is_remembered_holds_as_long_as_the_connection_does(worker: Worker) -> None:
+    """A process that was stopped for a while has missed nothing: it was all waiting for it."""
+    worker.clock.now += 1000
+    assert not worker.users.believed
+    await caught_up(worker.users)
+    assert await worker.costs_nothing()
+
+
+async def test_a_new_connection_begins_with_nothing_remembered(worker: Worker) -> None:
+    worker.relay.drop()
+    worker.clock.now += 1
+    await caught_up(worker.users)
+    assert not await worker.costs_nothing()
+
+
+async def test_what_this_process_changes_it_forgets_itself(worker: Worker) -> None:
+    worker.relay.hang()
+    await worker.suspend()
+    worker.users.forget(worker.ada.subject)
+    assert not await worker.is_let_in()
+
+
+async def test_the_application_starts_without_a_listener_and_finds_it(settings: Settings, issuer: LocalIssuer) -> None:
+    async with Relay(settings.database_url) as relay:
+        relay.refusing = True
+        config = settings.model_copy(update={"database_direct_url": relay.url})
+        async with running(config, issuer) as api:
+            ada = api.person()
+            users: Users = api.state["users"]
+            assert (await ada.get(ME)).status_code == 200
+            assert not users.believed
+            await Database(api.state["pool"], SYSTEM).rows(SUSPEND, subject=ada.subject)
+            assert (await ada.get(ME)).status_code == 403
+            relay.refusing = False
+            await caught_up(users)
+            assert users.believed
+
+
+@pytest.mark.parametrize("through", ["another database", "a relay that is down"])
+async def test_a_listener_that_cannot_hear_says_so_once(
+    postgres: str, database_url: str, through: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A transaction pooler would swallow notifications, another database has others: each beat would be answered."""
+    async with Relay(database_url) as relay, Pool(database_url, size=1) as pool:
+        relay.refusing = True
+        url = create_database(postgres, f"deaf_{uuid4().hex[:8]}") if through == "another database" else relay.url
+        users = Users(pool, ISSUER)
+        listener = Listener(url, pool, users, patience=0.05)
+        tried = asyncio.Event()
+        noted = listener._note
+        attempts = 0
+
+        def note(error: Exception | None) -> None:
+            nonlocal attempts
+            noted(error)
+            attempts += 1
+            if attempts == 3:
+                tried.set()
+
+        with caplog.at_level(logging.INFO), patch.object(listener, "_note", note):
+            async with listener:
+                async with asyncio.timeout(20):
+                    await tried.wait()
+                assert not users.believed
+    (record,) = [record for record in caplog.records if record.name == invalidation.__name__]
+    assert ("DATABASE_DIRECT_URL" in record.getMessage()) == (through == "another database")
+    assert url not in record.getMessage()
