@@ -40,9 +40,6 @@ class PageQuery(BaseModel):
 class Page(BaseModel, Generic[T]):
     items: list[T]
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. null: the end.")
-    total: int = Field(
-        default=0, json_schema_extra=without_default, description="With `count=exact`: how many on all pages."
-    )
 
 
 def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:

@@ -96,6 +96,10 @@ class TaskRead(BaseModel):
 class TaskPage(Page[TaskRead]):
     """Tasks, as many as were asked for, unless these are the last."""
 
+    total: int = Field(
+        default=0, json_schema_extra=without_default, description="With `count=exact`: how many on all pages."
+    )
+
 
 Sort = Literal[
     "created_at", "-created_at", "updated_at", "-updated_at", "due_at", "-due_at",

@@ -1,9 +1,7 @@
 """Nobody reaches anybody else's rows: by any route, with ids guessed rightly, even where the filter is forgotten."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 from uuid import uuid4
 
 import pytest
@@ -19,21 +17,19 @@ from backend.tasks import tags as tag_service
 from backend.tasks.models import Task
 from backend.users import service as user_service
 from tests.conftest import Api, Person
+from tests.isolation import OWNER_FILTER, forgotten_filter
+from tests.test_resources import RESOURCES
 
 TASKS = "/api/v1/tasks"
 TAGS = "/api/v1/tags"
-OWNER_FILTER = re.compile(r"((?:tasks|tags|task_tags|idempotency_keys)\.owner_id|users\.id) = %\(caller\)s::UUID")
-
-
-def without_owner(sql: str) -> str:
-    return OWNER_FILTER.sub("%(caller)s::UUID IS NOT NULL", sql)
+MODULES = task_statements, tag_service, idempotency, user_service
 
 
 def statements() -> dict[str, Statement]:
     """Every statement of the services that run as the caller, one of each shape."""
     fixed = {
         f"{module.__name__}.{name}": value
-        for module in (task_statements, tag_service, idempotency, user_service)
+        for module in MODULES
         for name, value in vars(module).items()
         if isinstance(value, Statement) and name not in ("TAG_LOCK", "LOCK")
     }
@@ -49,27 +45,6 @@ def statements() -> dict[str, Statement]:
         "users.change": user_service.change(frozenset({"locale"})),
     }
     return fixed | shaped
-
-
-@contextmanager
-def forgotten_filter() -> Iterator[None]:
-    """The services as a careless colleague would have left them: no statement asks who the owner is."""
-    shapes = (task_statements.listing, task_statements.change, user_service.change)
-    original = Statement.__init__
-
-    def careless(self: Statement, clause: Any) -> None:
-        original(self, clause)
-        self.sql = without_owner(self.sql)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for statement in statements().values():
-            patch.setattr(statement, "sql", without_owner(statement.sql))
-        for shape in shapes:
-            shape.cache_clear()
-        patch.setattr(Statement, "__init__", careless)
-        yield
-    for shape in shapes:
-        shape.cache_clear()
 
 
 def test_every_statement_of_a_service_names_the_caller() -> None:
@@ -98,6 +73,9 @@ OPERATIONS = {
     ("PATCH", "/api/v1/users/me"),
 }
 
+# What tests/test_resources.py tries of each resource that it knows.
+USUAL = ("GET", ""), ("POST", ""), ("GET", "/{id}"), ("PATCH", "/{id}"), ("DELETE", "/{id}")
+
 
 async def test_every_operation_of_the_api_takes_part(api: Api) -> None:
     offered = {
@@ -106,7 +84,8 @@ async def test_every_operation_of_the_api_takes_part(api: Api) -> None:
         for method in methods
         if path.startswith("/api/")
     }
-    assert offered == OPERATIONS
+    others = [resource.path for resource in RESOURCES if resource.path != TASKS]
+    assert offered == OPERATIONS | {(method, path + end) for path in others for method, end in USUAL}
 
 
 class Belongings:
@@ -202,7 +181,7 @@ async def test_three_people_who_guess_each_others_ids(
     people = [(api.person(), Belongings()) for _ in range(3)]
     for person, own in people:
         await act(person, own, "POST", TASKS, "")
-    with forgotten_filter() if filter == "forgotten" else nullcontext():
+    with forgotten_filter(*MODULES) if filter == "forgotten" else nullcontext():
         for who, (method, path), which in calls:
             ids = sorted({id for _, own in people for id in own.live | own.bin})
             tag_ids = sorted({id for _, own in people for id in own.tags}) or [str(uuid4())]

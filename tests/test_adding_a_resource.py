@@ -1,0 +1,96 @@
+"""The guide keeps its word: who copies its blocks has another resource, as good as the first."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend import migrations
+
+ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "docs" / "adding-a-resource.md"
+BLOCK = re.compile(r"^```(python|diff) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_COPIED = shutil.ignore_patterns("__pycache__", "node_modules", "results", "load")
+
+
+def copied(folder: Path, text: str) -> list[Path]:
+    """Do in `folder` what the guide says: whole files as they stand, changes where their context is. The files."""
+    numbers = {"NEXT": f"{int(migrations.head()) + 1:04}", "NEWEST": migrations.head()}
+    files = []
+    for kind, name, block in BLOCK.findall(re.sub("NEXT|NEWEST", lambda match: numbers[match[0]], text)):
+        file = folder / name
+        if kind == "diff":
+            lines = block.splitlines(keepends=True)
+            before = "".join(line[1:] for line in lines if line[0] == " ")
+            assert file.read_text().count(before) == 1, f"{name} has no such place any more:\n{before}"
+            block = file.read_text().replace(before, "".join(line[1:] for line in lines))
+        else:
+            assert not file.exists(), f"{name} is there already"
+            file.parent.mkdir(exist_ok=True)
+        file.write_text(block)
+        files.append(file)
+    return files
+
+
+class Checkout:
+    """A copy of this project to which the guide has been applied, in which programs run as in one's own."""
+
+    def __init__(self, folder: Path, postgres: str) -> None:
+        for part in "backend", "benchmarks", "tests":
+            shutil.copytree(ROOT / part, folder / part, ignore=NOT_COPIED)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        self.folder = folder
+        self.files = [str(file.relative_to(folder)) for file in copied(folder, GUIDE.read_text())]
+        self._environment = os.environ | {"PYTHONPATH": str(folder), "TEST_DATABASE_URL": postgres}
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, postgres: str) -> Checkout:
+    return Checkout(tmp_path_factory.mktemp("checkout"), postgres)
+
+
+def test_it_is_one_folder_one_migration_and_one_line() -> None:
+    blocks = BLOCK.findall(GUIDE.read_text())
+    new = {str(Path(name).parent) for kind, name, _ in blocks if kind == "python"}
+    added = {name: re.findall(r"^[+-].*", block, re.MULTILINE) for kind, name, block in blocks if kind == "diff"}
+    assert new == {"backend/notes", "backend/migrations/versions"}
+    assert {name: len(lines) for name, lines in added.items()} == {"backend/app.py": 1, "tests/test_resources.py": 1}
+
+
+@pytest.mark.parametrize(
+    "linter",
+    [
+        ["ruff", "check", "--no-cache"],
+        ["ruff", "format", "--check", "--no-cache"],
+        # With the cache of this checkout, where the linters have run before the tests.
+        ["mypy", f"--cache-dir={ROOT / '.mypy_cache'}"],
+    ],
+    ids=lambda command: " ".join(command[:2]).partition(" --")[0],
+)
+def test_the_linters_have_no_complaint(checkout: Checkout, linter: list[str]) -> None:
+    result = checkout.run(*linter, *checkout.files)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
+    """Its own tests, those of the schema and those of the architecture, on a new database, in another interpreter."""
+    tests = ["tests/test_resources.py", "tests/test_migrations.py", "tests/test_architecture.py"]
+    result = checkout.run("pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests)
+    assert result.returncode == 0, result.stdout + result.stderr
+    # And it is the copy that was tried.
+    assert "test_two_people_at_once[notes-forgotten] PASSED" in result.stdout.replace("  ", " ")
+    assert "test_a_feature_is_known_to_the_application_alone[notes] PASSED" in result.stdout.replace("  ", " ")

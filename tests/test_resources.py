@@ -1,0 +1,274 @@
+"""What everything keeps that belongs to a person. A new resource takes part by one line in `RESOURCES`."""
+
+import asyncio
+import re
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from backend.database import Database, Row, Statement
+from tests.conftest import Api, Person
+from tests.isolation import OWNER_FILTER, forgotten_filter
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A folder of `backend` with a table of the same name below /api/v1; what makes one, and another value of each."""
+
+    name: str
+    new: dict[str, Any]
+    change: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def path(self) -> str:
+        return f"/api/v1/{self.name}"
+
+    @property
+    def statements(self) -> ModuleType:
+        return import_module(f"backend.{self.name}.statements")
+
+
+RESOURCES = [
+    Resource("tasks", new={"title": "a"}, change={"title": "b", "priority": "high"}),
+]
+
+
+@pytest.fixture(params=RESOURCES, ids=str)
+def resource(request: pytest.FixtureRequest) -> Resource:
+    found: Resource = request.param
+    return found
+
+
+async def make(person: Person, resource: Resource, number: int = 1) -> list[dict[str, Any]]:
+    answers = [await person.post(resource.path, resource.new) for _ in range(number)]
+    assert [answer.status_code for answer in answers] == [201] * number, answers[-1].text
+    return [answer.json() for answer in answers]
+
+
+async def owned(person: Person, resource: Resource) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = (await person.get(resource.path, params={"limit": 100})).json()["items"]
+    return items
+
+
+def refused(answer: Any) -> tuple[int, str]:
+    """Status and code of a problem."""
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["status"] == answer.status_code
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    return answer.status_code, problem["code"]
+
+
+async def test_nothing_without_a_token(api: Api, resource: Resource) -> None:
+    paths = {path: item for path, item in api.app.openapi()["paths"].items() if path.startswith(resource.path)}
+    assert set(paths) >= {resource.path, f"{resource.path}/{{id}}"}
+    for path, item in paths.items():
+        for method in item:
+            answer = await api.http.request(method, path.replace("{id}", str(uuid4())), content=b"{")
+            assert refused(answer) == (401, "unauthorized"), (method, path)
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_an_oauth_token_needs_the_scope(api: Api, resource: Resource) -> None:
+    read, write = f"{resource.name}:read", f"{resource.name}:write"
+    ada = api.person()
+    for scope, allowed in ((read, ["GET"]), (write, ["POST"]), (f"{read} {write}", ["GET", "POST"]), ("openid", [])):
+        bearer = {"Authorization": f"Bearer {api.issuer.access_token(sub=ada.subject, scope=scope)}"}
+        for method in "GET", "POST":
+            json = resource.new if method == "POST" else None
+            answer = await api.http.request(method, resource.path, headers=bearer, json=json)
+            assert answer.is_success == (method in allowed), (scope, method)
+            assert answer.is_success or refused(answer) == (403, "insufficient_scope")
+    metadata = (await api.http.get("/.well-known/oauth-protected-resource")).json()
+    assert {read, write} <= set(metadata["scopes_supported"])
+
+
+async def test_made_read_changed_deleted(api: Api, resource: Resource) -> None:
+    ada = api.person()
+    made = await ada.post(resource.path, resource.new)
+    row = made.json()
+    url = f"{resource.path}/{row['id']}"
+    assert (made.status_code, made.headers["location"], made.headers["etag"]) == (201, url, '"1"')
+    assert resource.new.items() <= row.items()
+    assert await owned(ada, resource) == [row]
+    found = await ada.get(url)
+    assert (found.status_code, found.headers["etag"], found.json()) == (200, '"1"', row)
+    assert found.headers["cache-control"] == "private, no-cache"
+
+    changed = await ada.patch(url, resource.change)
+    assert (changed.status_code, changed.headers["etag"]) == (200, '"2"')
+    after = changed.json()
+    assert after == {**row, **resource.change, "version": 2, "updated_at": after["updated_at"]}
+    assert after["updated_at"] > row["updated_at"]
+    for nothing in {}, resource.change:
+        again = await ada.patch(url, nothing)
+        assert (again.status_code, again.headers["etag"], again.json()) == (200, '"2"', after)
+
+    gone = await ada.delete(url)
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert refused(await ada.get(url)) == refused(await ada.patch(url, {})) == (404, "not_found")
+    assert await owned(ada, resource) == []
+
+
+async def test_conditions(api: Api, resource: Resource) -> None:
+    ada = api.person()
+    (row,) = await make(ada, resource)
+    url = f"{resource.path}/{row['id']}"
+    for known, status in {'"1"': 304, 'W/"1"': 304, '"7", "1"': 304, "*": 304, '"2"': 200}.items():
+        answer = await ada.get(url, headers={"If-None-Match": known})
+        assert (answer.status_code, answer.headers["etag"]) == (status, '"1"'), known
+        assert bool(answer.content) == (status == 200)
+    for stale in '"2"', 'W/"1"', '"nonsense"':
+        for method in "PATCH", "DELETE":
+            json = resource.change if method == "PATCH" else None
+            answer = await ada.request(method, url, json=json, headers={"If-Match": stale})
+            assert refused(answer) == (412, "stale_version"), (method, stale)
+            missing = await ada.request(method, f"{resource.path}/{uuid4()}", json=json, headers={"If-Match": stale})
+            assert refused(missing) == (404, "not_found")
+    assert await owned(ada, resource) == [row]
+    race = await asyncio.gather(*(ada.patch(url, resource.change, headers={"If-Match": '"1"'}) for _ in range(5)))
+    assert sorted(answer.status_code for answer in race) == [200, 412, 412, 412, 412]
+    assert (await ada.delete(url, headers={"If-Match": '"2"'})).status_code == 204
+
+
+async def test_what_makes_no_sense_is_refused(api: Api, resource: Resource) -> None:
+    ada = api.person()
+    (row,) = await make(ada, resource)
+    url = f"{resource.path}/{row['id']}"
+    for method, path in ("POST", resource.path), ("PATCH", url):
+        base = resource.new if method == "POST" else {}
+        for name in "nonsense", "owner_id", "id", "version":
+            answer = await ada.request(method, path, json={**base, name: str(uuid4())})
+            assert refused(answer) == (422, "invalid")
+            assert [error["loc"] for error in answer.json()["errors"]] == [["body", name]]
+        for name, value in resource.new.items():
+            if isinstance(value, str):
+                answer = await ada.request(method, path, json={**base, name: "a\0b"})
+                assert refused(answer) == (422, "invalid")
+        assert refused(await ada.request(method, path, content=b"{", headers=JSON)) == (422, "invalid_json")
+        assert refused(await ada.request(method, path, content=b"{}", headers=FORM)) == (415, "unsupported_media_type")
+    answer = await ada.get(resource.path, params={"owner_id": str(uuid4())})
+    assert [error["loc"] for error in answer.json()["errors"]] == [["query", "owner_id"]]
+    assert refused(await ada.get(f"{resource.path}/1")) == (404, "not_found")
+    assert await owned(ada, resource) == [row]
+
+
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+async def test_pages(api: Api, resource: Resource) -> None:
+    ada, eve = api.person(), api.person()
+    made = [row["id"] for row in await make(ada, resource, 5)]
+    parameters = api.app.openapi()["paths"][resource.path]["get"]["parameters"]
+    (sorts,) = (parameter["schema"]["enum"] for parameter in parameters if parameter["name"] == "sort")
+    cursors = {}
+    for sort in sorts:
+        whole = (await ada.get(resource.path, params={"sort": sort})).json()
+        assert whole["next_cursor"] is None
+        url, walked = f"{resource.path}?limit=2&sort={sort}", []
+        while True:
+            page = await ada.get(url)
+            walked += page.json()["items"]
+            if page.json()["next_cursor"] is None:
+                break
+            cursors[sort] = page.json()["next_cursor"]
+            link = re.fullmatch(r'<(/.*)>; rel="next"', page.headers["link"])
+            assert link is not None
+            url = link[1]
+        assert "link" not in page.headers
+        assert walked == whole["items"]
+        assert {row["id"] for row in walked} == set(made)
+    assert [row["id"] for row in await owned(ada, resource)] == made[::-1]
+    for sort, cursor in cursors.items():
+        (another,) = [name for name in sorts if name != sort][:1]
+        answer = await ada.get(resource.path, params={"sort": another, "cursor": cursor})
+        assert refused(answer) == (422, "invalid_cursor")
+        assert (await eve.get(resource.path, params={"sort": sort, "cursor": cursor})).json()["items"] == []
+    for cursor in "", "x", "bnVsbA", "A" * 999:
+        answer = await ada.get(resource.path, params={"cursor": cursor})
+        assert refused(answer) == (422, "invalid_cursor")
+
+
+def told(answer: Any) -> Any:
+    """All that an answer tells, but for what differs between any two."""
+    body = answer.json() if answer.content else None
+    if isinstance(body, dict):
+        body.pop("request_id", None)
+    return answer.status_code, body, {name: value for name, value in answer.headers.items() if name != "x-request-id"}
+
+
+@pytest.mark.parametrize("filter", ["present", "forgotten"])
+async def test_two_people_at_once(api: Api, resource: Resource, filter: str) -> None:
+    """Neither sees, changes, deletes or detects what is the other's, though each guesses every id."""
+    people = api.person(), api.person()
+    with forgotten_filter(resource.statements) if filter == "forgotten" else nullcontext():
+        rows = await asyncio.gather(*(make(person, resource, 3) for person in people))
+
+        async def trespass(person: Person, others: list[dict[str, Any]]) -> None:
+            for row in others:
+                for method, json, headers in (
+                    ("GET", None, {}),
+                    ("GET", None, {"If-None-Match": '"1"'}),
+                    ("PATCH", resource.change, {}),
+                    ("PATCH", {}, {"If-Match": '"1"'}),
+                    ("PATCH", resource.change, {"If-Match": '"9"'}),
+                    ("DELETE", None, {"If-Match": "*"}),
+                    ("DELETE", None, {}),
+                ):
+                    theirs, nobodys = [
+                        await person.request(method, f"{resource.path}/{id}", json=json, headers=headers)
+                        for id in (row["id"], uuid4())
+                    ]
+                    assert theirs.status_code == 404, (method, headers)
+                    assert told(theirs) == told(nobodys), (method, headers)
+
+        await asyncio.gather(*(trespass(*pair) for pair in zip(people, rows[::-1], strict=True)))
+        for person, own in zip(people, rows, strict=True):
+            assert await owned(person, resource) == own[::-1]
+
+
+def test_every_statement_names_the_caller(resource: Resource) -> None:
+    found = {name: member for name, member in vars(resource.statements).items() if isinstance(member, Statement)}
+    assert found
+    for name, statement in found.items():
+        written = re.match(r"INSERT INTO \w+ \(.*\bowner_id\b.*\) VALUES \(.*%\(caller\)s::UUID", statement.sql)
+        assert written or OWNER_FILTER.search(statement.sql) or not re.search(r"\bFROM\b", statement.sql), name
+
+
+async def test_a_list_is_one_statement(api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = api.person()
+    await make(ada, resource, 3)
+    run: list[str] = []
+    original = Database.rows
+
+    async def counted(self: Database, statement: Statement, **values: object) -> list[Row]:
+        run.append(statement.sql)
+        return await original(self, statement, **values)
+
+    monkeypatch.setattr(Database, "rows", counted)
+    assert len(await owned(ada, resource)) == 3
+    assert len(run) == 1
+
+
+def test_the_description_has_it(api: Api, resource: Resource) -> None:
+    document = api.app.openapi()
+    assert resource.name in {tag["name"] for tag in document["tags"] if tag["description"]}
+    paths = document["paths"]
+    collection, one = paths[resource.path], paths[f"{resource.path}/{{id}}"]
+    everywhere = {"400", "401", "403", "500", "503"}
+    assert set(collection["get"]["responses"]) == everywhere | {"200", "422"}
+    assert set(collection["post"]["responses"]) >= everywhere | {"201", "413", "415", "422"}
+    assert set(one["get"]["responses"]) == everywhere | {"200", "304", "404"}
+    assert set(one["patch"]["responses"]) == everywhere | {"200", "404", "412", "413", "415", "422"}
+    assert set(one["delete"]["responses"]) == everywhere | {"204", "404", "412"}
+    for operation, status in (one["get"], "200"), (one["patch"], "200"), (collection["post"], "201"):
+        assert "ETag" in operation["responses"][status]["headers"]
