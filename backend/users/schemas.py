@@ -15,10 +15,10 @@ _ZONE = re.compile(r"[A-Z][A-Za-z0-9_+-]{0,30}(/[A-Z][A-Za-z0-9_+-]{0,30}){0,2}"
 
 # RFC 5646, section 2.1: language, extended language, script, region, variants, extensions, private use; or private use
 # alone. The tags that the RFC keeps for history's sake alone (i-klingon) are not taken.
-_LANGUAGE_TAG = re.compile(
-    r"([a-z]{2,3}(-[a-z]{3}){0,3}|[a-z]{4,8})(-[a-z]{4})?(-([a-z]{2}|\d{3}))?(-([a-z\d]{5,8}|\d[a-z\d]{3}))*"
-    r"(-[\da-wy-z](-[a-z\d]{2,8})+)*(-x(-[a-z\d]{1,8})+)?|x(-[a-z\d]{1,8})+",
-    re.ASCII | re.IGNORECASE,
+_LANGUAGE_TAG = (
+    "^(([A-Za-z]{2,3}(-[A-Za-z]{3}){0,3}|[A-Za-z]{4,8})(-[A-Za-z]{4})?(-([A-Za-z]{2}|[0-9]{3}))?"
+    "(-([A-Za-z0-9]{5,8}|[0-9][A-Za-z0-9]{3}))*(-[0-9A-WY-Za-wy-z](-[A-Za-z0-9]{2,8})+)*(-[Xx](-[A-Za-z0-9]{1,8})+)?"
+    "|[Xx](-[A-Za-z0-9]{1,8})+)$"
 )
 
 
@@ -32,7 +32,7 @@ def _time_zone(value: str) -> str:
 
 
 def _locale(value: str) -> str:
-    if not _LANGUAGE_TAG.fullmatch(value):
+    if not re.fullmatch(_LANGUAGE_TAG, value):
         raise ValueError("is not a language tag (BCP 47), such as de-CH")
     return value
 
@@ -91,6 +91,7 @@ class MeUpdate(BaseModel):
     )
 
     time_zone: Annotated[str, AfterValidator(_time_zone)] | None = Field(default=None, description="IANA name")
-    locale: Annotated[str, AfterValidator(_locale), Field(max_length=100)] | None = Field(
-        default=None, description="BCP 47"
-    )
+    locale: (
+        Annotated[str, AfterValidator(_locale), Field(max_length=100, json_schema_extra={"pattern": _LANGUAGE_TAG})]
+        | None
+    ) = Field(default=None, description="BCP 47")
