@@ -1,0 +1,250 @@
+"""The API keeps the word of its OpenAPI document, called with what fits it, with what does not, and with worse."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import product
+from typing import Any, cast
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+import hypothesis
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from schemathesis import checks
+from schemathesis.core.failures import Failure
+from schemathesis.openapi.checks import RejectedPositiveData
+from schemathesis.python import asgi
+from starlette.types import Message, Receive, Scope, Send
+
+from backend import migrations
+from backend.app import create_app
+from backend.auth.testing import LocalIssuer
+from backend.settings import Settings
+from tests.conftest import create_database
+
+DOCUMENT = create_app().openapi()
+OPERATIONS = [(method, path) for path, operations in DOCUMENT["paths"].items() for method in operations]
+
+# What fits the schema may be refused for what is stored alone: there is no such thing, or another version of it.
+FITTING = ["200", "201", "202", "204", "304", "404", "409", "412"]
+CONFIG = {
+    "seed": 1,
+    "generation": {"deterministic": True, "max-examples": 30},
+    # Of a chain, what one call has answered replaces what does not fit in the next.
+    "phases": {"stateful": {"generation": {"mode": "positive"}}},
+    "checks": {"positive_data_acceptance": {"expected-statuses": FITTING}},
+}
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT, config=schemathesis.Config.from_dict(CONFIG))
+
+# Why something that fits the schema is a 422 all the same: for what a schema has no words for.
+BEYOND_SCHEMA = {
+    "invalid_cursor": "a cursor is what the page before has said",
+    "idempotency_key_reused": "what was sent before decides",
+    "Value error, must not be blank": "it asks for Unicode categories, which patterns in many languages cannot name",
+    "Value error, must not contain NUL": "a pattern on every text would hide the patterns that matter",
+    "Value error, is not a time zone of the IANA database, such as Europe/Berlin": "it names new ones every year",
+}
+
+# What hangs on nothing but the answer, so that it can be asked of any.
+OF_ANY_ANSWER = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
+
+
+@SCHEMA.hook
+def filter_failure(
+    _: schemathesis.HookContext, failure: Failure, _case: schemathesis.Case[Any], response: schemathesis.Response
+) -> bool:
+    if not isinstance(failure, RejectedPositiveData) or response.status_code != 422:
+        return True
+    problem = response.json()
+    reasons = {problem["code"]} if problem["code"] != "invalid" else {error["msg"] for error in problem["errors"]}
+    return not reasons <= BEYOND_SCHEMA.keys()
+
+
+class Target:
+    """The application, called by one who hangs up on a stream of events as soon as it has begun: it has no end."""
+
+    app: FastAPI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun, sent, ended = asyncio.Event(), False, False
+
+        async def receive_or_hang_up() -> Message:
+            nonlocal sent
+            if sent:
+                await begun.wait()
+                return {"type": "http.disconnect"}
+            message = await receive()
+            sent = message["type"] == "http.request" and not message.get("more_body")
+            return message
+
+        async def watch(message: Message) -> None:
+            nonlocal ended
+            await send(message)
+            ended = message["type"] == "http.response.body" and not message.get("more_body")
+            if dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"text/event-stream"):
+                begun.set()
+
+        await self.app(scope, receive_or_hang_up, watch)
+        if begun.is_set() and not ended:
+            await send({"type": "http.response.body"})
+
+
+TARGET = SCHEMA.app = Target()
+
+
+@pytest.fixture(scope="module")
+def client(postgres: str, settings: Settings) -> Iterator[asgi.ASGIClient]:
+    """On a database of its own: an administrator may do things to everybody."""
+    url = create_database(postgres, f"schema_{uuid4().hex[:8]}")
+    migrations.upgrade(url)
+    TARGET.app = create_app(settings.model_copy(update={"database_url": url}))
+    with asgi.get_client(cast(Any, TARGET)) as client:
+        yield client
+    asgi.shutdown_lifespans()
+
+
+@pytest.fixture(scope="module")
+def administrator(client: asgi.ASGIClient, issuer: LocalIssuer) -> dict[str, str]:
+    """Who has somebody to administer."""
+    assert client.get("/api/v1/users/me", headers=bearer(issuer)).ok
+    return bearer(issuer, role="admin")
+
+
+def bearer(issuer: LocalIssuer, **claims: Any) -> dict[str, str]:
+    """Somebody new."""
+    return {"Authorization": f"Bearer {issuer.token(sub=uuid4().hex, **claims)}"}
+
+
+def example(operation: dict[str, Any]) -> Any:
+    """The first example of its JSON body; None where it takes none."""
+    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    reference = schema.get("$ref", "").rpartition("/")[2]
+    return DOCUMENT["components"]["schemas"][reference]["examples"][0] if reference else None
+
+
+Known = Callable[[str], str | None]
+
+
+@pytest.fixture(scope="module")
+def known(client: asgi.ASGIClient, administrator: dict[str, str]) -> Known:
+    """For each operation the id of one thing that is there, and not the caller."""
+
+    @cache  # one for each: an operation may delete what another needs
+    def find(operation: str) -> str | None:
+        collection, one, _ = operation.partition(" ")[2].partition("/{id}")
+        operations = DOCUMENT["paths"].get(collection, {})
+        if not one or "get" not in operations:
+            return None
+        if "post" in operations:
+            client.post(collection, json=example(operations["post"]), headers=administrator)
+        own = client.get("/api/v1/users/me", headers=administrator).json()["id"]
+        items = client.get(collection, headers=administrator).json()["items"]
+        return next((item["id"] for item in items if item["id"] != own), None)
+
+    return find
+
+
+@SCHEMA.parametrize()
+def test_every_operation_answers_as_it_says(
+    case: schemathesis.Case[Any], administrator: dict[str, str], known: Known
+) -> None:
+    """What fits is asked of things that are there; the examples of versions and keys are of others, and left out."""
+    assert case.meta
+    if case.meta.generation.mode.is_positive:
+        if id := known(case.operation.label):
+            case.path_parameters["id"] = id
+        for parameter in DOCUMENT["paths"][case.path][case.method.lower()].get("parameters", []):
+            if parameter["in"] == "header" and case.headers.get(parameter["name"]) in parameter["schema"].get(
+                "examples", []
+            ):
+                del case.headers[parameter["name"]]
+    case.call_and_validate(headers=administrator)
+
+
+@pytest.mark.usefixtures("client")
+def test_what_is_made_is_there_and_what_is_deleted_is_gone(issuer: LocalIssuer) -> None:
+    """Calls in chains, each by somebody new: what one has answered is sent to the next."""
+
+    # What takes back a deletion, and what takes everything with it: to the checker, both break the others' word.
+    lasting = SCHEMA.exclude(path_regex="/restore$").exclude(path="/api/v1/users/me", method="DELETE")
+
+    class Chains(lasting.as_state_machine()):  # type: ignore[misc]  # a base class made of the document
+        def setup(self) -> None:
+            self.headers = bearer(issuer)
+
+        def get_call_kwargs(self, _: schemathesis.Case[Any]) -> dict[str, Any]:
+            return {"headers": self.headers}
+
+    Chains.run(
+        settings=hypothesis.settings(
+            max_examples=30, stateful_step_count=8, deadline=None, derandomize=True, database=None
+        )
+    )
+
+
+STRINGS = [
+    "", "\0", "\ud800", "'; DROP TABLE tasks; --", "%", "%(caller)s", "\\", "\ufffe", "\u202e", "\U0001f389", "NaN",
+    "null", "1e400", "9" * 400, "-1", "2030-02-30T00:00:00Z", "0001-01-01T00:00:00+23:59", "../..", "x" * 3000,
+    "9999-12-31T23:59:59-23:59", "2030-01-01T00:00:00", "true", "*", '"1"', "00000000-0000-0000-0000-000000000000",
+]  # fmt: skip
+VALUES: list[Any] = [*STRINGS, None, True, -1, 10**400, 1.5, [], {}, [[[[]]]], {"\0": {"\ud800": []}}, ["\0"] * 3]
+BODIES = [b"", b"\0", b"\xff", b"null", b"[" * 30_000, b'{"a":' * 5_000, b'{"title": 1e400}', b'{"title": NaN}']
+
+
+def ways(value: Any, *way: str | int) -> Iterator[tuple[str | int, ...]]:
+    """The ways to the value, its members, their members and so on."""
+    yield way
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in members:
+        yield from ways(inner, *way, name)
+
+
+def replaced(value: Any, way: tuple[str | int, ...], new: Any) -> Any:
+    if not way:
+        return new
+    copy = value.copy()
+    copy[way[0]] = replaced(value[way[0]], way[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=lambda part: part)
+def test_hostile_values_are_answered_as_documented(
+    client: asgi.ASGIClient, administrator: dict[str, str], known: Known, method: str, path: str
+) -> None:
+    """Each parameter and each member in its turn, also with what no JSON library would write."""
+    operation = DOCUMENT["paths"][path][method]
+    case = SCHEMA[path][method].Case()
+    url = path.replace("{id}", known(f"{method.upper()} {path}") or str(UUID(int=0)))
+    body = example(operation)
+    kind = next(iter(operation.get("requestBody", {}).get("content", {})), None)
+    sent = b"" if body is None else json.dumps(body).encode()
+
+    def call(url: str, body: bytes = sent, more: dict[str, str] | None = None) -> None:
+        headers: Any = administrator | ({"Content-Type": kind} if kind else {}) | (more or {})
+        case.validate_response(client.request(method, url, data=body, headers=headers), checks=OF_ANY_ANSWER)
+
+    texts = [quote(text, safe="", errors="surrogatepass") for text in STRINGS]
+    for parameter in operation.get("parameters", []):
+        match parameter["in"]:
+            case "path":
+                for text in texts:
+                    call(path.replace("{id}", text))
+            case "query":
+                for text in texts:
+                    call(f"{url}?{parameter['name']}={text}")
+            case "header":
+                for text in [text for text in STRINGS if text.isascii() and text.isprintable()] + ["\xff"]:
+                    call(url, more={parameter["name"]: text})
+    for way, value in product(ways(body) if body else (), VALUES):
+        call(url, json.dumps(replaced(body, way, value)).encode())
+    for raw in BODIES if kind else ():
+        call(url, raw)
