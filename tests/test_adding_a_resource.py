@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from backend import migrations
+from tests.conftest import create_database
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "adding-a-resource.md"
@@ -47,11 +49,11 @@ class Checkout:
         self.files = [str(file.relative_to(folder)) for file in copied(folder, GUIDE.read_text())]
         self._environment = os.environ | {"PYTHONPATH": str(folder), "TEST_DATABASE_URL": postgres}
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", *command],
             cwd=self.folder,
-            env=self._environment,
+            env=self._environment | environment,
             capture_output=True,
             text=True,
             check=False,
@@ -89,8 +91,32 @@ def test_the_linters_have_no_complaint(checkout: Checkout, linter: list[str]) ->
 def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
     """Its own tests, those of the schema and those of the architecture, on a new database, in another interpreter."""
     tests = ["tests/test_resources.py", "tests/test_migrations.py", "tests/test_architecture.py"]
-    result = checkout.run("pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests)
+    slow = ["--deselect", "tests/test_migrations.py::test_many_may_start_at_once"]
+    result = checkout.run("pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, *slow)
     assert result.returncode == 0, result.stdout + result.stderr
     # And it is the copy that was tried.
     assert "test_two_people_at_once[notes-forgotten] PASSED" in result.stdout.replace("  ", " ")
     assert "test_a_feature_is_known_to_the_application_alone[notes] PASSED" in result.stdout.replace("  ", " ")
+
+
+def test_alembic_writes_the_migration_but_for_whose_the_rows_are(
+    checkout: Checkout, postgres: str, tmp_path: Path
+) -> None:
+    url = create_database(postgres, f"guide_{uuid4().hex[:8]}")
+    migrations.upgrade(url)
+    (written,) = (checkout.folder / file for file in checkout.files if file.endswith("_notes.py"))
+    by_hand = written.rename(tmp_path / written.name)
+    revision = written.name.partition("_")[0]
+    result = checkout.run(
+        "alembic", "revision", "--autogenerate", "--rev-id", revision, "-m", "notes", DATABASE_URL=url
+    )
+    generated = written.read_text()
+    by_hand.replace(written)
+    assert result.returncode == 0, result.stderr
+    up, down = generated.split("def downgrade")
+    assert re.findall(r"op\.(\w+\('\w+')", up) == [
+        "create_table('notes'",
+        "create_index('notes_by_change'",
+        "create_index('notes_by_creation'",
+    ]
+    assert "op.drop_table('notes')" in down

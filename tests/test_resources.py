@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from backend.database import Database, Row, Statement
+from backend.database import SYSTEM, Database, Row, Statement, Transaction
 from tests.conftest import Api, Person
 from tests.isolation import OWNER_FILTER, forgotten_filter
 
@@ -236,27 +236,66 @@ async def test_two_people_at_once(api: Api, resource: Resource, filter: str) -> 
             assert await owned(person, resource) == own[::-1]
 
 
-def test_every_statement_names_the_caller(resource: Resource) -> None:
-    found = {name: member for name, member in vars(resource.statements).items() if isinstance(member, Statement)}
-    assert found
-    for name, statement in found.items():
-        written = re.match(r"INSERT INTO \w+ \(.*\bowner_id\b.*\) VALUES \(.*%\(caller\)s::UUID", statement.sql)
-        assert written or OWNER_FILTER.search(statement.sql) or not re.search(r"\bFROM\b", statement.sql), name
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements that run as a user while the test does."""
+    found: list[str] = []
+
+    def watched(original: Any) -> Any:
+        async def rows(self: Any, statement: Statement, **values: object) -> list[Row]:
+            if self._actor != SYSTEM:
+                found.append(statement.sql)
+            rows: list[Row] = await original(self, statement, **values)
+            return rows
+
+        return rows
+
+    monkeypatch.setattr(Database, "rows", watched(Database.rows))
+    monkeypatch.setattr(Transaction, "rows", watched(Transaction.rows))
+    return found
 
 
-async def test_a_list_is_one_statement(api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_statement_names_the_caller(api: Api, resource: Resource, said: list[str]) -> None:
+    """Row-level security would hide that one does not."""
     ada = api.person()
-    await make(ada, resource, 3)
-    run: list[str] = []
-    original = Database.rows
+    rows = await make(ada, resource, 3)
+    page = (await ada.get(resource.path, params={"limit": 1})).json()
+    await ada.get(resource.path, params={"cursor": page["next_cursor"]})
+    for id in rows[0]["id"], uuid4():
+        await ada.get(f"{resource.path}/{id}")
+        for if_match in '"9"', "*":
+            await ada.patch(f"{resource.path}/{id}", resource.change, headers={"If-Match": if_match})
+            await ada.delete(f"{resource.path}/{id}", headers={"If-Match": if_match})
+    assert len(set(said)) >= 6
+    for sql in said:
+        assert OWNED_INSERT.match(sql) or OWNER_FILTER.search(sql), sql
 
-    async def counted(self: Database, statement: Statement, **values: object) -> list[Row]:
-        run.append(statement.sql)
-        return await original(self, statement, **values)
 
-    monkeypatch.setattr(Database, "rows", counted)
-    assert len(await owned(ada, resource)) == 3
-    assert len(run) == 1
+OWNED_INSERT = re.compile(r"INSERT INTO \w+ \(owner_id, .*\) VALUES \(%\(caller\)s::UUID, ")
+
+
+async def test_a_page_is_one_statement(api: Api, resource: Resource, said: list[str]) -> None:
+    ada = api.person()
+    for number in 1, 10:
+        await make(ada, resource, number)
+        said.clear()
+        await owned(ada, resource)
+        assert len(said) == 1
+
+
+async def test_null_brings_the_default_back(api: Api, resource: Resource) -> None:
+    ada = api.person()
+    (row,) = await make(ada, resource)
+    url = f"{resource.path}/{row['id']}"
+    for name in resource.change:
+        rest = {member: value for member, value in resource.new.items() if member != name}
+        without = await ada.post(resource.path, rest)
+        await ada.patch(url, resource.change)
+        cleared = await ada.patch(url, {name: None})
+        if without.status_code == 422:  # there is no default
+            assert refused(cleared) == (422, "invalid")
+        else:
+            assert cleared.json()[name] == without.json()[name]
 
 
 def test_the_description_has_it(api: Api, resource: Resource) -> None:

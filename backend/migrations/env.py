@@ -6,7 +6,6 @@ from alembic import context
 from sqlalchemy import Column, Index
 from sqlmodel import SQLModel
 
-import backend.app
 from backend.migrations import _connect
 from backend.settings import Settings
 
@@ -17,8 +16,12 @@ def include_object(item: Any, _: object, __: object, ___: object, there: object)
     return not (expression and there is not None)
 
 
-backend.app.create_app()  # imports every feature, so that its tables are known
-connection = context.config.attributes.get("connection") or _connect(Settings().direct_url)
+connection = context.config.attributes.get("connection")
+if connection is None:
+    from backend.app import create_app
+
+    create_app()  # imports every feature, so that its tables are known
+    connection = _connect(Settings().direct_url)
 context.configure(connection=connection, target_metadata=SQLModel.metadata, include_object=include_object)
 with context.begin_transaction():
     context.run_migrations()
