@@ -1,0 +1,37 @@
+"""A pytest plugin: tests that need a program of the machine's, `@pytest.mark.needs("redis-server")`.
+
+Where it is missing the test is left out, and the run says so; in CI that is an error.
+"""
+
+import os
+import shutil
+
+import pytest
+
+_LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(program): a program that the test runs, from the system's packages")
+    config.stash[_LEFT_OUT] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    missing = {
+        item: program
+        for item in items
+        for marker in item.iter_markers("needs")
+        for program in marker.args
+        if not shutil.which(program)
+    }
+    if missing and os.environ.get("CI") == "true":
+        raise pytest.UsageError(f"this machine has no {', '.join(sorted(set(missing.values())))}")
+    for item, program in missing.items():
+        config.stash[_LEFT_OUT].setdefault(program, []).append(item.nodeid)
+    items[:] = [item for item in items if item not in missing]
+    config.hook.pytest_deselected(items=list(missing))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for program, tests in config.stash[_LEFT_OUT].items():
+        terminalreporter.write_line(f"left out, since this machine has no {program}: {len(tests)} tests")
