@@ -17,6 +17,8 @@ from backend import __version__, health, migrations, openapi, problems, resource
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
 from backend.database import Pool
 from backend.observability import Observability
+from backend.proxies import TrustedProxies
+from backend.rate_limits import Quota, RateLimiting, RateLimits
 from backend.settings import Settings
 from backend.tasks.purge import purging
 from backend.users.directory import Users
@@ -39,6 +41,8 @@ class State(TypedDict):
     keys: RemoteKeys
     bearer: Bearer
     users: Users
+    rate_limits: RateLimits | None
+    proxies: TrustedProxies | None
     revision: str
 
 
@@ -56,6 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             RemoteKeys(config.jwks_url, max_stale=config.token_max_lifetime) as keys,
             Pool(config.database_url, size=config.database_pool_size, prepare=config.database_prepare == "on") as pool,
             purging(pool),
+            limiting(config) as rate_limits,
         ):
             verifier = TokenVerifier(
                 keys=keys,
@@ -71,6 +76,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     keys=keys,
                     bearer=Bearer(verifier, resource_metadata=resource_metadata.url(config.public_url)),
                     users=users,
+                    rate_limits=rate_limits,
+                    proxies=TrustedProxies(config.trusted_proxies) if config.trusted_proxies else None,
                     revision=migrations.head(),
                 )
 
@@ -89,11 +96,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(problems.LastResort)
+    app.add_middleware(RateLimiting)
     app.add_middleware(Edge)
     app.add_middleware(Observability)
     for router in health.router, resource_metadata.router, *map(resolve_name, ROUTERS):
         app.include_router(router)
     return app
+
+
+@asynccontextmanager
+async def limiting(settings: Settings) -> AsyncIterator[RateLimits | None]:
+    """The rate limits that the settings ask for, shared where there is a Redis."""
+    if settings.rate_quota is None:
+        yield None
+        return
+    quota = Quota(*settings.rate_quota)
+    if not settings.redis_url:
+        yield RateLimits(quota)
+        return
+    from backend.shared_counters import SharedCounters  # the client takes 0.1 s to load
+
+    shared = SharedCounters(settings.redis_url, window=quota.window)
+    async with shared.running():
+        yield RateLimits(quota, shared=shared)
 
 
 DESCRIPTION = """
@@ -155,6 +180,8 @@ class Edge:
                     "Idempotency-Replayed",
                     "Link",
                     "Location",
+                    "RateLimit",
+                    "RateLimit-Policy",
                     "Retry-After",
                     "WWW-Authenticate",
                     "X-Request-ID",

@@ -19,6 +19,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 # The docs page loads Swagger UI; everything else is data and may load nothing.
 _DOCS = "/docs"
+_HSTS = "max-age=63072000"  # two years; of other names under this host's it says nothing
 _CSP = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -35,6 +36,8 @@ class Observability:
         request_id = _request_id(scope)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        if (proxies := state.get("proxies")) is not None:
+            proxies.apply(scope)
         started = time.perf_counter()
         status = 500
 
@@ -47,6 +50,8 @@ class Observability:
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
                 headers.setdefault("Cache-Control", "private, no-cache" if "etag" in headers else "no-store")
+                if scope["scheme"] == "https":
+                    headers["Strict-Transport-Security"] = _HSTS
                 if scope["path"] != _DOCS:
                     headers["Content-Security-Policy"] = _CSP
             try:

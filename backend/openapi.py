@@ -18,6 +18,7 @@ DESCRIPTIONS = {
     413: "The body is too long.",
     415: "The body is of another content type.",
     422: "The request does not make sense; `errors` names each member that is wrong.",
+    429: "Too many requests; `Retry-After` says when to ask again.",
     500: "A defect here.",
     503: "Keys or database cannot be reached; `Retry-After` says when to ask again.",
 }

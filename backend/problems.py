@@ -49,6 +49,7 @@ class DomainError(Exception):
     status = 500
     code = "internal_error"
     errors: Sequence[Mapping[str, Any]] | None = None
+    headers: Mapping[str, str] | None = None
 
 
 class NotFound(DomainError):
@@ -151,7 +152,8 @@ def respond(
 
 async def domain_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DomainError)
-    return respond(request, error.status, error.code, str(error) or type(error).__doc__, errors=error.errors)
+    detail = str(error) or type(error).__doc__
+    return respond(request, error.status, error.code, detail, headers=error.headers, errors=error.errors)
 
 
 async def http_exception(request: Request, error: Exception) -> JSONResponse:

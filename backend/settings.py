@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.auth.fetch import check_url
+from backend.proxies import network
 
 
 def _split(value: object) -> object:
@@ -39,8 +40,32 @@ def _database_address(value: str) -> str:
     return value
 
 
+def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    for text in value:
+        try:
+            network(text)
+        except ValueError as error:
+            raise ValueError(f"{text!r} cannot be trusted: {error}") from None
+    return value
+
+
+def _rate(value: str) -> str:
+    if value != "off" and not _RATE.fullmatch(value):
+        raise ValueError("must be such as 600/minute (or second, hour, day), or off")
+    return value
+
+
+def _redis_address(value: str) -> str:
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return value
+
+
 _PORTS = {"http": 80, "https": 443}
 _HOST_PATTERN = re.compile(r"\*|(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]")
+
+_RATE = re.compile(r"([1-9]\d{0,11})/(second|minute|hour|day)")
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
@@ -107,6 +132,21 @@ class Settings(BaseSettings):
     trusted_hosts: Annotated[Names, AfterValidator(_host_patterns)] = Field(
         default=("*",), description="Accepted `Host` names, comma-separated, `*.example.com` allowed. Default: any."
     )
+    trusted_proxies: Annotated[Names, AfterValidator(_networks)] = Field(
+        default=(),
+        description="Addresses or networks, comma-separated, whose `X-Forwarded-For` and `X-Forwarded-Proto` are "
+        "believed. Default: none.",
+    )
+    rate_limit: Annotated[str, AfterValidator(_rate)] = Field(
+        default="600/minute",
+        description="Requests per user, and per address without a good token: a number per `second`, `minute`, `hour` "
+        "or `day`; `off`.",
+    )
+    redis_url: Annotated[str, AfterValidator(_redis_address)] = Field(
+        default="",
+        validate_default=False,
+        description="A Redis in which all workers share the rate limits. Default: each worker counts alone.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
     log_format: Literal["json", "console"] | None = Field(
         default=None,
@@ -117,7 +157,7 @@ class Settings(BaseSettings):
     @classmethod
     def _names_in_lower_case(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for name in ("log_level", "log_format", "database_prepare"):
+            for name in ("log_level", "log_format", "database_prepare", "rate_limit"):
                 if isinstance(data.get(name), str):
                     data[name] = data[name].lower()
         return data
@@ -133,6 +173,12 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ValueError(f"BETTER_AUTH_JWKS_URL: {error}") from None
         return self
+
+    @property
+    def rate_quota(self) -> tuple[int, int] | None:
+        """Requests, and the seconds they may be spread over; None when there is no limit."""
+        rate = _RATE.fullmatch(self.rate_limit)
+        return (int(rate[1]), _SECONDS[rate[2]]) if rate else None
 
     @property
     def direct_url(self) -> str:

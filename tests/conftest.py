@@ -21,7 +21,7 @@ from backend.settings import Settings
 from backend.users.directory import Users
 from benchmarks.issuer import serve_keys
 
-pytest_plugins = ["tests.postgres", "tests.issuers"]
+pytest_plugins = ["tests.postgres", "tests.issuers", "tests.programs"]
 
 ISSUER = "http://issuer.test"
 BASE = f"{ISSUER}/api/auth"
@@ -68,6 +68,7 @@ def settings(database_url: str, jwks_url: str) -> Settings:
         better_auth_url=ISSUER,
         better_auth_jwks_url=jwks_url,
         cors_origins=("https://app.example.com",),
+        rate_limit="off",  # no test is to be another's flood
     )
 
 

@@ -76,6 +76,7 @@ def test_only_the_executor_speaks_to_the_database() -> None:
         ("database.py", "execute"),
         ("health.py", "execute"),
         ("migrations/__init__.py", "connect"),
+        ("shared_counters.py", "execute"),  # of Redis
         ("users/invalidation.py", "connect"),
         ("users/invalidation.py", "execute"),
     }

@@ -101,6 +101,14 @@ def test_an_empty_value_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TOKEN_MAX_LIFETIME", "5"),
         ("CORS_ORIGINS", "*"),
         ("CORS_ORIGINS", "https://app.example.com/"),
+        ("TRUSTED_PROXIES", "proxy.example.com"),
+        ("TRUSTED_PROXIES", "10.0.0.1, 0.0.0.0/0"),
+        ("TRUSTED_PROXIES", "::/0"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("RATE_LIMIT", "600"),
+        ("RATE_LIMIT", "0/minute"),
+        ("RATE_LIMIT", "6/fortnight"),
+        ("REDIS_URL", "http://:hunter2@redis:6379"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
     ],
@@ -114,6 +122,16 @@ def test_a_wrong_value_is_one_line_that_names_the_setting_and_not_the_value(
     assert line.startswith(f"{name}: ")
     assert "\n" not in line
     assert "hunter2" not in line + str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "quota"),
+    [("600/minute", (600, 60)), ("10/second", (10, 1)), ("5/Hour", (5, 3600)), ("7/day", (7, 86400)), ("OFF", None)],
+)
+def test_a_rate_is_so_many_in_so_many_seconds(
+    monkeypatch: pytest.MonkeyPatch, value: str, quota: tuple[int, int] | None
+) -> None:
+    assert read(monkeypatch, RATE_LIMIT=value).rate_quota == quota
 
 
 def test_settings_cannot_be_changed() -> None:

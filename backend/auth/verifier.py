@@ -83,14 +83,7 @@ class TokenVerifier:
         except (AttributeError, TypeError, UnicodeEncodeError):
             self._observer.judged(Reason.MALFORMED.name.lower())
             raise InvalidToken(Reason.MALFORMED) from None
-        verified = self._cache.get(digest)
-        if (
-            verified is not None
-            # As a full judgement would say: the wall clock may have been set forward or back since.
-            and verified.not_before - self._leeway <= self.clock() < verified.expires_at + self._leeway
-            and self._monotonic() < verified.until
-            and ((key := self.keys.current(verified.key.kid)) is verified.key or key == verified.key)
-        ):
+        if (verified := self._remembered(digest)) is not None:
             self._observer.judged("hit")
             return verified.principal
         try:
@@ -106,6 +99,24 @@ class TokenVerifier:
         self._cache[digest] = verified
         self._observer.judged("verified")
         return verified.principal
+
+    def remembers(self, token: str) -> bool:
+        """Whether the token was found good a moment ago, so that to verify it costs no cryptography. Never raises."""
+        if len(token) > MAX_TOKEN or not token.isascii():
+            return False
+        return self._remembered(sha256(token.encode()).digest()) is not None
+
+    def _remembered(self, digest: bytes) -> _Verified | None:
+        verified = self._cache.get(digest)
+        if (
+            verified is not None
+            # As a full judgement would say: the wall clock may have been set forward or back since.
+            and verified.not_before - self._leeway <= self.clock() < verified.expires_at + self._leeway
+            and self._monotonic() < verified.until
+            and ((key := self.keys.current(verified.key.kid)) is verified.key or key == verified.key)
+        ):
+            return verified
+        return None
 
     async def _judge(self, token: str) -> _Verified:
         jws = parse_jws(token)

@@ -9,9 +9,10 @@ from backend import openapi
 from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Actor, Database
+from backend.rate_limits import spend_as_user
 from backend.users.directory import Users
 
-REFUSALS = openapi.responses(400, 401, 403, 500, 503)
+REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
 
 
 def route_for(*, read: str, write: str, body_limit: int = 64 * 1024) -> type["PersonRoute"]:
@@ -23,7 +24,7 @@ def route_for(*, read: str, write: str, body_limit: int = 64 * 1024) -> type["Pe
 
 
 class PersonRoute(BearerRoute):
-    """The order of refusals: token, person, scope, account, content type, size, and only then what the body says."""
+    """The order of refusals: token, rate, person, scope, account, content type, size, and then what the body says."""
 
     scopes: tuple[str, str]  # for GET, for the rest
     body_limit: int  # bytes
@@ -31,6 +32,7 @@ class PersonRoute(BearerRoute):
     async def judge(self, request: Request) -> None:
         await super().judge(request)
         state = request.state
+        await spend_as_user(state)
         principal: Principal = state.principal
         users: Users = state.users
         state.bearer.require_person(principal)

@@ -19,6 +19,7 @@ from backend.auth import (
     verify_signature,
 )
 from backend.auth import verifier as verifier_module
+from backend.auth.jws import MAX_TOKEN
 from backend.auth.testing import ALGORITHMS, LocalIssuer, SigningKey
 from tests.auth.scripted import Endpoint, Time, remote_keys, settle
 
@@ -304,6 +305,19 @@ class TestCache:
         token = issuer.token()
         assert await verifier.verify(token) is await verifier.verify(token)
         assert seen == ["verified", "hit"]
+
+    async def test_it_can_be_asked_what_it_remembers(self, issuer: LocalIssuer, time: Time) -> None:
+        verifier, seen = self.verifier(issuer, time)
+        token = issuer.token(expires_in=100)
+        assert not verifier.remembers(token)
+        await verifier.verify(token)
+        assert verifier.remembers(token)
+        assert not verifier.remembers(token + "x")
+        assert not verifier.remembers(token + "\u00e9")
+        assert not verifier.remembers(token + "x" * MAX_TOKEN)
+        await time.advance(105)
+        assert not verifier.remembers(token)
+        assert seen == ["verified"]
 
     async def test_failures_are_not_remembered(self, issuer: LocalIssuer, time: Time) -> None:
         verifier, seen = self.verifier(issuer, time)

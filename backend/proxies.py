@@ -1,0 +1,84 @@
+"""Whose request this is when it came through a proxy: what trusted proxies say of it, and nobody else."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from starlette.types import Scope
+
+Network = IPv4Network | IPv6Network
+
+_MOST_HOPS = 20
+
+
+class TrustedProxies:
+    """Reads `X-Forwarded-For` and `X-Forwarded-Proto` of requests that come from `networks`.
+
+    The client is the rightmost address that is not itself a trusted proxy's: what stands left of it, the client may
+    have written. An address that cannot be read ends the search at the proxy that passed it on.
+    """
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = tuple(map(network, networks))
+        self._is_trusted = lru_cache(4096)(self._look_up)
+
+    def apply(self, scope: Scope) -> None:
+        """Set the scope's `client` and `scheme` to what the trusted proxies saw."""
+        peer = scope["client"][0] if scope.get("client") else ""
+        if not self._is_trusted(peer):
+            return
+        forwarded_for: list[bytes] = []
+        for name, value in scope["headers"]:
+            if name == b"x-forwarded-for":
+                forwarded_for.append(value)
+            elif name == b"x-forwarded-proto":
+                scheme = value.rpartition(b",")[2].strip().lower()
+                if scheme in (b"http", b"https"):
+                    scope["scheme"] = scheme.decode()
+        client = peer
+        for hop in reversed(b",".join(forwarded_for).decode("latin-1").rsplit(",", _MOST_HOPS)):
+            if (address := _address(hop.strip())) is None:
+                break
+            client = str(address)
+            if not self._is_trusted(client):
+                break
+        if client != peer:
+            scope["client"] = (client, 0)
+
+    def _look_up(self, host: str) -> bool:
+        address = _address(host)
+        return address is not None and any(address in network for network in self._networks)
+
+
+def network(text: str) -> Network:
+    """An address or a network in CIDR notation. Raises ValueError, also for a network of all addresses."""
+    found = ip_network(text)
+    if not found.prefixlen:
+        raise ValueError("whoever trusts all addresses lets each client choose its own")
+    return found
+
+
+def neighbourhood(scope: Scope) -> str:
+    """What one client can be expected to hold: an IPv4 address, or a /64 of IPv6, in which it chooses freely."""
+    return _neighbourhood(scope["client"][0] if scope.get("client") else "")
+
+
+@lru_cache(4096)
+def _neighbourhood(host: str) -> str:
+    address = _address(host)
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((int(address), 64), strict=False))
+    return str(address or "")
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """With or without a port; an IPv4 address that is written as an IPv6 one is an IPv4 address."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address

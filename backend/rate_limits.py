@@ -1,0 +1,209 @@
+"""How often somebody may ask: per user once a token is good, per address before that."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.auth import AuthError, TokenVerifier, read_token
+from backend.problems import DomainError, domain_error
+from backend.proxies import neighbourhood
+
+Who = Literal["user", "address"]
+
+EXEMPT: Final = frozenset({"/livez", "/readyz", "/metrics"})
+MOST_KEYS: Final = 50_000
+
+
+class Quota(NamedTuple):
+    """So many requests in so many seconds."""
+
+    amount: int
+    window: int
+
+
+class Verdict(NamedTuple):
+    """What is left of a quota, for the `RateLimit` fields (draft-ietf-httpapi-ratelimit-headers-11)."""
+
+    who: Who
+    quota: Quota
+    used: int
+    seconds: int
+
+    @property
+    def exceeded(self) -> bool:
+        return self.used > self.quota.amount
+
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        left = max(0, self.quota.amount - self.used)
+        return [
+            (b"ratelimit-policy", b'"%s";q=%d;w=%d' % (self.who.encode(), *self.quota)),
+            (b"ratelimit", b'"%s";r=%d;t=%d' % (self.who.encode(), left, self.seconds)),
+        ]
+
+
+class RateLimited(DomainError):
+    """Too many requests: Retry-After says when to ask again."""
+
+    status, code = 429, "rate_limited"
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__()
+        self.headers = {"Retry-After": str(verdict.seconds)}
+
+
+class Counters:
+    """Requests by key, each in a window that its first request opens; at most `size` keys.
+
+    All windows have one length, so the oldest key is the first to end: nothing has to be searched or swept.
+    """
+
+    def __init__(self, window: float, *, size: int = MOST_KEYS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._window = window
+        self._size = size
+        self._clock = clock
+        self._counts: dict[str, tuple[int, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def hit(self, key: str) -> tuple[int, float]:
+        """Count one more; how many there are, and for how many seconds they count."""
+        now = self._clock()
+        count, end = self._counts.get(key, (0, 0.0))
+        if end > now:
+            self._counts[key] = (count + 1, end)
+            return count + 1, end - now
+        self.set(key, 1, self._window)
+        return 1, self._window
+
+    def get(self, key: str) -> tuple[int, float]:
+        count, end = self._counts.get(key, (0, 0.0))
+        left = end - self._clock()
+        return (count, left) if left > 0 else (0, 0.0)
+
+    def set(self, key: str, count: int, seconds: float) -> None:
+        now = self._clock()
+        self._counts.pop(key, None)
+        while self._counts:
+            oldest = next(iter(self._counts))
+            if self._counts[oldest][1] > now and len(self._counts) < self._size:
+                break
+            del self._counts[oldest]
+        self._counts[key] = (count, now + seconds)
+
+
+class Shared(Protocol):
+    """Counters that other workers count in, too."""
+
+    async def hit(self, key: str) -> tuple[int, float] | None:
+        """As `Counters.hit`, or None when they are not to be had."""
+
+
+class RateLimits:
+    """The quota of each user and of each address. One for the process."""
+
+    def __init__(
+        self,
+        quota: Quota,
+        *,
+        shared: Shared | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        refused: Callable[[Who], None] = lambda _: None,
+    ) -> None:
+        """`refused` is called for each request that is answered 429."""
+        self.quota: Final = quota
+        self._shared = shared
+        self._refused = refused
+        # Apart, so that a flood from many addresses pushes no user's count out.
+        self._local: dict[Who, Counters] = {
+            "user": Counters(quota.window, clock=clock),
+            "address": Counters(quota.window, clock=clock),
+        }
+
+    async def spend(self, who: Who, key: str) -> Verdict:
+        """Count a request. One that is known to be too many is counted here alone."""
+        local = self._local[who]
+        found: tuple[int, float] | None = None
+        if self._shared is not None and local.get(key)[0] <= self.quota.amount:
+            # A deployment with another quota has other windows.
+            found = await self._shared.hit(f"resource-server:{self.quota.amount}/{self.quota.window}:{who}:{key}")
+        if found is None:
+            found = local.hit(key)
+        else:
+            local.set(key, *found)
+        return self._verdict(who, *found)
+
+    def spent(self, who: Who, key: str) -> Verdict | None:
+        """The verdict on one more request, when it is known to be one too many; nothing is counted."""
+        count, seconds = self._local[who].get(key)
+        return self._verdict(who, count + 1, seconds) if count >= self.quota.amount else None
+
+    def refuse(self, verdict: Verdict) -> RateLimited:
+        self._refused(verdict.who)
+        return RateLimited(verdict)
+
+    def _verdict(self, who: Who, count: int, seconds: float) -> Verdict:
+        return Verdict(who, self.quota, count, max(1, math.ceil(seconds)))
+
+
+async def spend_as_user(state: Any) -> None:
+    """Count the request of a principal, before anything is asked of the database. Raises RateLimited."""
+    limits: RateLimits | None = state.rate_limits
+    if limits is not None:
+        state.rate_limit = verdict = await limits.spend("user", state.principal.subject)
+        if verdict.exceeded:
+            raise limits.refuse(verdict)
+
+
+class RateLimiting:
+    """Pure ASGI, around the routes: the address first, before any cryptography.
+
+    A request with credentials counts for its user when they are good, and for its address when they are not; so many
+    people behind one address share no quota, and who makes tokens up is stopped after as many as one user's requests.
+    A request without credentials counts for its address at once. When an address has spent its quota, it is let in
+    with a token that was good a moment ago: a stranger on one's network is no reason to be shut out.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limits: RateLimits | None = scope["state"]["rate_limits"] if scope["type"] == "http" else None
+        if limits is None or scope["path"] in EXEMPT:
+            await self.app(scope, receive, send)
+            return
+        state = scope["state"]
+        address = neighbourhood(scope)
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # What goes wrong here is nobody's fault elsewhere.
+                if "rate_limit" not in state and message["status"] < 500:
+                    state["rate_limit"] = await limits.spend("address", address)
+                if "rate_limit" in state:
+                    message = {**message, "headers": [*message["headers"], *state["rate_limit"].fields()]}
+            await send(message)
+
+        has_credentials = any(name == b"authorization" for name, _ in scope["headers"])
+        verdict = limits.spent("address", address)
+        if verdict and has_credentials and _is_remembered(state["bearer"].verifier, scope):
+            verdict = None
+        elif verdict is None and not has_credentials:
+            verdict = state["rate_limit"] = await limits.spend("address", address)
+        if verdict and verdict.exceeded:
+            state["rate_limit"] = verdict
+            response = await domain_error(Request(scope), limits.refuse(verdict))
+            await response(scope, receive, send_with_limits)
+            return
+        await self.app(scope, receive, send_with_limits)
+
+
+def _is_remembered(verifier: TokenVerifier, scope: Scope) -> bool:
+    try:
+        return verifier.remembers(read_token(Request(scope)))
+    except AuthError:
+        return False

@@ -1,0 +1,317 @@
+"""Quotas: who is counted, when, at what cost, and what happens to them without Redis."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from backend.auth.testing import LocalIssuer
+from backend.auth.verifier import TokenVerifier
+from backend.rate_limits import Counters, Quota, RateLimits
+from backend.settings import Settings
+from backend.shared_counters import PATIENCE, SharedCounters
+from tests.conftest import Api, Person, running
+from tests.redis_server import RedisServer, redis_server
+
+TASKS = "/api/v1/tasks"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def limited(settings: Settings, issuer: LocalIssuer) -> Any:
+    """`limited(rate, **settings)`: the application with such a limit."""
+
+    @asynccontextmanager
+    async def start(rate: str, **values: Any) -> AsyncIterator[Api]:
+        async with running(settings.model_copy(update={"rate_limit": rate, **values}), issuer) as api:
+            yield api
+
+    return start
+
+
+def limit(response: httpx.Response) -> tuple[str, str]:
+    return response.headers["ratelimit-policy"], response.headers["ratelimit"].partition(";t=")[0]
+
+
+def forged(person: Person, number: int) -> dict[str, str]:
+    return {"Authorization": f"Bearer {person.token(n=number)[:-4]}AAAA"}
+
+
+class TestCounters:
+    def test_a_window_opens_with_the_first_request_and_ends_all_at_once(self) -> None:
+        clock = Clock()
+        counters = Counters(60, clock=clock)
+        assert counters.hit("a") == (1, 60)
+        clock.now += 45
+        assert counters.hit("a") == (2, 15)
+        assert counters.hit("b") == (1, 60)
+        clock.now += 15
+        assert counters.get("a") == (0, 0)
+        assert counters.hit("a") == (1, 60)
+        assert counters.get("b") == (1, 45)
+
+    def test_what_has_ended_takes_no_room(self) -> None:
+        clock = Clock()
+        counters = Counters(60, clock=clock)
+        for number in range(1000):
+            counters.hit(str(number))
+        clock.now += 60
+        counters.hit("new")
+        assert len(counters) == 1
+
+    def test_room_is_bounded_and_the_oldest_goes_first(self) -> None:
+        clock = Clock()
+        counters = Counters(60, size=3, clock=clock)
+        for key in "abcd":
+            counters.hit(key)
+            clock.now += 1
+        assert len(counters) == 3
+        assert [counters.get(key)[0] for key in "abcd"] == [0, 1, 1, 1]
+
+    def test_a_count_from_elsewhere_takes_the_place_of_ones_own(self) -> None:
+        clock = Clock()
+        counters = Counters(60, clock=clock)
+        counters.hit("a")
+        counters.set("a", 41, 7)
+        assert counters.hit("a") == (42, 7)
+
+
+class TestUsers:
+    async def test_a_user_has_a_quota_and_is_told_what_is_left(self, limited: Any) -> None:
+        async with limited("3/hour") as api:
+            ada = api.person()
+            for left in 2, 1, 0:
+                response = await ada.get(TASKS)
+                assert response.status_code == 200
+                assert limit(response) == ('"user";q=3;w=3600', f'"user";r={left}')
+            refused = await ada.get(TASKS)
+            assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert limit(refused) == ('"user";q=3;w=3600', '"user";r=0')
+            assert 3590 <= int(refused.headers["retry-after"]) <= 3600
+            assert refused.headers["ratelimit"].endswith(f";t={refused.headers['retry-after']}")
+
+    async def test_people_behind_one_address_share_nothing(self, limited: Any) -> None:
+        async with limited("2/hour") as api:
+            for _ in range(5):
+                ada = api.person()
+                assert [(await ada.get(TASKS)).status_code for _ in range(3)] == [200, 200, 429]
+
+    async def test_a_mistake_of_a_user_counts_for_the_user(self, limited: Any) -> None:
+        async with limited("2/hour") as api:
+            ada = api.person()
+            assert limit(await ada.get(f"{TASKS}/019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f"))[1] == '"user";r=1'
+            assert limit(await ada.post(TASKS, {"nothing": 1}))[1] == '"user";r=0'
+            assert (await ada.get(TASKS)).status_code == 429
+            assert (await api.person().get(TASKS)).status_code == 200
+
+    async def test_who_is_over_the_quota_costs_the_database_nothing(
+        self, limited: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with limited("1/hour") as api:
+            ada = api.person()
+            await ada.get(TASKS)
+            api.state["users"].forget(ada.subject)
+            monkeypatch.setattr(api.state["pool"], "connection", None)
+            assert (await ada.get(TASKS)).status_code == 429
+
+    async def test_browsers_may_read_the_headers(self, limited: Any) -> None:
+        async with limited("1/hour") as api:
+            ada, origin = api.person(), {"Origin": "https://app.example.com"}
+            await ada.get(TASKS)
+            refused = await ada.get(TASKS, headers=origin)
+            assert refused.status_code == 429
+            assert refused.headers["access-control-allow-origin"] == "https://app.example.com"
+            exposed = refused.headers["access-control-expose-headers"]
+            for name in "RateLimit", "RateLimit-Policy", "Retry-After":
+                assert name in exposed.split(", ")
+
+
+class TestAddresses:
+    async def test_a_flood_of_forged_tokens_is_stopped_before_any_cryptography(
+        self, limited: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with limited("5/hour") as api:
+            ada = api.person()
+            for number in range(5):
+                refused = await api.http.get(TASKS, headers=forged(ada, number))
+                assert refused.status_code == 401
+                assert limit(refused) == ('"address";q=5;w=3600', f'"address";r={4 - number}')
+
+            async def judge(*_: object) -> None:
+                raise AssertionError("a token was judged")
+
+            monkeypatch.setattr(TokenVerifier, "_judge", judge)
+            for number in range(20):
+                refused = await api.http.get(TASKS, headers=forged(ada, number))
+                assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+                assert limit(refused)[1] == '"address";r=0'
+
+    async def test_who_was_let_in_a_moment_ago_stays_in_while_a_neighbour_floods(self, limited: Any) -> None:
+        async with limited("5/hour") as api:
+            ada, late = api.person(), api.person()
+            assert (await ada.get(TASKS)).status_code == 200
+            for number in range(6):
+                await api.http.get(TASKS, headers=forged(late, number))
+            assert limit(await ada.get(TASKS)) == ('"user";q=5;w=3600', '"user";r=3')
+            assert (await late.get(TASKS)).status_code == 429
+            malformed = {"Authorization": "Bearer " + "x" * 40_000}
+            assert (await api.http.get(TASKS, headers=malformed)).status_code == 429
+
+    @pytest.mark.parametrize("path", ["/", "/openapi.json", "/nowhere", TASKS])
+    async def test_what_has_no_credentials_counts_before_it_is_answered(self, limited: Any, path: str) -> None:
+        async with limited("1/hour") as api:
+            assert limit(await api.http.get(path))[0] == '"address";q=1;w=3600'
+            assert (await api.http.get(path)).status_code == 429
+
+    @pytest.mark.parametrize("path", ["/livez", "/readyz"])
+    async def test_probes_are_never_refused(self, limited: Any, path: str) -> None:
+        async with limited("1/hour") as api:
+            await api.http.get("/")
+            for _ in range(3):
+                response = await api.http.get(path)
+                assert response.status_code in (200, 503)
+                assert "ratelimit" not in response.headers
+
+    async def test_a_preflight_counts_for_nobody(self, limited: Any) -> None:
+        async with limited("1/hour") as api:
+            preflight = {"Origin": "https://app.example.com", "Access-Control-Request-Method": "GET"}
+            for _ in range(3):
+                assert (await api.http.options(TASKS, headers=preflight)).status_code == 200
+            assert (await api.http.get("/")).status_code == 200
+
+    async def test_what_goes_wrong_here_is_not_counted_against_a_neighbour(self, limited: Any) -> None:
+        async with limited("1/hour", better_auth_jwks_url="http://127.0.0.1:9/jwks") as api:
+            for _ in range(3):
+                response = await api.person().get(TASKS)
+                assert (response.status_code, "ratelimit" in response.headers) == (503, False)
+
+    async def test_off_is_off(self, limited: Any) -> None:
+        async with limited("off") as api:
+            assert "ratelimit" not in (await api.http.get("/")).headers
+            assert "ratelimit" not in (await api.person().get(TASKS)).headers
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.mark.needs("redis-server")
+class TestShared:
+    async def test_all_workers_count_together(self, limited: Any, redis: RedisServer) -> None:
+        async with AsyncExitStack() as stack:
+            apis = [await stack.enter_async_context(limited("40/hour", redis_url=redis.url)) for _ in range(4)]
+            ada = apis[0].person()
+            answers = await asyncio.gather(
+                *(api.http.get(TASKS, headers=ada.bearer) for _ in range(20) for api in apis)
+            )
+            statuses = [answer.status_code for answer in answers]
+            assert (statuses.count(200), statuses.count(429)) == (40, 40)
+            forgeries = [
+                (await api.http.get(TASKS, headers=forged(ada, number))).status_code
+                for number in range(15)
+                for api in apis
+            ]
+            # A worker that has not met the address yet learns of it from its next refusal.
+            assert 40 <= forgeries.count(401) <= 40 + len(apis)
+            assert forgeries[-4:] == [429] * 4
+
+    async def test_the_hits_of_a_moment_take_one_round_trip(
+        self, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shared = SharedCounters(redis.url, window=60)
+        asked: list[int] = []
+        ask = shared._ask
+
+        async def noted(keys: list[str]) -> list[tuple[int, float]]:
+            asked.append(len(keys))
+            return await ask(keys)
+
+        monkeypatch.setattr(shared, "_ask", noted)
+        async with shared.running():
+            found = await asyncio.gather(*(shared.hit("a") for _ in range(100)))
+        assert sorted(hit[0] for hit in found if hit) == list(range(1, 101))
+        assert all(hit and 0 < hit[1] <= 60 for hit in found)
+        assert asked == [100]
+
+    async def test_a_redis_that_hangs_delays_nobody_twice_and_is_found_again(
+        self, redis: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        caplog.set_level(logging.INFO, "backend.shared_counters")
+        pauses: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+        async def sleep(_: float) -> None:
+            over = asyncio.Event()
+            await pauses.put(over)
+            await over.wait()
+
+        shared = SharedCounters(redis.url, window=60)
+        monkeypatch.setattr("backend.shared_counters.pause", sleep)
+        limits = RateLimits(Quota(10, 60), shared=shared)
+        async with shared.running():
+            assert (await limits.spend("user", "ada")).used == 1
+            redis.freeze()
+            # The count goes on from what was known.
+            verdicts = await asyncio.gather(*(limits.spend("user", "ada") for _ in range(3)))
+            assert sorted(verdict.used for verdict in verdicts) == [2, 3, 4]
+            assert not shared.up.is_set()
+            step = shared.hit("ada")
+            with pytest.raises(StopIteration):  # it waits for nothing
+                step.send(None)
+            (await pauses.get()).set()
+            over = await pauses.get()  # still frozen
+            assert not shared.up.is_set()
+            redis.thaw()
+            over.set()
+            await shared.up.wait()
+            assert (await limits.spend("user", "bob")).used == 1
+        assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+        assert redis.url not in caplog.text
+
+    async def test_a_redis_that_is_gone_is_no_outage(self, limited: Any, redis: RedisServer) -> None:
+        async with limited("3/hour", redis_url=redis.url) as api:
+            ada = api.person()
+            assert (await ada.get(TASKS)).status_code == 200
+            redis.kill()
+            assert [(await ada.get(TASKS)).status_code for _ in range(3)] == [200, 200, 429]
+
+    async def test_a_start_without_redis_is_clean(self, limited: Any) -> None:
+        async with limited("1/hour", redis_url="redis://127.0.0.1:9") as api:
+            ada = api.person()
+            assert [(await ada.get(TASKS)).status_code for _ in range(2)] == [200, 429]
+
+    async def test_who_leaves_while_redis_is_asked_takes_nobody_along(self, redis: RedisServer) -> None:
+        shared = SharedCounters(redis.url, window=60)
+        async with shared.running():
+            await shared.hit("a")
+            leaving, staying = asyncio.create_task(shared.hit("a")), asyncio.create_task(shared.hit("a"))
+            await asyncio.sleep(0)
+            leaving.cancel()
+            assert await staying == pytest.approx((3, 60), abs=1)
+
+    async def test_a_window_in_redis_ends(self, redis: RedisServer) -> None:
+        shared = SharedCounters(redis.url, window=1)
+        async with shared.running():
+            assert (await shared.hit("a")) == (1, 1)
+            await shared._redis.persist("a")  # as after a crash between the two commands, were they two
+            hit = await shared.hit("a")
+            assert hit is not None
+            assert hit[0] == 2
+            assert 0 < await shared._redis.pttl("a") <= 1000
+
+
+def test_patience_is_short() -> None:
+    assert PATIENCE <= 0.05
