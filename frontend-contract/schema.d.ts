@@ -649,15 +649,15 @@ export interface components {
             /** Due At */
             due_at?: string | null;
             /** @default normal */
-            priority: components["schemas"]["Priority"];
+            priority?: components["schemas"]["Priority"];
             /** @default todo */
-            status: components["schemas"]["Status"];
+            status?: components["schemas"]["Status"];
             /**
              * Tags
              * @description Names, whatever their case; one that is new makes a tag.
              * @default []
              */
-            tags: string[];
+            tags?: string[];
             /** Title */
             title: string;
         };

@@ -33,7 +33,8 @@ def test_the_snapshot_is_what_the_api_says(capsys: pytest.CaptureFixture[str]) -
 
 def check_types(folder: Path) -> int:
     generator = CONTRACT / "node_modules" / "openapi-typescript" / "bin" / "cli.js"
-    command = [find_node(), str(generator), "openapi.json", "-o", "schema.d.ts", "--check"]
+    options = json.loads((CONTRACT / "package.json").read_text())["scripts"]["schema"].split()[1:]
+    command = [find_node(), str(generator), *options, "--check"]
     return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
 
 

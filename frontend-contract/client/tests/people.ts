@@ -1,0 +1,13 @@
+/** People of a real Better Auth server, for tests. */
+import { uuid } from "../uuid.ts";
+
+/** Somebody new, signed in: the cookie of a browser, the session token of a phone. */
+export async function signUp(authUrl: string) {
+  const headers = { "Content-Type": "application/json", Origin: new URL(authUrl).origin };
+  const body = JSON.stringify({ email: `${uuid()}@example.com`, password: "long-enough-for-a-test", name: "Ada" });
+  const response = await fetch(`${authUrl}/sign-up/email`, { method: "POST", headers, body });
+  if (!response.ok) throw new Error(`sign-up: ${response.status} ${await response.text()}`);
+  const cookie = response.headers.getSetCookie().map((line) => line.split(";")[0]).join("; ");
+  const signOut = () => fetch(`${authUrl}/sign-out`, { method: "POST", headers: { ...headers, Cookie: cookie }, body: "{}" });
+  return { cookie, bearer: response.headers.get("set-auth-token")!, signOut };
+}

@@ -1,0 +1,100 @@
+/** Against the real issuer and the real API, whose addresses are in the environment: `AUTH_URL`, `API_URL`. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { ApiError, bearerSession, Conflict, cookieSession, createClient, pages, SignedOut, update, uuid } from "../../client.ts";
+import { signUp } from "./people.ts";
+
+const { AUTH_URL: authUrl = "", API_URL: baseUrl = "" } = process.env;
+
+async function signedIn() {
+  const session = await signUp(authUrl);
+  const token = cookieSession({ authUrl, cookie: session.cookie });
+  return { ...session, token, api: createClient({ baseUrl, token }) };
+}
+
+test("a browser's cookie and a phone's session token speak for one person", async () => {
+  const { api, bearer } = await signedIn();
+  const phone = createClient({ baseUrl, token: bearerSession({ authUrl, sessionToken: () => bearer }) });
+  const [one, other] = await Promise.all([api.GET("/api/v1/users/me"), phone.GET("/api/v1/users/me")]);
+  assert.equal(one.data.id, other.data.id);
+});
+
+test("a task is made, read, changed, deleted and restored", async () => {
+  const { api } = await signedIn();
+  const { data: task, response } = await api.POST("/api/v1/tasks", { body: { title: "Buy milk", tags: ["home"] } });
+  assert.equal(response.status, 201);
+  const params = { path: { id: task.id } };
+  const done = await update(api, task, { status: "done" });
+  assert.equal(done.version, 2);
+  await assert.rejects(update(api, task, { status: "in_progress" }), (error) =>
+    error instanceof Conflict && error.current?.version === 2);
+  assert.equal((await update(api, task, { status: "done", tags: ["HOME"] })).version, 2, "as it should be, so no conflict");
+  assert.equal((await api.DELETE("/api/v1/tasks/{id}", { params })).data, undefined);
+  await assert.rejects(update(api, done, { title: "x" }), (error) => error instanceof Conflict && error.current === null);
+  assert.equal((await api.POST("/api/v1/tasks/{id}/restore", { params })).data.title, "Buy milk");
+  assert.equal((await api.PUT("/api/v1/tasks/{id}", { params, body: { title: "Buy tea" } })).data.status, "todo");
+});
+
+test("a request that is sent again is done once, also when the first answer was lost", async () => {
+  const { token } = await signedIn();
+  let sent = 0;
+  const losing = async (input: string, init?: RequestInit) => {
+    const response = await fetch(input, init);
+    if (init?.method === "POST" && ++sent < 3) throw new TypeError("the answer was lost");
+    return response;
+  };
+  const api = createClient({ baseUrl, token, fetch: losing });
+  const { response } = await api.POST("/api/v1/tasks", { body: { title: "once" } });
+  assert.equal(response.headers.get("Idempotency-Replayed"), "true");
+  assert.equal((await api.GET("/api/v1/tasks")).data.items.length, 1);
+  const operations = [{ op: "create" as const, task: { title: "twice?" } }, { op: "create" as const, id: uuid(), task: { title: "no" } }];
+  sent = 1;
+  await api.POST("/api/v1/tasks/batch", { body: { operations } });
+  assert.equal((await api.GET("/api/v1/tasks")).data.items.length, 3);
+});
+
+test("pages hold everything, in order", async () => {
+  const { api } = await signedIn();
+  const operations = Array.from({ length: 25 }, (_, i) => ({ op: "create" as const, task: { title: `task ${String(i).padStart(2, "0")}` } }));
+  await api.POST("/api/v1/tasks/batch", { body: { operations } });
+  const titles: string[] = [];
+  for await (const { title } of pages(api, "/api/v1/tasks", { limit: 10, sort: "title" })) titles.push(title);
+  assert.deepEqual(titles, operations.map(({ task }) => task.title));
+});
+
+test("what is wrong is named", async () => {
+  const { api } = await signedIn();
+  await assert.rejects(api.POST("/api/v1/tasks", { body: { title: "" } }), (error) => {
+    assert.ok(error instanceof ApiError);
+    assert.deepEqual([error.status, error.code, error.errors[0]?.loc], [422, "invalid", ["body", "title"]]);
+    assert.ok(error.requestId);
+    return true;
+  });
+  const nobody = createClient({ baseUrl, token: { token: async () => "a.b.c", clear() {} } });
+  await assert.rejects(nobody.GET("/api/v1/tasks"), (error) => error instanceof ApiError && error.code === "invalid_token");
+});
+
+test("a sign-out at the issuer shows when the next token is due", async () => {
+  const { api, token, signOut } = await signedIn();
+  await api.GET("/api/v1/tasks");
+  await signOut();
+  await api.GET("/api/v1/tasks");
+  token.clear();
+  await assert.rejects(api.GET("/api/v1/tasks"), SignedOut);
+});
+
+test("a token that the API turns down is replaced by one that it takes", async () => {
+  const { token } = await signedIn();
+  let asked = 0;
+  const stale = { token: (options?: { refused?: string }) => (asked++ ? token.token(options) : Promise.resolve("a.b.c")), clear() {} };
+  const api = createClient({ baseUrl, token: stale });
+  assert.deepEqual((await api.GET("/api/v1/tasks")).data.items, []);
+  assert.equal(asked, 2);
+});
+
+test("raw requests keep the same promises", async () => {
+  const { api } = await signedIn();
+  const response = await api.fetch("/api/v1/tasks", { method: "POST", body: '{"title": "x"}', headers: { "Content-Type": "application/json" } });
+  assert.equal(response.status, 201);
+  await assert.rejects(api.fetch("/api/v1/nothing"), (error) => error instanceof ApiError && error.code === "not_found");
+});

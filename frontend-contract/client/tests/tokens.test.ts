@@ -1,0 +1,176 @@
+import assert from "node:assert/strict";
+import { test, type TestContext } from "node:test";
+import { ApiError, bearerSession, cookieSession, createClient, IssuerError, SignedOut, tokenSource } from "../../client.ts";
+import { client, empty, inTurn, json, jwt, lost, problem, serve } from "./scripted.ts";
+
+/** Moves the device's clocks: seconds of time that pass, and of time that somebody merely set. */
+function clocks(t: TestContext) {
+  let [passed, set] = [0, 0];
+  const [running, wall] = [performance.now(), Date.now()];
+  t.mock.method(performance, "now", () => running + passed * 1000);
+  t.mock.method(Date, "now", () => wall + (passed + set) * 1000);
+  return {
+    pass: (seconds: number) => void (passed += seconds),
+    set: (seconds: number) => void (set += seconds),
+  };
+}
+
+const living = (life: number, ahead = 0) => tokenSource(async () => jwt({ life, ahead }));
+
+test("one request for a token, however many callers wait", async (t) => {
+  const api = await client(t, empty);
+  await Promise.all(Array.from({ length: 50 }, () => api.GET("/api/v1/tasks")));
+  assert.equal(api.exchanges(), 1);
+  assert.equal(new Set(api.calls().map(({ headers }) => headers.authorization)).size, 1);
+});
+
+test("a token is renewed a minute before its end, on clocks of its own", async (t) => {
+  for (const ahead of [0, -86_400, 86_400]) {
+    const time = clocks(t);
+    const source = living(900, ahead);
+    const first = await source.token();
+    time.pass(839);
+    assert.equal(await source.token(), first);
+    time.pass(2);
+    const second = await source.token();
+    assert.notEqual(second, first);
+    t.mock.restoreAll();
+  }
+});
+
+test("a clock that is put right costs a token at most, and never keeps one past its end", async (t) => {
+  const time = clocks(t);
+  const source = living(900);
+  const first = await source.token();
+  time.set(-3600);
+  const second = await source.token();
+  assert.notEqual(second, first);
+  assert.equal(await source.token(), second);
+  time.pass(845);
+  assert.notEqual(await source.token(), second);
+});
+
+test("a token of a short life is used for half of it, one that says nothing of it once", async (t) => {
+  const time = clocks(t);
+  const short = living(20);
+  const first = await short.token();
+  time.pass(9);
+  assert.equal(await short.token(), first);
+  time.pass(2);
+  assert.notEqual(await short.token(), first);
+  let asked = 0;
+  const opaque = tokenSource(async () => `opaque-${++asked}`);
+  assert.equal(await opaque.token(), "opaque-1");
+  assert.equal(await opaque.token(), "opaque-2");
+});
+
+test("while it cannot be renewed, the old one serves to its end", async (t) => {
+  const time = clocks(t);
+  let up = true;
+  const source = tokenSource(async () => {
+    if (!up) throw new TypeError("fetch failed");
+    return jwt({ life: 900 });
+  });
+  const first = await source.token();
+  up = false;
+  time.pass(870);
+  assert.equal(await source.token(), first);
+  await assert.rejects(source.token({ refused: first }), TypeError);
+  time.pass(31);
+  await assert.rejects(source.token(), TypeError);
+});
+
+test("after a 401 there is one more attempt, with a new token that all who were refused share", async (t) => {
+  const refused = new Set<string>();
+  const api = await client(t, ({ headers }, response) => {
+    const token = headers.authorization!;
+    if (refused.size === 0 || refused.has(token)) {
+      refused.add(token);
+      problem(response, 401, "invalid_token");
+    } else json(response, 200, { items: [], next_cursor: null });
+  });
+  await Promise.all(Array.from({ length: 20 }, () => api.GET("/api/v1/tasks")));
+  assert.equal(refused.size, 1);
+  assert.equal(api.exchanges(), 2);
+});
+
+test("a second 401 is the answer", async (t) => {
+  const api = await client(t, (_, response) => problem(response, 401, "invalid_token"));
+  await assert.rejects(api.GET("/api/v1/tasks"), (error) => error instanceof ApiError && error.code === "invalid_token");
+  assert.deepEqual([api.calls().length, api.exchanges()], [2, 2]);
+});
+
+test("without a session there is nobody to speak for, and nothing is sent", async (t) => {
+  const { url, requests } = await serve(t, (_, response) => json(response, 401, { code: "UNAUTHORIZED" }));
+  const byCookie = createClient({ baseUrl: url, token: cookieSession({ authUrl: `${url}/api/auth/` }) });
+  await assert.rejects(byCookie.GET("/api/v1/tasks"), SignedOut);
+  const byBearer = createClient({ baseUrl: url, token: bearerSession({ authUrl: url, sessionToken: () => null }) });
+  await assert.rejects(byBearer.GET("/api/v1/tasks"), SignedOut);
+  assert.deepEqual(requests.map((request) => request.url), ["/api/auth/token"]);
+});
+
+test("a sign-out that shows at a renewal ends the old token, too", async (t) => {
+  const time = clocks(t);
+  let session = true;
+  const source = tokenSource(async () => {
+    if (!session) throw new SignedOut();
+    return jwt();
+  });
+  await source.token();
+  session = false;
+  time.pass(850);
+  await assert.rejects(source.token(), SignedOut);
+  await assert.rejects(source.token(), SignedOut);
+});
+
+test("what was asked for before a sign-out is not kept after it", async () => {
+  const waiting: ((token: string) => void)[] = [];
+  const source = tokenSource(() => new Promise((resolve) => waiting.push(resolve)));
+  const early = source.token();
+  source.clear();
+  const late = source.token();
+  const [his, hers] = [jwt(), jwt()];
+  waiting[1]!(hers);
+  assert.equal(await late, hers);
+  waiting[0]!(his);
+  assert.equal(await early, his);
+  assert.equal(await source.token(), hers);
+});
+
+test("one who no longer waits does not take the token from the others", async () => {
+  let give: (token: string) => void = () => {};
+  const source = tokenSource(() => new Promise((resolve) => (give = resolve)));
+  const impatient = new AbortController();
+  const first = source.token({ signal: impatient.signal });
+  const second = source.token();
+  impatient.abort(new Error("never mind"));
+  await assert.rejects(first, /never mind/);
+  const token = jwt();
+  give(token);
+  assert.equal(await second, token);
+});
+
+test("the cookie is handed on from a server, the session token of a phone is a bearer", async (t) => {
+  const { url, requests } = await serve(t, (_, response) => json(response, 200, { token: jwt() }));
+  await cookieSession({ authUrl: url, cookie: "better-auth.session_token=s.h" }).token();
+  await bearerSession({ authUrl: url, sessionToken: async () => "s.h" }).token();
+  assert.equal(requests[0]!.headers.cookie, "better-auth.session_token=s.h");
+  assert.equal(requests[1]!.headers.authorization, "Bearer s.h");
+});
+
+test("an issuer that stumbles is asked again, one that is not Better Auth is named", async (t) => {
+  const { url } = await serve(t, inTurn(
+    lost,
+    (_, response) => void response.writeHead(429, { "X-Retry-After": "0" }).end(),
+    (_, response) => json(response, 200, { token: jwt() }),
+    (_, response) => void response.writeHead(404).end(),
+    (_, response) => void response.writeHead(500).end(),
+    (_, response) => void response.writeHead(200).end("<html>"),
+  ));
+  const source = cookieSession({ authUrl: url });
+  await source.token();
+  source.clear();
+  await assert.rejects(source.token(), (error) => error instanceof IssuerError && /jwt plugin/.test(error.message));
+  await assert.rejects(source.token(), (error) => error instanceof IssuerError && error.status === 500);
+  await assert.rejects(source.token(), (error) => error instanceof IssuerError && error.status === 200);
+});

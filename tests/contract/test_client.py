@@ -1,0 +1,131 @@
+"""The typed client: under each Node.js that is here, as a package, and against the real issuer and the real API."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from backend.dev.issuer import Issuer, find_node
+from backend.settings import Settings
+from tests.contract.serving import serving
+
+CONTRACT = Path(__file__).parents[2] / "frontend-contract"
+CLIENT = CONTRACT / "client"
+TSC = CONTRACT / "node_modules/typescript/bin/tsc"
+OLDEST_NODE = 20
+
+
+def run(node: str, folder: Path, *arguments: str | Path, **environment: str) -> str:
+    """What a program of Node.js prints; an assertion when it fails."""
+    done = subprocess.run(
+        [node, *arguments],
+        cwd=folder,
+        env={"PATH": f"{Path(node).parent}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", "/"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def passed(output: str) -> int:
+    found = re.search(r"^. pass (\d+)$", output, re.MULTILINE)
+    assert found, output
+    return int(found[1])
+
+
+def nodes() -> dict[str, str]:
+    """By version: the one that the issuer needs, and the machine's own where the client promises to run."""
+    found = [find_node(), *filter(None, [shutil.which("node")])]
+    versions = {subprocess.check_output([node, "--version"], text=True).strip(): node for node in reversed(found)}
+    return {version: node for version, node in versions.items() if int(version[1:].split(".")[0]) >= OLDEST_NODE}
+
+
+NODES = nodes()
+each_node = pytest.mark.parametrize("node", NODES.values(), ids=NODES.keys())
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Path:
+    """The client's tests as JavaScript, which every Node.js can read."""
+    run(find_node(), CLIENT, TSC, "-p", "tests")
+    return CLIENT / "tests/dist/client/tests"
+
+
+@pytest.fixture(scope="session")
+def servers(
+    better_auth: Issuer, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, str]]:
+    """Where the real ones are: `API_URL`, `AUTH_URL`."""
+    environment = {"DATABASE_URL": settings.database_url or "", "BETTER_AUTH_URL": better_auth.url, "RATE_LIMIT": "off"}
+    with serving(tmp_path_factory.mktemp("api"), environment) as url:
+        yield {"API_URL": url, "AUTH_URL": better_auth.base_url}
+
+
+@each_node
+def test_its_own_tests_pass(compiled: Path, node: str) -> None:
+    assert passed(run(node, compiled, "--test", *sorted(compiled.glob("*.test.js")))) > 40
+
+
+@each_node
+def test_it_speaks_to_the_real_ones(compiled: Path, servers: Mapping[str, str], node: str) -> None:
+    assert passed(run(node, compiled, "--test", "--test-reporter=spec", "real.js", **servers)) >= 8
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What would be published."""
+    node = find_node()
+    npm = Path(node).parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
+    shutil.rmtree(CLIENT / "dist", ignore_errors=True)
+    run(node, CLIENT, npm, "run", "build")
+    folder = tmp_path_factory.mktemp("package")
+    run(node, CLIENT, npm, "pack", f"--pack-destination={folder}")
+    (archive,) = folder.glob("*.tgz")
+    return archive
+
+
+def test_the_package_has_what_it_should(package: Path) -> None:
+    with tarfile.open(package) as archive:
+        names = {name.removeprefix("package/") for name in archive.getnames()}
+        manifest = json.load(archive.extractfile("package/package.json") or pytest.fail("no manifest"))
+    modules = {f"client/{path.stem}" for path in CLIENT.glob("*.ts")} | {"client"}
+    code = {f"dist/{module}{suffix}" for module in modules for suffix in (".js", ".d.ts")}
+    assert names == code | {"dist/schema.d.ts", "package.json", "README.md"}
+    assert list(manifest["dependencies"]) == ["openapi-fetch"]
+
+
+def test_the_package_works_in_a_folder_of_its_own(package: Path, servers: Mapping[str, str], tmp_path: Path) -> None:
+    """In plain JavaScript, and in TypeScript that checks the package's own declarations."""
+    modules = tmp_path / "node_modules"
+    with tarfile.open(package) as archive:
+        archive.extractall(modules, filter="data")
+    (modules / "package").rename(modules / "client")
+    for name in "openapi-fetch", "openapi-typescript-helpers":
+        shutil.copytree(CONTRACT / "node_modules" / name, modules / name)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    program = """
+        import { cookieSession, createClient, SignedOut } from "client";
+        const { API_URL, AUTH_URL } = process.env;
+        const api = createClient({ baseUrl: API_URL, token: cookieSession({ authUrl: AUTH_URL }) });
+        await api.GET("/api/v1/tasks").catch((error) => console.log(error instanceof SignedOut));
+    """
+    (tmp_path / "app.js").write_text(program)
+    for node in NODES.values():
+        assert run(node, tmp_path, "app.js", **servers) == "true\n"
+    (tmp_path / "app.ts").write_text(
+        'import { createClient, tokenSource } from "client";\n'
+        'const api = createClient({ baseUrl: "http://x", token: tokenSource(async () => "") });\n'
+        'export const title: string = (await api.GET("/api/v1/tasks")).data.items[0]!.title;\n'
+        "// @ts-expect-error no such member\n"
+        'await api.POST("/api/v1/tasks", { body: { title, titel: "y" } });\n'
+    )
+    options = ["--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom,dom.iterable"]
+    run(find_node(), tmp_path, TSC, *options, "app.ts")
