@@ -303,11 +303,13 @@ def test_the_description_has_it(api: Api, resource: Resource) -> None:
     assert resource.name in {tag["name"] for tag in document["tags"] if tag["description"]}
     paths = document["paths"]
     collection, one = paths[resource.path], paths[f"{resource.path}/{{id}}"]
-    everywhere = {"400", "401", "403", "500", "503"}
-    assert set(collection["get"]["responses"]) == everywhere | {"200", "422"}
-    assert set(collection["post"]["responses"]) >= everywhere | {"201", "413", "415", "422"}
-    assert set(one["get"]["responses"]) == everywhere | {"200", "304", "404"}
-    assert set(one["patch"]["responses"]) == everywhere | {"200", "404", "412", "413", "415", "422"}
-    assert set(one["delete"]["responses"]) == everywhere | {"204", "404", "412"}
+    for operation, answers in (
+        (collection["get"], {"200", "422"}),
+        (collection["post"], {"201", "413", "415", "422"}),
+        (one["get"], {"200", "304", "404"}),
+        (one["patch"], {"200", "404", "412", "413", "415", "422"}),
+        (one["delete"], {"204", "404", "412"}),
+    ):
+        assert operation["responses"].keys() >= answers | {"400", "401", "403", "500", "503"}
     for operation, status in (one["get"], "200"), (one["patch"], "200"), (collection["post"], "201"):
         assert "ETag" in operation["responses"][status]["headers"]
