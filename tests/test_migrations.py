@@ -129,23 +129,26 @@ class TestCatalogue:
     def catalogue(self, database_url: str) -> psycopg.Connection:
         return psycopg.connect(database_url)
 
-    def test_every_table_with_an_owner_has_forced_policies(self, catalogue: psycopg.Connection) -> None:
+    def test_every_table_has_forced_policies(self, catalogue: psycopg.Connection) -> None:
         with catalogue:
             tables = catalogue.execute(
                 """
                 SELECT c.relname, c.relrowsecurity AND c.relforcerowsecurity,
                        array(SELECT r.rolname || ': ' || pg_get_expr(p.polqual, p.polrelid) FROM pg_policy p
-                             JOIN pg_roles r ON r.oid = ANY (p.polroles) WHERE p.polrelid = c.oid ORDER BY 1)
+                             JOIN pg_roles r ON r.oid = ANY (p.polroles) WHERE p.polrelid = c.oid ORDER BY 1),
+                       EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = 'owner_id'),
+                       has_any_column_privilege('api_user', c.oid, 'SELECT, INSERT, UPDATE, REFERENCES')
                 FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relnamespace = 'public'::regnamespace
                   AND c.relname <> 'alembic_version'
                 """
             ).fetchall()
         caller = "(NULLIF(current_setting('app.caller'::text, true), ''::text))::uuid"
-        assert {name for name, _, _ in tables} >= {"users", "tasks"}
-        for name, forced, policies in tables:
+        assert {name for name, *_ in tables} >= {"users", "tasks", "audit_log"}
+        for name, forced, policies, has_owner, reachable in tables:
             key = "id" if name == "users" else "owner_id"
             assert forced, name
-            assert policies == ["api_system: true", f"api_user: ({key} = {caller})"], name
+            assert reachable is (has_owner or name == "users"), name
+            assert policies == ["api_system: true", *[f"api_user: ({key} = {caller})"] * reachable], name
 
     def test_every_key_and_index_leads_with_the_owner(self, catalogue: psycopg.Connection) -> None:
         with catalogue:
@@ -153,7 +156,7 @@ class TestCatalogue:
                 """
                 SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid, 1, false) FROM pg_index i
                 JOIN pg_class c ON c.oid = i.indrelid WHERE c.relnamespace = 'public'::regnamespace
-                  AND c.relname NOT IN ('users', 'alembic_version')
+                  AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = 'owner_id')
                 """
             ).fetchall()
         assert indexes

@@ -1,10 +1,12 @@
-"""The local row of a person whom Better Auth knows."""
+"""The local row of a person whom Better Auth knows, and what is noted of what was done to it."""
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, CheckConstraint, DateTime, Text, UniqueConstraint, func, text
+from sqlalchemy import ARRAY, CheckConstraint, DateTime, Index, Text, UniqueConstraint, func, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
 
@@ -37,10 +39,69 @@ class User(SQLModel, table=True):
     is_anonymous: bool = Field(sa_column_kwargs={"server_default": text("false")})
     claims_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
 
-    # This API's own.
+    # This API's own. `status_at` is the time that the status last set speaks of.
     status: UserStatus = Field(sa_type=Text, sa_column_kwargs={"server_default": "active"})
+    status_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     tokens_valid_after: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     time_zone: str | None = Field(default=None, sa_type=Text)
     locale: str | None = Field(default=None, sa_type=Text)
     created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
     updated_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
+
+
+class Erasure(SQLModel, table=True):
+    """What outlives an erased row for 30 days: the order of events.
+
+    A token or an event from before the erasure would otherwise restore a role, or its own validity, in the fresh row.
+    A trigger on `users` hands it on.
+    """
+
+    __tablename__ = "erasures"
+
+    issuer: str = Field(sa_type=Text, primary_key=True)
+    subject: str = Field(sa_type=Text, primary_key=True)
+    roles: list[str] = Field(sa_type=ARRAY(Text))
+    claims_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    tokens_valid_after: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    status_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    erased_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
+
+
+class ReceivedEvent(SQLModel, table=True):
+    """A security event token that has had its effect."""
+
+    __tablename__ = "security_events"
+    __table_args__ = (Index("security_events_by_age", "received_at"),)
+
+    issuer: str = Field(sa_type=Text, primary_key=True)
+    jti: str = Field(sa_type=Text, primary_key=True)
+    received_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
+
+
+class AuditSource(StrEnum):
+    """Who had it done: an administrator here, Better Auth by an event, or the person."""
+
+    admin = "admin"
+    event = "event"
+    self = "self"
+
+
+class AuditEntry(SQLModel, table=True):
+    """What was done to an account. It is written once, and outlives the account: no foreign key leads to the user."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        CheckConstraint("source in ('admin', 'event', 'self')", name="audit_log_source"),
+        Index("audit_log_by_time", "at", "id"),
+        Index("audit_log_by_user", "user_id", "at", "id"),
+    )
+
+    id: UUID = Field(primary_key=True, sa_column_kwargs={"server_default": text("uuidv7()")})
+    at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.clock_timestamp()})
+    actor: UUID | None = None
+    source: AuditSource = Field(sa_type=Text)
+    action: str = Field(sa_type=Text)
+    subject: str = Field(sa_type=Text)
+    user_id: UUID | None = None
+    details: dict[str, Any] = Field(sa_type=JSONB, sa_column_kwargs={"server_default": text("'{}'")})
+    request_id: str | None = Field(default=None, sa_type=Text)

@@ -1,0 +1,179 @@
+"""What may happen to an account: its row and everything that it owns, in the transaction of whoever decides it.
+
+All of it runs as SYSTEM. Which tables belong to users is read from the metadata: those with an `owner_id`. So a new
+resource takes part without being named here.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    DateTime,
+    Table,
+    Text,
+    Uuid,
+    bindparam,
+    case,
+    delete,
+    false,
+    func,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import SQLModel, col
+
+from backend.database import Row, Statement, Transaction
+from backend.users.models import Erasure, User, UserStatus
+
+# As old as any claim can be: no token fills the profile of a purged account again.
+_NO_NEWER_CLAIMS = datetime(9999, 12, 31, tzinfo=UTC)
+
+ROW = [col(getattr(User, name)) for name in User.model_fields]
+THIS = col(User.id) == bindparam("user_id", type_=Uuid)
+KEPT = (THIS, col(User.status) != UserStatus.purged.value)
+AT = bindparam("at", type_=DateTime(timezone=True))
+
+
+def bookkeeping(table: Table) -> bool:
+    """Whether it only counts or orders what is in other tables: nobody's data."""
+    return bool(table.info.get("bookkeeping"))
+
+
+@lru_cache(1)
+def owned_tables() -> Sequence[Table]:
+    """Every table with an owner, those that others refer to first."""
+    return [table for table in SQLModel.metadata.sorted_tables if "owner_id" in table.c]
+
+
+@lru_cache(1)
+def clearing() -> Sequence[Statement]:
+    """Delete what the parameter `user_id` owns; what counts the rows of others goes last."""
+    tables = list(reversed(owned_tables()))
+    tables.sort(key=bookkeeping)
+    return [Statement(delete(table).where(table.c.owner_id == bindparam("user_id", type_=Uuid))) for table in tables]
+
+
+_NEW = insert(User).values(issuer=bindparam("issuer"), subject=bindparam("subject"))
+ENSURE = Statement(
+    # A write that changes nothing locks the row that is there, and returns it.
+    _NEW.on_conflict_do_update(
+        index_elements=[col(User.issuer), col(User.subject)], set_={"issuer": _NEW.excluded.issuer}
+    ).returning(*ROW)
+)
+# Whoever writes in the name of a user holds a lock on their row that this one waits for, and keeps waiting.
+LOCK = Statement(select(*ROW).where(THIS).with_for_update())
+
+_STATUS = bindparam("status", type_=Text)
+SET_STATUS = Statement(
+    update(User)
+    .where(*KEPT, or_(col(User.status_at).is_(None), col(User.status_at) <= AT))
+    .values(
+        status=_STATUS,
+        status_at=AT,
+        updated_at=case((col(User.status) != _STATUS, func.now()), else_=col(User.updated_at)),
+    )
+    .returning(col(User.id))
+)
+_ROLES = bindparam("roles", type_=ARRAY(Text))
+SET_ROLES = Statement(
+    update(User)
+    .where(*KEPT, or_(col(User.claims_at).is_(None), col(User.claims_at) <= AT))
+    .values(
+        roles=_ROLES,
+        claims_at=AT,
+        updated_at=case((col(User.roles) != _ROLES, func.now()), else_=col(User.updated_at)),
+    )
+    .returning(col(User.id))
+)
+REVOKE_TOKENS = Statement(
+    update(User)
+    .where(THIS, or_(col(User.tokens_valid_after).is_(None), col(User.tokens_valid_after) < AT))
+    .values(tokens_valid_after=AT)
+)
+
+_REMEMBERED = ("roles", "claims_at", "tokens_valid_after", "status_at")
+_ERASURE = insert(Erasure).from_select(
+    ["issuer", "subject", *_REMEMBERED],
+    select(col(User.issuer), col(User.subject), *(col(getattr(User, name)) for name in _REMEMBERED)).where(THIS),
+)
+REMEMBER = Statement(
+    _ERASURE.on_conflict_do_update(
+        index_elements=[col(Erasure.issuer), col(Erasure.subject)],
+        set_={**{name: _ERASURE.excluded[name] for name in _REMEMBERED}, "erased_at": func.now()},
+    )
+)
+ERASE = Statement(delete(User).where(THIS))
+BURY = Statement(
+    update(User)
+    .where(KEPT[0])
+    .values(
+        # Who still knows the old id can write nothing in its name: no row has it any more.
+        id=func.uuidv7(),
+        email=null(),
+        email_verified=false(),
+        name=null(),
+        image=null(),
+        roles=bindparam("roles", type_=ARRAY(Text)),
+        is_anonymous=false(),
+        claims_at=bindparam("claims_at", type_=DateTime(timezone=True)),
+        status=UserStatus.purged.value,
+        status_at=func.greatest(col(User.status_at), AT),
+        time_zone=null(),
+        locale=null(),
+        updated_at=func.now(),
+    )
+    .returning(col(User.id))
+)
+
+
+async def ensure(transaction: Transaction, issuer: str, subject: str) -> Row:
+    """The row of a subject, locked; made if there is none. `issuer`: the first of the issuer's names."""
+    row = await transaction.row(ENSURE, issuer=issuer, subject=subject)
+    assert row is not None
+    return row
+
+
+async def lock(transaction: Transaction, user_id: UUID) -> Row | None:
+    """The row, locked against every change and against new rows in its name, or None."""
+    return await transaction.row(LOCK, user_id=user_id)
+
+
+async def set_status(transaction: Transaction, user_id: UUID, status: UserStatus, at: datetime) -> bool:
+    """Suspend or reinstate, as of `at`; whether that holds now: not if it is purged, or was set as of later."""
+    return await transaction.row(SET_STATUS, user_id=user_id, status=status.value, at=at) is not None
+
+
+async def set_roles(transaction: Transaction, user_id: UUID, roles: Sequence[str], at: datetime) -> bool:
+    """The roles as of `at`; whether they hold now: not if it is purged, or newer claims are known."""
+    return await transaction.row(SET_ROLES, user_id=user_id, roles=list(roles), at=at) is not None
+
+
+async def revoke_tokens(transaction: Transaction, user_id: UUID, at: datetime) -> None:
+    """Tokens issued up to `at` are refused."""
+    await transaction.rows(REVOKE_TOKENS, user_id=user_id, at=at)
+
+
+async def erase(transaction: Transaction, user_id: UUID) -> None:
+    """Everything of the account goes, its row, too. The next token makes a fresh one, under a new id."""
+    await lock(transaction, user_id)
+    await _clear(transaction, user_id)
+    await transaction.rows(REMEMBER, user_id=user_id)
+    await transaction.rows(ERASE, user_id=user_id)
+
+
+async def purge(transaction: Transaction, user_id: UUID, at: datetime) -> None:
+    """Everything of the account goes, for good: a bare row stays, under another id, that refuses the person."""
+    await lock(transaction, user_id)
+    await _clear(transaction, user_id)
+    await transaction.rows(BURY, user_id=user_id, roles=[], claims_at=_NO_NEWER_CLAIMS, at=at)
+
+
+async def _clear(transaction: Transaction, user_id: UUID) -> None:
+    for statement in clearing():
+        await transaction.rows(statement, user_id=user_id)

@@ -1,0 +1,216 @@
+"""What may happen to an account: in order, told to everybody, and without a rest."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from backend.database import SYSTEM, Database, Row, Transaction
+from backend.users import lifecycle
+from backend.users.models import UserStatus
+from tests.conftest import ISSUER, Api, Person
+from tests.test_database import raw
+
+ME = "/api/v1/users/me"
+TASKS = "/api/v1/tasks"
+NOW = datetime.now(UTC).replace(microsecond=0)
+EARLIER, LATER = NOW - timedelta(minutes=5), NOW + timedelta(minutes=5)
+
+
+async def as_system(api: Api, work: Callable[..., Awaitable[Any]], *values: object) -> Any:
+    return await Database(api.state["pool"], SYSTEM).transact(lambda transaction: work(transaction, *values))
+
+
+async def row_of(api: Api, subject: str) -> Row:
+    rows = await Database(api.state["pool"], SYSTEM).rows(
+        raw("SELECT * FROM users WHERE subject = :subject"), subject=subject
+    )
+    assert len(rows) == 1
+    return rows[0]
+
+
+async def id_of(person: Person) -> UUID:
+    return UUID((await person.get(ME)).json()["id"])
+
+
+async def owned_by(api: Api, id: UUID) -> dict[str, int]:
+    """How many rows each table has of somebody."""
+    found = {}
+    for table in lifecycle.owned_tables():
+        count = raw(f"SELECT count(*) AS n FROM {table.name} WHERE owner_id = :id")  # noqa: S608  # of the metadata
+        row = await Database(api.state["pool"], SYSTEM).row(count, id=id)
+        assert row
+        found[table.name] = row["n"]
+    return found
+
+
+async def test_a_person_gets_a_row_before_their_first_visit(api: Api) -> None:
+    ada = api.person(name="Ada")
+    rows = await asyncio.gather(*(as_system(api, lifecycle.ensure, ISSUER, ada.subject) for _ in range(20)))
+    assert len({row["id"] for row in rows}) == 1
+    assert (rows[0]["status"], rows[0]["name"]) == ("active", None)
+    assert (await ada.get(ME)).json()["id"] == str(rows[0]["id"])
+    assert (await ada.get(ME)).json()["name"] == "Ada"
+    again = await as_system(api, lifecycle.ensure, ISSUER, ada.subject)
+    assert (again["id"], again["name"]) == (rows[0]["id"], "Ada")
+
+
+async def test_an_older_status_never_overwrites(api: Api) -> None:
+    ada = api.person()
+    id = await id_of(ada)
+
+    async def set(status: str, at: datetime) -> bool:
+        done: bool = await as_system(api, lifecycle.set_status, id, UserStatus(status), at)
+        return done
+
+    steps = [("suspended", NOW, True), ("active", EARLIER, False), ("suspended", NOW, True), ("active", LATER, True)]
+    for status, at, applied in steps:
+        assert await set(status, at) is applied
+    row = await row_of(api, ada.subject)
+    assert (row["status"], row["status_at"]) == ("active", LATER)
+    assert await set("suspended", NOW) is False
+    assert (await row_of(api, ada.subject))["status"] == "active"
+
+
+async def test_older_roles_never_overwrite(api: Api) -> None:
+    ada = api.person(role="admin", iat=NOW.timestamp())
+    id = await id_of(ada)
+    for roles, at, applied in (["user"], EARLIER, False), (["user"], LATER, True), (["admin"], NOW, False):
+        assert await as_system(api, lifecycle.set_roles, id, roles, at) is applied
+    api.state["users"].forget(ada.subject)
+    assert (await ada.get(ME)).json()["roles"] == ["user"]
+
+
+async def test_the_floor_of_tokens_only_rises(api: Api) -> None:
+    ada = api.person()
+    id = await id_of(ada)
+    for at in NOW, EARLIER:
+        await as_system(api, lifecycle.revoke_tokens, id, at)
+        assert (await row_of(api, ada.subject))["tokens_valid_after"] == NOW
+
+
+async def belongings(person: Person) -> None:
+    task = await person.task("mine", tags=["home", "garden"])
+    await person.delete(f"{TASKS}/{task['id']}")
+    await person.post(TASKS, {"title": "x", "tags": ["home"]}, headers={"Idempotency-Key": "1"})
+
+
+@pytest.mark.parametrize("end", ["erase", "purge"])
+async def test_nothing_of_an_account_is_left(api: Api, end: str) -> None:
+    ada, eve = api.person(name="Ada", email="ada@example.com"), api.person()
+    for person in ada, eve:
+        await belongings(person)
+    await ada.patch(ME, {"locale": "de", "time_zone": "Europe/Berlin"})
+    id, other = await id_of(ada), await id_of(eve)
+    theirs = await owned_by(api, other)
+    assert all(theirs.values()), "each table has something to lose"
+    assert await owned_by(api, id) == theirs
+    if end == "erase":
+        await as_system(api, lifecycle.erase, id)
+    else:
+        await as_system(api, lifecycle.purge, id, NOW)
+        row = await row_of(api, ada.subject)
+        assert row["id"] != id
+        for name in "email", "name", "image", "locale", "time_zone":
+            assert row[name] is None
+    assert not any((await owned_by(api, id)).values())
+    assert await owned_by(api, other) == theirs
+    api.state["users"].forget(ada.subject)
+    answer = await ada.get(ME)
+    if end == "purge":
+        assert (answer.status_code, answer.json()["code"]) == (403, "account_purged")
+        assert (await row_of(api, ada.subject))["name"] is None, "no token fills it again"
+    else:
+        assert answer.json()["id"] != str(id)
+        assert (answer.json()["name"], answer.json()["locale"]) == ("Ada", None)
+        assert (await ada.get(TASKS)).json()["items"] == []
+
+
+@pytest.mark.parametrize("end", ["erase", "purge"])
+async def test_who_still_knows_the_old_id_writes_nothing_in_its_name(api: Api, end: str) -> None:
+    """Another worker may know the caller for a moment longer. Whatever it is asked then, no row comes of it."""
+    ada = api.person()
+    await belongings(ada)
+    id = await id_of(ada)
+    known = api.state["users"]._known[ada.subject]
+    await as_system(api, *((lifecycle.erase, id) if end == "erase" else (lifecycle.purge, id, NOW)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))
+        answers = [
+            await ada.post(TASKS, {"title": "late"}),
+            await ada.put(f"{TASKS}/{uuid4()}", {"title": "late", "tags": ["late"]}),
+            await ada.post("/api/v1/tags", {"name": "late"}),
+        ]
+        assert {answer.status_code for answer in answers} == {409}
+        assert (await ada.get(TASKS)).json()["items"] == []
+    assert not any((await owned_by(api, id)).values())
+
+
+async def test_a_write_that_was_under_way_does_not_outlive_the_account(api: Api) -> None:
+    """The erasure waits for it, and takes its row along."""
+    ada = api.person()
+    await ada.task()
+    id = await id_of(ada)
+    locked = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def write(transaction: Transaction) -> None:
+        add = raw("INSERT INTO tasks (owner_id, title, status, priority) VALUES (:id, 'late', 'todo', 'low')")
+        await transaction.rows(add, id=id)
+        locked.set()
+        await go_on.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(as_system(api, write))
+        await locked.wait()
+        erasure = tasks.create_task(as_system(api, lifecycle.erase, id))
+        waiting = raw("SELECT count(*) AS n FROM pg_locks WHERE NOT granted AND locktype IN ('tuple', 'transactionid')")
+        database = Database(api.state["pool"], SYSTEM)
+        while not (row := await database.row(waiting)) or not row["n"]:
+            pass
+        assert not erasure.done()
+        go_on.set()
+    assert not any((await owned_by(api, id)).values())
+
+
+async def test_an_erasure_restores_neither_roles_nor_tokens(api: Api) -> None:
+    """Who was demoted, erases the account and comes back with the token from before is no administrator again."""
+    old = api.person(role="admin", name="Ada", iat=NOW.timestamp() - 60)
+    ada = Person(api, old.subject, {"role": "user", "iat": NOW.timestamp()})
+    assert (await old.get(ME)).json()["roles"] == ["admin"]
+    assert (await ada.get(ME)).json()["roles"] == ["user"]
+    id = await id_of(ada)
+    await as_system(api, lifecycle.revoke_tokens, id, NOW - timedelta(seconds=90))
+    await as_system(api, lifecycle.erase, id)
+    api.state["users"].forget(ada.subject)
+    stolen = {"Authorization": f"Bearer {old.token(iat=NOW.timestamp() - 100)}"}
+    assert (await old.get(ME, headers=stolen)).status_code == 401
+    assert (await old.get(ME)).json()["roles"] == ["user"]
+    promoted = {"Authorization": f"Bearer {ada.token(role='admin', iat=NOW.timestamp() + 1)}"}
+    assert (await ada.get(ME, headers=promoted)).json()["roles"] == ["admin"]
+
+
+async def test_every_change_that_matters_is_told_and_nothing_else(api: Api, database_url: str) -> None:
+    """Whoever makes it: a DBA's own UPDATE, too."""
+    ada = api.person(name="Ada")
+    await ada.get(ME)
+    changes = {
+        "status = 'suspended'": 1,
+        "roles = '{admin}'": 1,
+        "tokens_valid_after = now()": 1,
+        "name = 'Eve', locale = 'de', updated_at = now()": 0,
+        "status = 'suspended', roles = '{admin}'": 0,
+        "id = uuidv7()": 1,
+    }
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute("LISTEN users")
+        for change, told in changes.items():
+            update = f"UPDATE users SET {change} WHERE subject = %s".encode()  # noqa: S608  # of this test
+            await connection.execute(update, (ada.subject,))
+            assert [n.payload async for n in connection.notifies(timeout=0)] == [ada.subject] * told, change
+        await connection.execute("DELETE FROM users WHERE subject = %s", (ada.subject,))
+        assert [n.payload async for n in connection.notifies(timeout=0)] == [ada.subject]
