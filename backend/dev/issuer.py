@@ -56,6 +56,10 @@ class Issuer:
     """Seconds until a key is followed by the next; 0 is never. The configuration's own default is 30 days."""
     admin_emails: Sequence[str] = ()
     """Who signs up with one of these becomes an administrator."""
+    security_events: str = ""
+    """Where it tells the API of bans, sign-outs, roles, deletions and merges; nobody is told unless given."""
+    security_events_audience: str = ""
+    """`aud` of what it tells; that address unless given."""
     serial_ids: bool = False
     cookie_cache: bool = False
     rate_limit: bool = False
@@ -218,6 +222,8 @@ class Issuer:
             "ISSUER_KEY_ALGORITHM": self.key_algorithm,
             "ISSUER_KEY_ROTATION": "" if self.key_rotation is None else str(self.key_rotation),
             "ISSUER_ADMIN_EMAILS": ",".join(self.admin_emails),
+            "ISSUER_SECURITY_EVENTS": self.security_events,
+            "ISSUER_SECURITY_EVENTS_AUDIENCE": self.security_events_audience,
             "ISSUER_SERIAL_IDS": "on" if self.serial_ids else "off",
             "ISSUER_COOKIE_CACHE": "on" if self.cookie_cache else "off",
             "ISSUER_RATE_LIMIT": "on" if self.rate_limit else "off",

@@ -24,6 +24,7 @@ from backend.settings import Settings
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LOOK_FOR_CHANGES = 0.5  # seconds
 _ANSWER_WITHIN = 60.0  # seconds
+_SECURITY_EVENTS = "/api/v1/security-events"
 
 
 class DevError(Exception):
@@ -75,8 +76,11 @@ def _run(
 ) -> int:
     events: SimpleQueue[_Event] = SimpleQueue()
     port = listener.getsockname()[1]
-    environment = {} if "public_url" in settings.model_fields_set else {"PUBLIC_URL": f"http://localhost:{port}"}
+    public_url = settings.public_url if "public_url" in settings.model_fields_set else f"http://localhost:{port}"
+    environment = {"PUBLIC_URL": public_url}
     if issuer:
+        issuer.security_events = f"http://127.0.0.1:{port}{_SECURITY_EVENTS}"
+        issuer.security_events_audience = f"{public_url}{_SECURITY_EVENTS}"
         parts.callback(issuer.close)
         issuer_starts = parts.enter_context(ThreadPoolExecutor(1)).submit(issuer.start)
     database = settings.database_url

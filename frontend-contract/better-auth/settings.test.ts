@@ -20,6 +20,8 @@ test("an empty environment and empty values give the defaults", () => {
       keyAlgorithm: "EdDSA",
       keyRotation: 2_592_000,
       adminEmails: [],
+      securityEvents: null,
+      securityEventsAudience: null,
       serialIds: false,
       cookieCache: false,
       rateLimit: false,
@@ -36,6 +38,8 @@ test("what is given is read", () => {
     ISSUER_ADMIN_EMAILS: "Boss@Example.com",
     ISSUER_KEY_ROTATION: "0",
     ISSUER_SERIAL_IDS: "on",
+    ISSUER_SECURITY_EVENTS: "http://127.0.0.1:8000/api/v1/security-events",
+    ISSUER_SECURITY_EVENTS_AUDIENCE: "https://api.example.com/api/v1/security-events",
   });
   assert.equal(settings.port, 0);
   assert.equal(settings.url, "https://example.com/auth");
@@ -43,6 +47,8 @@ test("what is given is read", () => {
   assert.deepEqual(settings.adminEmails, ["boss@example.com"]);
   assert.equal(settings.keyRotation, 0);
   assert.equal(settings.serialIds, true);
+  assert.equal(settings.securityEvents, "http://127.0.0.1:8000/api/v1/security-events");
+  assert.equal(settings.securityEventsAudience, "https://api.example.com/api/v1/security-events");
 });
 
 for (const [name, value] of [
@@ -51,6 +57,7 @@ for (const [name, value] of [
   ["ISSUER_PORT", "http"],
   ["ISSUER_URL", "localhost:3000"],
   ["ISSUER_URL", "ftp://localhost"],
+  ["ISSUER_SECURITY_EVENTS", "127.0.0.1:8000"],
   ["ISSUER_KEY_ALGORITHM", "HS256"],
   ["ISSUER_KEY_ROTATION", "1.5"],
   ["ISSUER_COOKIE_CACHE", "true"],

@@ -22,6 +22,10 @@ export interface Settings {
   keyRotation: number;
   /** Whoever signs up with one of these addresses becomes an administrator. */
   adminEmails: string[];
+  /** Where the API takes security events; null: nobody is told. */
+  securityEvents: string | null;
+  /** Their `aud`; null is the address. */
+  securityEventsAudience: string | null;
   serialIds: boolean;
   cookieCache: boolean;
   rateLimit: boolean;
@@ -35,11 +39,13 @@ export function readSettings(env: Environment): Settings {
   const database = env["ISSUER_DATABASE"] || join(directory, "better-auth.sqlite");
   return {
     port: whole(env, "ISSUER_PORT", 3000, 65_535),
-    url: address(env),
+    url: address(env, "ISSUER_URL"),
     audience: list(env, "ISSUER_AUDIENCE"),
     keyAlgorithm: algorithm(env),
     keyRotation: whole(env, "ISSUER_KEY_ROTATION", 30 * 24 * 60 * 60),
     adminEmails: list(env, "ISSUER_ADMIN_EMAILS").map((email) => email.toLowerCase()),
+    securityEvents: address(env, "ISSUER_SECURITY_EVENTS"),
+    securityEventsAudience: env["ISSUER_SECURITY_EVENTS_AUDIENCE"] || null,
     serialIds: onOff(env, "ISSUER_SERIAL_IDS"),
     cookieCache: onOff(env, "ISSUER_COOKIE_CACHE"),
     rateLimit: onOff(env, "ISSUER_RATE_LIMIT"),
@@ -86,11 +92,11 @@ function list(env: Environment, name: string): string[] {
   return (env[name] ?? "").split(",").map((item) => item.trim()).filter(Boolean);
 }
 
-function address(env: Environment): string | null {
-  const text = env["ISSUER_URL"];
+function address(env: Environment, name: string): string | null {
+  const text = env[name];
   if (!text) return null;
   if (!URL.canParse(text) || !/^https?:$/.test(new URL(text).protocol)) {
-    throw new SettingsError(`ISSUER_URL must be an http or https address, not "${text}"`);
+    throw new SettingsError(`${name} must be an http or https address, not "${text}"`);
   }
   return text.replace(/\/+$/, "");
 }
