@@ -1,60 +1,103 @@
 """How many statements each operation runs: as many for one row as for many, and never more than is said here."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from backend.app import create_app
 from backend.database import Database, Statement, Transaction
 from tests.conftest import Api
 
 TASKS = "/api/v1/tasks"
 TAGS = "/api/v1/tags"
+ME = "/api/v1/users/me"
 KEY = {"Idempotency-Key": "k"}
+STALE = {"If-Match": '"7"'}
+EVERYTHING = "count=exact&tag=a&tag=b&q=x&sort=-due_at&overdue=true&priority=high&status=todo"
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "json", "headers", "statements"),
-    [
-        ("GET", TASKS, None, {}, 1),
-        ("GET", f"{TASKS}?count=exact&tag=a&tag=b&q=x&sort=-due_at&overdue=true&priority=high", None, {}, 1),
-        ("GET", f"{TASKS}?deleted=true", None, {}, 1),
-        ("GET", f"{TASKS}/summary", None, {}, 2),
-        ("POST", TASKS, {"title": "x"}, {}, 1),
-        ("POST", TASKS, {"title": "x", "tags": ["a", "b", "c"]}, {}, 2),
-        ("POST", TASKS, {"title": "x", "tags": ["a", "b", "c"]}, KEY, 5),
-        ("POST", f"{TASKS}/batch", {"operations": [{"op": "create", "task": {"title": "x"}}] * 3}, {}, 4),
-        ("GET", f"{TASKS}/{{task}}", None, {}, 1),
-        ("GET", f"{TASKS}/{{task}}", None, {"If-None-Match": '"1"'}, 1),
-        ("PUT", f"{TASKS}/{{task}}", {"title": "x", "tags": ["c"]}, {}, 2),
-        ("PUT", f"{TASKS}/{{new}}", {"title": "x"}, {"If-None-Match": "*"}, 2),
-        ("PATCH", f"{TASKS}/{{task}}", {"title": "x"}, {"If-Match": '"1"'}, 1),
-        ("PATCH", f"{TASKS}/{{task}}", {"tags": ["x", "y"]}, {}, 2),
-        ("PATCH", f"{TASKS}/{{task}}", {"title": "x"}, {"If-Match": '"7"'}, 2),
-        ("PATCH", f"{TASKS}/{{new}}", {"title": "x"}, {}, 2),
-        ("DELETE", f"{TASKS}/{{task}}", None, {}, 1),
-        ("DELETE", f"{TASKS}/{{new}}", None, {}, 2),
-        ("POST", f"{TASKS}/{{task}}/restore", None, {}, 1),
-        ("GET", TAGS, None, {}, 1),
-        ("POST", TAGS, {"name": "new"}, {}, 1),
-        ("PATCH", f"{TAGS}/{{tag}}", {"name": "new"}, {}, 2),
-        ("DELETE", f"{TAGS}/{{tag}}", None, {}, 2),
-    ],
-)
-@pytest.mark.parametrize("rows", [1, 12])
-async def test_the_number_of_statements_is_fixed(
-    api: Api,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    path: str,
-    json: Any,
-    headers: dict[str, str],
-    statements: int,
-    rows: int,
-) -> None:
-    ada = api.person()
-    tasks = [await ada.task(f"{number}", tags=["a", "b"]) for number in range(rows)]
-    tags = (await ada.get(TAGS)).json()["items"]
+def batch(*operations: dict[str, Any]) -> dict[str, Any]:
+    return {"operations": operations}
+
+
+CREATE = {"op": "create", "task": {"title": "x"}}
+CREATE_WITH_TAGS = {"op": "create", "task": {"title": "x", "tags": ["a", "new"]}}
+CREATE_AS = {"op": "create", "id": "{new}", "task": {"title": "x"}}
+UPDATE = {"op": "update", "id": "{task}", "changes": {"title": "x"}}
+UPDATE_TAGS = {"op": "update", "id": "{task}", "changes": {"tags": ["b", "new"]}}
+UPDATE_NOTHING = {"op": "update", "id": "{task}", "changes": {}}
+DELETE = {"op": "delete", "id": "{task}"}
+DELETE_AGAIN = {"op": "delete", "id": "{deleted}"}
+
+# What is asked, what it is answered with, and in how many statements. `{task}` has tags; `{deleted}` is in the bin.
+CASES = [
+    ("GET", TASKS, None, {}, 200, 1),
+    ("GET", f"{TASKS}?{EVERYTHING}", None, {}, 200, 1),
+    ("GET", f"{TASKS}?deleted=true", None, {}, 200, 1),
+    ("GET", f"{TASKS}?cursor=nonsense", None, {}, 422, 0),
+    ("GET", f"{TASKS}/summary", None, {}, 200, 2),
+    ("POST", TASKS, {"title": "x"}, {}, 201, 1),
+    ("POST", TASKS, {"title": "x", "tags": ["a", "b", "new"]}, {}, 201, 2),
+    ("POST", TASKS, {"title": "x"}, KEY, 201, 4),
+    ("POST", TASKS, {"title": "x", "tags": ["a", "b", "new"]}, KEY, 201, 5),
+    ("POST", TASKS, {"title": ""}, KEY, 422, 0),
+    ("GET", f"{TASKS}/{{task}}", None, {}, 200, 1),
+    ("GET", f"{TASKS}/{{task}}", None, {"If-None-Match": '"1"'}, 304, 1),
+    ("GET", f"{TASKS}/{{deleted}}", None, {}, 404, 1),
+    ("PUT", f"{TASKS}/{{task}}", {"title": "x", "tags": ["b", "new"]}, {}, 200, 2),
+    ("PUT", f"{TASKS}/{{task}}", {"title": "x"}, {"If-Match": '"1"'}, 200, 2),
+    ("PUT", f"{TASKS}/{{task}}", {"title": "x"}, STALE, 412, 3),
+    ("PUT", f"{TASKS}/{{task}}", {"title": "x"}, {"If-None-Match": "*"}, 412, 3),
+    ("PUT", f"{TASKS}/{{new}}", {"title": "x"}, {"If-None-Match": "*"}, 201, 2),
+    ("PUT", f"{TASKS}/{{new}}", {"title": "x"}, STALE, 404, 3),
+    ("PUT", f"{TASKS}/{{deleted}}", {"title": "x"}, {}, 404, 3),
+    ("PATCH", f"{TASKS}/{{task}}", {"title": "x"}, {"If-Match": '"1"'}, 200, 1),
+    ("PATCH", f"{TASKS}/{{task}}", {"tags": ["b", "new"]}, {}, 200, 2),
+    ("PATCH", f"{TASKS}/{{task}}", {}, {}, 200, 1),
+    ("PATCH", f"{TASKS}/{{task}}", {"title": "x"}, STALE, 412, 2),
+    ("PATCH", f"{TASKS}/{{task}}", {"tags": ["b"]}, STALE, 412, 3),
+    ("PATCH", f"{TASKS}/{{new}}", {"title": "x"}, {}, 404, 2),
+    ("DELETE", f"{TASKS}/{{task}}", None, {}, 204, 1),
+    ("DELETE", f"{TASKS}/{{task}}", None, STALE, 412, 2),
+    ("DELETE", f"{TASKS}/{{deleted}}", None, {}, 204, 2),
+    ("DELETE", f"{TASKS}/{{new}}", None, {}, 404, 2),
+    ("POST", f"{TASKS}/{{deleted}}/restore", None, {}, 200, 1),
+    ("POST", f"{TASKS}/{{task}}/restore", None, {}, 200, 1),
+    ("POST", f"{TASKS}/{{task}}/restore", None, STALE, 412, 2),
+    ("POST", f"{TASKS}/{{new}}/restore", None, {}, 404, 2),
+    # In a batch one for each operation, and one for the lock that all of them need.
+    ("POST", f"{TASKS}/batch", batch(CREATE, CREATE, CREATE), {}, 200, 1 + 3),
+    ("POST", f"{TASKS}/batch", batch(UPDATE, UPDATE, UPDATE), {}, 200, 1 + 3),
+    ("POST", f"{TASKS}/batch", batch(DELETE), {}, 200, 1 + 1),
+    ("POST", f"{TASKS}/batch", batch(DELETE_AGAIN), {}, 200, 1 + 2),
+    # Those that write tags take it again, which is theirs already.
+    ("POST", f"{TASKS}/batch", batch(CREATE_WITH_TAGS, CREATE_AS, UPDATE_TAGS), {}, 200, 1 + 3 * 2),
+    ("POST", f"{TASKS}/batch", batch(CREATE, UPDATE, UPDATE_TAGS, UPDATE_NOTHING, DELETE), {}, 200, 1 + 4 + 2),
+    ("POST", f"{TASKS}/batch", batch(CREATE, UPDATE, DELETE), KEY, 200, 3 + 1 + 3),
+    ("POST", f"{TASKS}/batch", batch(CREATE, UPDATE | {"if_match": '"7"'}, DELETE), {}, 412, 1 + 1 + 2),
+    ("GET", TAGS, None, {}, 200, 1),
+    ("POST", TAGS, {"name": "new"}, {}, 201, 1),
+    ("POST", TAGS, {"name": "A"}, {}, 409, 1),
+    ("PATCH", f"{TAGS}/{{tag}}", {"name": "new"}, {}, 200, 2),
+    ("PATCH", f"{TAGS}/{{tag}}", {}, {}, 200, 1),
+    ("DELETE", f"{TAGS}/{{tag}}", None, {}, 204, 2),
+    ("DELETE", f"{TAGS}/{{new}}", None, {}, 404, 2),
+    ("GET", ME, None, {}, 200, 1),
+    ("PATCH", ME, {"locale": "de"}, {}, 200, 1),
+    ("PATCH", ME, {}, {}, 200, 1),
+    ("GET", TASKS, None, {"Authorization": "Bearer nonsense"}, 401, 0),
+    ("POST", TASKS, None, {}, 422, 0),
+]
+IDS = [f"{number}-{case[0]}-{case[1].removeprefix('/api/v1/')}-{case[4]}" for number, case in enumerate(CASES)]
+
+
+@contextmanager
+def statements(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Those that are run meanwhile."""
     run: list[str] = []
 
     def counted(original: Any) -> Any:
@@ -64,9 +107,85 @@ async def test_the_number_of_statements_is_fixed(
 
         return run_and_count
 
-    monkeypatch.setattr(Database, "_rows", counted(Database._rows))
-    monkeypatch.setattr(Transaction, "rows", counted(Transaction.rows))
-    url = path.format(task=tasks[0]["id"], tag=tags[0]["id"], new=uuid4())
-    response = await ada.request(method, url, json=json, headers=headers)
-    assert response.status_code < 500
-    assert len(run) == statements, run
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "_rows", counted(Database._rows))
+        patched.setattr(Transaction, "rows", counted(Transaction.rows))
+        yield run
+
+
+def filled(value: Any, names: dict[str, str]) -> Any:
+    match value:
+        case str():
+            return value.format(**names)
+        case dict():
+            return {name: filled(inner, names) for name, inner in value.items()}
+        case list() | tuple():
+            return [filled(inner, names) for inner in value]
+    return value
+
+
+@pytest.mark.parametrize("rows", [1, 12])
+@pytest.mark.parametrize(("method", "path", "json", "headers", "status", "expected"), CASES, ids=IDS)
+async def test_the_number_of_statements_is_fixed(
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    json: Any,
+    headers: dict[str, str],
+    status: int,
+    expected: int,
+    rows: int,
+) -> None:
+    ada = api.person()
+    made = await ada.post(
+        f"{TASKS}/batch", batch(*[{"op": "create", "task": {"title": "x", "tags": ["a", "b"]}}] * rows)
+    )
+    deleted = await ada.task()
+    await ada.delete(f"{TASKS}/{deleted['id']}")
+    (tag, *_) = (await ada.get(TAGS)).json()["items"]
+    names = {"task": made.json()["items"][0]["id"], "deleted": deleted["id"], "tag": tag["id"], "new": str(uuid4())}
+    with statements(monkeypatch) as run:
+        response = await ada.request(method, filled(path, names), json=filled(json, names), headers=headers)
+    assert response.status_code == status, response.text
+    assert len(run) == expected, run
+
+
+@pytest.mark.parametrize(("path", "json"), [(TASKS, {"title": "x"}), (f"{TASKS}/batch", batch(CREATE, CREATE))])
+async def test_an_answer_that_is_kept_is_given_in_two_statements(
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str, json: Any
+) -> None:
+    """One to be alone with the key, one to find the answer; also to find that it was given to something else."""
+    ada = api.person()
+    first = await ada.post(path, json, headers=KEY)
+    with statements(monkeypatch) as run:
+        again = await ada.post(path, json, headers=KEY)
+    assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
+    assert len(run) == 2, run
+    with statements(monkeypatch) as run:
+        other = await ada.post(TASKS, {"title": "other"}, headers=KEY)
+    assert other.json()["code"] == "idempotency_key_reused"
+    assert len(run) == 2, run
+
+
+async def test_a_first_visit_takes_two_statements_and_the_next_none(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = api.person()
+    with statements(monkeypatch) as run:
+        await ada.get(TASKS)
+    assert len(run) == 2 + 1, run
+    with statements(monkeypatch) as run:
+        await ada.get(TASKS)
+    assert len(run) == 1, run
+
+
+def test_no_operation_is_left_out() -> None:
+    """But a stream, which goes on, as its statements do."""
+    documented = {
+        (method.upper(), path)
+        for path, operations in create_app().openapi()["paths"].items()
+        for method, operation in operations.items()
+        if path.startswith((TASKS, TAGS))
+        if not any("text/event-stream" in answer.get("content", {}) for answer in operation["responses"].values())
+    }
+    counted = {(case[0], re.sub(r"\{\w+\}", "{id}", case[1].partition("?")[0])) for case in CASES}
+    assert documented <= counted
