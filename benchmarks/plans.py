@@ -1,0 +1,327 @@
+"""`python -m benchmarks.plans [--rows N]`: how PostgreSQL reads each listing that is offered, among N tasks.
+
+Every combination of filters, sort, direction, page and bin is planned as a request would run it, under row-level
+security, as a custom and as a generic plan. It exits with 1 when one of them reads a whole table, or rows of others.
+A full run is written to benchmarks/results/plans.md.
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import combinations, product
+from statistics import median
+from typing import Any, Literal, LiteralString, NamedTuple, get_args
+from uuid import UUID
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+from psycopg.sql import Literal as Value
+from sqlmodel import SQLModel
+
+from backend import migrations
+from backend.database import Actor, Statement
+from backend.dev.postgres import EmbeddedPostgres
+from backend.tasks import statements
+from backend.tasks.schemas import Sort
+from benchmarks.__main__ import say, write
+
+ROWS = 5_000_000
+OWNERS = 5_000
+MOST = 10_000  # tasks of the one who has the most
+CHUNK = 250_000
+REPEATS = 15
+
+Mode = Literal["custom", "generic"]
+
+NOW = datetime.now(UTC)
+VALUES: dict[str, Any] = {
+    "status": "todo",
+    "priority": "high",
+    "due_before": NOW,
+    "due_after": NOW,
+    "overdue": True,
+    "q": "milk",
+    "tag": ["tag 1", "TAG 2"],
+}
+AFTER = {"created_at": NOW, "updated_at": NOW, "due_at": NOW, "priority": "normal", "title": "7"}
+
+_USERS: LiteralString = """
+INSERT INTO users (id, issuer, subject)
+SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'http://issuer.test', n::text
+FROM generate_series(0, %s - 1) n
+"""
+_TAGS: LiteralString = "INSERT INTO tags (owner_id, name) SELECT id, 'Tag ' || n FROM users, generate_series(1, 10) n"
+
+# Each owner's rows far apart in the heap, as they are when many write at once; a tenth of them is in the bin.
+_TASKS: LiteralString = """
+INSERT INTO tasks (owner_id, title, description, status, priority, due_at, created_at, updated_at, deleted_at)
+SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(owner), 12, '0'))::uuid, md5(n::text),
+       CASE WHEN n %% 500 = 0 THEN 'Buy milk on the way home, two litres' ELSE 'Call back before noon, they close' END,
+       (ARRAY['todo', 'in_progress'])[1 + n %% 2], (ARRAY['low', 'normal', 'high', 'urgent'])[1 + n %% 4],
+       CASE WHEN n %% 3 > 0 THEN now() + (n %% 60 - 30) * interval '1 day' END,
+       now() - n * interval '1 second', now() - n * interval '1 second',
+       CASE WHEN n %% 10 = 0 THEN now() - (n %% 40) * interval '1 day' END
+FROM (
+  SELECT n, CASE WHEN n < %(most)s THEN 0 ELSE n %% %(owners)s END AS owner
+  FROM generate_series(%(first)s::bigint, %(last)s::bigint) n
+)
+"""
+_TAGGED: LiteralString = """
+INSERT INTO task_tags (owner_id, task_id, tag_id)
+SELECT t.owner_id, t.id, g.id FROM tasks t JOIN tags g ON g.owner_id = t.owner_id
+WHERE hashtext(t.id::text || g.name) %% 20 = 0
+"""
+
+
+class Shape(NamedTuple):
+    """One way to ask for a listing."""
+
+    filters: frozenset[str]
+    sort: str
+    continued: bool
+    deleted: bool
+    counted: bool
+
+    @property
+    def statement(self) -> Statement:
+        return statements.listing(
+            self.filters, self.sort, continued=self.continued, deleted=self.deleted, counted=self.counted
+        )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        after = {"after_key": AFTER[self.sort.removeprefix("-")], "after_id": UUID(int=0)} if self.continued else {}
+        return {"limit": 21} | {name: VALUES[name] for name in self.filters} | after
+
+
+def shapes(most_filters: int = len(statements.FILTERS)) -> Iterator[Shape]:
+    """Every one that is offered, with at most so many filters at once."""
+    sizes = range(most_filters + 1)
+    sets = [frozenset(chosen) for size in sizes for chosen in combinations(statements.FILTERS, size)]
+    flags = False, True
+    return (Shape(*each) for each in product(sets, get_args(Sort), flags, flags, flags))
+
+
+def seed(connection: psycopg.Connection, *, rows: int, owners: int, most: int) -> None:
+    """Fill a migrated database with tasks of so many owners, the first of whom has `most` more than the others."""
+    connection.autocommit = True
+    indexes = connection.execute(
+        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'tasks' AND indexname <> 'tasks_pkey'"
+    ).fetchall()
+    for name, _ in indexes:
+        connection.execute(SQL("DROP INDEX {}").format(Identifier(name)))
+    connection.execute(_USERS, (owners,))
+    connection.execute(_TAGS)
+    for first in range(0, rows, CHUNK):
+        last = min(first + CHUNK, rows) - 1
+        connection.execute(_TASKS, {"owners": owners, "most": most, "first": first, "last": last})
+    connection.execute(_TAGGED, {})
+    for _, definition in indexes:
+        connection.execute(definition)
+    connection.execute("VACUUM (ANALYZE)")
+    connection.autocommit = False
+
+
+def become(connection: psycopg.Connection, owner: UUID) -> None:
+    """For this transaction: as a request of this owner's."""
+    connection.execute("SELECT set_config('role', 'api_user', true), set_config('app.caller', %s, true)", (str(owner),))
+
+
+class Numbered(dict[str, str]):
+    """Names to `$1`, `$2` and so on, in the order in which they are first asked for."""
+
+    def __missing__(self, name: str) -> str:
+        self[name] = f"${len(self) + 1}"
+        return self[name]
+
+
+def explain(
+    connection: psycopg.Connection, statement: Statement, values: Mapping[str, object], owner: UUID, mode: Mode
+) -> list[dict[str, Any]]:
+    """The nodes of the plan of a statement that is prepared, as one with known values or as one for any."""
+    numbers = Numbered()
+    sql = statement.sql % numbers
+    bound = statement.bind(Actor.user(owner), values)
+    connection.execute("SELECT set_config('plan_cache_mode', %s, true)", (f"force_{mode}_plan",))
+    connection.execute(f"PREPARE listing AS {sql}".encode())
+    arguments = SQL(", ").join(Value(bound[name]) for name in numbers)
+    cursor = connection.execute(SQL("EXPLAIN (FORMAT JSON) EXECUTE listing ({})").format(arguments))
+    ((plans,),) = cursor.fetchall()
+    connection.execute("DEALLOCATE listing")
+    return list(nodes(plans[0]["Plan"]))
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+OWNED = {name: "owner_id" for name, table in SQLModel.metadata.tables.items() if "owner_id" in table.c} | {
+    "users": "id"
+}
+_INDEX_SCANS = "Index Scan", "Index Only Scan", "Bitmap Index Scan"
+
+
+def reads(plan: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The nodes that read an owned table, or an index; a bitmap's heap is read through its index."""
+    return [node for node in plan if node["Node Type"] in _INDEX_SCANS or node.get("Relation Name") in OWNED]
+
+
+def strays(plan: list[dict[str, Any]]) -> list[str]:
+    """What reads rows that are not the owner's, or might."""
+    found = []
+    for node in reads(plan):
+        kind, place = node["Node Type"], node.get("Index Name") or node["Relation Name"]
+        if kind == "Bitmap Heap Scan":
+            continue
+        column = OWNED.get(node.get("Relation Name", ""), "owner_id")
+        if kind not in _INDEX_SCANS or not re.search(rf"\b{column} = ", node.get("Index Cond", "")):
+            found.append(f"{kind} on {place}")
+    return found
+
+
+def way(plan: list[dict[str, Any]]) -> str:
+    """How the tasks of a listing are found, in a few words."""
+    # Tags of one task are always sorted; only a sort of the tasks themselves costs more with every task.
+    if not any(node["Node Type"].endswith("Sort") and re.search(r"\bid\b", str(node["Sort Key"])) for node in plan):
+        return "the index of the sort, in its order"
+    if any(node.get("Index Name") == "task_tags_by_tag" for node in plan):
+        return "the tags, then sorted"
+    return "an index of the owner's, then sorted"
+
+
+class Owner(NamedTuple):
+    name: str
+    id: UUID
+
+
+# What is listed, how it is found; and by whose listing and which mode, how often.
+Ways = dict[tuple[str, str], Counter[str]]
+
+
+def check(connection: psycopg.Connection, owners: list[Owner]) -> tuple[Ways, list[str]]:
+    """How every listing is read, and the strays."""
+    ways: Ways = defaultdict(Counter)
+    found = []
+    for shape, owner, mode in product(shapes(), owners, get_args(Mode)):
+        plan = explain(connection, shape.statement, shape.values, owner.id, mode)
+        ways["the bin" if shape.deleted else "what is live", way(plan)][f"{owner.name}, {mode}"] += 1
+        found += [f"- {shape} of {owner.name}, {mode}: {stray}" for stray in strays(plan)]
+    return ways, found
+
+
+def milliseconds(
+    connection: psycopg.Connection, statement: Statement, values: Mapping[str, object], owner: Owner
+) -> float:
+    """The median time of a statement that is prepared, as seen from here."""
+    bound = statement.bind(Actor.user(owner.id), values)
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        connection.execute(statement.sql.encode(), bound, prepare=True, binary=True).fetchall()
+        times.append((time.perf_counter() - started) * 1000)
+    return median(times)
+
+
+def timed(connection: psycopg.Connection, owners: list[Owner]) -> list[tuple[str, ...]]:
+    """Rows of a table: what is asked for, and for each owner the milliseconds and their ratio to the plain listing."""
+
+    def ask(*filters: str, continued: bool = False, counted: bool = False, **values: object) -> Any:
+        shape = Shape(frozenset(filters), "-created_at", continued=continued, deleted=False, counted=counted)
+        return shape.statement, shape.values | values
+
+    asked = {
+        "the newest 20": ask(),
+        "20 from the middle": ask(continued=True),
+        "of a status": ask("status"),
+        "overdue": ask("overdue"),
+        "with two tags": ask("tag"),
+        "`q` that every second task has": ask("q", q="noon"),
+        "`q` that one task in 500 has": ask("q"),
+        "`q` that no task has": ask("q", q="nowhere to be found"),
+        "the newest 20, and how many there are": ask(counted=True),
+        "the summary": (statements.SUMMARY, {"today": NOW, "tomorrow": NOW}),
+    }
+    plain: dict[str, float] = {}
+    rows = []
+    for name, (statement, values) in asked.items():
+        cells = [name]
+        for owner in owners:
+            become(connection, owner.id)
+            took = milliseconds(connection, statement, values, owner)
+            cells.append(f"{took:.2f} ms ({took / plain.setdefault(owner.name, took):.1f}x)")
+        rows.append(tuple(cells))
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.plans", description="How each listing is read at scale.")
+    parser.add_argument("--rows", type=int, default=ROWS, help="tasks in the table")
+    options = parser.parse_args(arguments)
+    say(f"seeding {options.rows:,} tasks of {OWNERS:,} people")
+    with EmbeddedPostgres(durable=False, settings=_ROOMY) as postgres:
+        migrations.upgrade(postgres.url)
+        with psycopg.connect(postgres.url) as connection:
+            seed(connection, rows=options.rows, owners=OWNERS, most=MOST)
+            say("planning every listing, and timing some")
+            owners = people(connection)
+            become(connection, owners[0].id)
+            ways, found = check(connection, owners)
+            text = report(connection, options.rows, owners, ways, timed(connection, owners), found)
+    sys.stdout.write(text)
+    if options.rows >= ROWS and not found:
+        write({"plans.md": text})
+    return 1 if found else 0
+
+
+# What an index of millions of rows is built in, and the part of it that a server of that size would keep.
+_ROOMY = {"shared_buffers": "1GB", "maintenance_work_mem": "1GB", "max_wal_size": "8GB"}
+
+
+def people(connection: psycopg.Connection) -> list[Owner]:
+    """The one who has the most, and one like all others."""
+    found = connection.execute("SELECT owner_id, count(*) FROM tasks GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 2").fetchall()
+    return [Owner(f"{count:,} tasks", id) for id, count in found]
+
+
+def report(
+    connection: psycopg.Connection,
+    rows: int,
+    owners: list[Owner],
+    ways: Ways,
+    times: list[tuple[str, ...]],
+    found: list[str],
+) -> str:
+    version = connection.info.parameter_status("server_version")
+    columns = [f"{owner.name}, {mode}" for owner, mode in product(owners, get_args(Mode))]
+    counts = [(*names, *(f"{counted[column]:,}" for column in columns)) for names, counted in sorted(ways.items())]
+    lines = [
+        "# How listings are read",
+        "",
+        f"{rows:,} tasks of {OWNERS:,} people, PostgreSQL {version}, {datetime.now(UTC):%Y-%m-%d}, made by"
+        " `python -m benchmarks.plans`. Every combination of filters, sort, direction, page and bin, under row-level"
+        " security, of one person with many tasks and one with as many as all others, as a custom and a generic plan.",
+        "",
+        f"Plans that read a whole table, or others' rows: {len(found)} of {sum(map(Counter.total, ways.values())):,}.",
+        "",
+        *found[:50],
+        *table("Listed", "Found by", *columns, rows=counts),
+        "",
+        "Medians as a client on the same machine sees them, and their ratio to the plain listing of the same person.",
+        "",
+        *table("Asked for", *(owner.name for owner in owners), rows=times),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(*heads: str, rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in [heads, ("---",) * len(heads), *rows]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
