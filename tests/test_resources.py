@@ -4,14 +4,18 @@ import asyncio
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from types import ModuleType
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import Uuid, bindparam, select
+from sqlmodel import SQLModel
 
 from backend.database import SYSTEM, Database, Row, Statement, Transaction
+from backend.users import lifecycle
 from tests.conftest import Api, Person
 from tests.isolation import OWNER_FILTER, forgotten_filter
 
@@ -281,6 +285,26 @@ async def test_a_page_is_one_statement(api: Api, resource: Resource, said: list[
         said.clear()
         await owned(ada, resource)
         assert len(said) == 1
+
+
+@pytest.mark.parametrize("end", ["erased", "purged"])
+async def test_nothing_outlives_the_account(api: Api, resource: Resource, end: str) -> None:
+    people = api.person(), api.person()
+    for person in people:
+        await make(person, resource, 2)
+    ids = [UUID((await person.get("/api/v1/users/me")).json()["id"]) for person in people]
+    system = Database(api.state["pool"], SYSTEM)
+    table = SQLModel.metadata.tables[resource.name]
+    left = Statement(select(table.c.id).where(table.c.owner_id == bindparam("owner", type_=Uuid)))
+
+    async def work(transaction: Transaction) -> None:
+        if end == "erased":
+            await lifecycle.erase(transaction, ids[0])
+        else:
+            await lifecycle.purge(transaction, ids[0], datetime.now(UTC))
+
+    await system.transact(work)
+    assert [len(await system.rows(left, owner=id)) for id in ids] == [0, 2]
 
 
 async def test_null_brings_the_default_back(api: Api, resource: Resource) -> None:
