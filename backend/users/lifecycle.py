@@ -1,18 +1,15 @@
 """What may happen to an account: its row and everything that it owns, in the transaction of whoever decides it.
 
-All of it runs as SYSTEM. Which tables belong to users is read from the metadata: those with an `owner_id`. So a new
-resource takes part without being named here.
+All of it runs as SYSTEM.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
     DateTime,
-    Table,
     Text,
     Uuid,
     bindparam,
@@ -26,9 +23,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import SQLModel, col
+from sqlalchemy.orm import aliased
+from sqlmodel import col
 
 from backend.database import Row, Statement, Transaction
+from backend.users import belongings
 from backend.users.models import Erasure, User, UserStatus
 
 # As old as any claim can be: no token fills the profile of a purged account again.
@@ -38,25 +37,6 @@ ROW = [col(getattr(User, name)) for name in User.model_fields]
 THIS = col(User.id) == bindparam("user_id", type_=Uuid)
 KEPT = (THIS, col(User.status) != UserStatus.purged.value)
 AT = bindparam("at", type_=DateTime(timezone=True))
-
-
-def bookkeeping(table: Table) -> bool:
-    """Whether it only counts or orders what is in other tables: nobody's data."""
-    return bool(table.info.get("bookkeeping"))
-
-
-@lru_cache(1)
-def owned_tables() -> Sequence[Table]:
-    """Every table with an owner, those that others refer to first."""
-    return [table for table in SQLModel.metadata.sorted_tables if "owner_id" in table.c]
-
-
-@lru_cache(1)
-def clearing() -> Sequence[Statement]:
-    """Delete what the parameter `user_id` owns; what counts the rows of others goes last."""
-    tables = list(reversed(owned_tables()))
-    tables.sort(key=bookkeeping)
-    return [Statement(delete(table).where(table.c.owner_id == bindparam("user_id", type_=Uuid))) for table in tables]
 
 
 _NEW = insert(User).values(issuer=bindparam("issuer"), subject=bindparam("subject"))
@@ -101,6 +81,19 @@ _REMEMBERED = ("roles", "claims_at", "tokens_valid_after", "status_at")
 _ERASURE = insert(Erasure).from_select(
     ["issuer", "subject", *_REMEMBERED],
     select(col(User.issuer), col(User.subject), *(col(getattr(User, name)) for name in _REMEMBERED)).where(THIS),
+)
+# One who merges two accounts while another merges them the other way round waits for the same row first.
+LOCK_BOTH = Statement(
+    select(*ROW)
+    .where(or_(col(User.id) == belongings.OLD, col(User.id) == belongings.NEW))
+    .order_by(col(User.id))
+    .with_for_update()
+)
+_OTHER = aliased(User)
+HAND_ON = Statement(
+    update(User)
+    .where(col(User.id) == belongings.NEW, col(_OTHER.id) == belongings.OLD)
+    .values({name: func.coalesce(getattr(User, name), getattr(_OTHER, name)) for name in ("time_zone", "locale")})
 )
 REMEMBER = Statement(
     _ERASURE.on_conflict_do_update(
@@ -175,5 +168,19 @@ async def purge(transaction: Transaction, user_id: UUID, at: datetime) -> None:
 
 
 async def _clear(transaction: Transaction, user_id: UUID) -> None:
-    for statement in clearing():
+    for statement in belongings.clearing():
         await transaction.rows(statement, user_id=user_id)
+
+
+async def merge(transaction: Transaction, old_id: UUID, new_id: UUID) -> bool:
+    """Everything of the old account becomes the new one's, as `belongings.moving` says; the old one is purged.
+
+    Whether it was done: a purged account neither gives nor takes, and what it does not take stays where it is.
+    """
+    rows = await transaction.rows(LOCK_BOTH, old_id=old_id, new_id=new_id)
+    if len(rows) < 2 or any(row["status"] == UserStatus.purged for row in rows):
+        return False
+    for statement in (*belongings.moving(), HAND_ON):
+        await transaction.rows(statement, old_id=old_id, new_id=new_id)
+    await purge(transaction, old_id, datetime.now(UTC))
+    return True

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from backend.database import SYSTEM, Database, Row, Transaction
-from backend.users import lifecycle
+from backend.users import belongings, lifecycle
 from backend.users.models import UserStatus
 from tests.conftest import ISSUER, Api, Person
 from tests.test_database import raw
@@ -40,7 +40,7 @@ async def id_of(person: Person) -> UUID:
 async def owned_by(api: Api, id: UUID) -> dict[str, int]:
     """How many rows each table has of somebody."""
     found = {}
-    for table in lifecycle.owned_tables():
+    for table in belongings.tables():
         count = raw(f"SELECT count(*) AS n FROM {table.name} WHERE owner_id = :id")  # noqa: S608  # of the metadata
         row = await Database(api.state["pool"], SYSTEM).row(count, id=id)
         assert row
@@ -93,7 +93,7 @@ async def test_the_floor_of_tokens_only_rises(api: Api) -> None:
         assert (await row_of(api, ada.subject))["tokens_valid_after"] == NOW
 
 
-async def belongings(person: Person) -> None:
+async def fill(person: Person) -> None:
     task = await person.task("mine", tags=["home", "garden"])
     await person.delete(f"{TASKS}/{task['id']}")
     await person.post(TASKS, {"title": "x", "tags": ["home"]}, headers={"Idempotency-Key": "1"})
@@ -103,7 +103,7 @@ async def belongings(person: Person) -> None:
 async def test_nothing_of_an_account_is_left(api: Api, end: str) -> None:
     ada, eve = api.person(name="Ada", email="ada@example.com"), api.person()
     for person in ada, eve:
-        await belongings(person)
+        await fill(person)
     await ada.patch(ME, {"locale": "de", "time_zone": "Europe/Berlin"})
     id, other = await id_of(ada), await id_of(eve)
     theirs = await owned_by(api, other)
@@ -134,7 +134,7 @@ async def test_nothing_of_an_account_is_left(api: Api, end: str) -> None:
 async def test_who_still_knows_the_old_id_writes_nothing_in_its_name(api: Api, end: str) -> None:
     """Another worker may know the caller for a moment longer. Whatever it is asked then, no row comes of it."""
     ada = api.person()
-    await belongings(ada)
+    await fill(ada)
     id = await id_of(ada)
     known = api.state["users"]._known[ada.subject]
     await as_system(api, *((lifecycle.erase, id) if end == "erase" else (lifecycle.purge, id, NOW)))

@@ -1,0 +1,249 @@
+"""Two accounts become one: nothing is lost, nothing is twice, and what was changed last wins."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, Index, Integer, MetaData, Table, text
+from sqlalchemy.schema import SchemaItem
+
+from backend.database import SYSTEM, Database, Transaction
+from backend.users import belongings, lifecycle
+from tests.conftest import ISSUER, Api, Person
+from tests.test_database import raw
+from tests.users.test_lifecycle import NOW, as_system, fill, id_of, owned_by, row_of
+
+ME = "/api/v1/users/me"
+TASKS = "/api/v1/tasks"
+TAGS = "/api/v1/tags"
+
+
+async def merge(api: Api, old: Person, new: Person) -> None:
+    async def work(transaction: Transaction) -> None:
+        was, now = [await lifecycle.ensure(transaction, ISSUER, person.subject) for person in (old, new)]
+        await lifecycle.merge(transaction, was["id"], now["id"])
+
+    await as_system(api, work)
+    for person in old, new:
+        api.state["users"].forget(person.subject)
+
+
+@dataclass
+class Task:
+    title: str
+    tags: set[str]
+    time: int
+    version: int
+    deleted: bool = False
+
+
+@dataclass
+class Account:
+    """What somebody has: tasks by id, tags as they are shown by how they are compared, answers by their key."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def take(self, other: "Account") -> None:
+        """The model of a merge."""
+        self.tags = other.tags | self.tags
+        self.keys = other.keys | self.keys
+        for id, task in other.tasks.items():
+            there = self.tasks.get(id)
+            if there is None:
+                self.tasks[id] = Task(**{**vars(task), "version": task.version + 1})
+            elif task.time > there.time:
+                version = max(task.version, there.version) + 1
+                self.tasks[id] = Task(**{**vars(task), "version": version})
+
+
+IDS = [str(uuid4()) for _ in range(4)]
+NAMES = ["home", "Home", "HOME", "garden", "Straße", "STRASSE"]
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 1),
+        st.sampled_from(["put", "put", "put", "patch", "delete", "tag", "key"]),
+        st.sampled_from(IDS),
+        st.lists(st.sampled_from(NAMES), max_size=2),
+    ),
+    max_size=14,
+)
+
+
+async def step(person: Person, own: Account, kind: str, id: str, names: list[str], time: int) -> None:
+    url, title = f"{TASKS}/{id}", f"at {time}"
+    match kind:
+        case "put":
+            answer = await person.put(url, {"title": title, "tags": names})
+        case "patch":
+            answer = await person.patch(url, {"title": title})
+        case "delete":
+            answer = await person.delete(url)
+            if answer.status_code == 204 and not own.tasks[id].deleted:
+                own.tasks[id] = Task(**{**vars(own.tasks[id]), "deleted": True, "time": time})
+                own.tasks[id].version += 1
+            return
+        case "tag":
+            for name in names:
+                if (await person.post(TAGS, {"name": name})).status_code == 201:
+                    own.tags[name.casefold()] = name
+            return
+        case _:
+            key = f"key {IDS.index(id) % 2}"
+            answer = await person.post(TASKS, {"title": "by key"}, headers={"Idempotency-Key": key})
+            task = answer.json()
+            if key not in own.keys:
+                own.keys[key] = task["id"]
+                own.tasks[task["id"]] = Task("by key", set(), time, 1)
+            assert task["id"] == own.keys[key]
+            return
+    if answer.is_success:
+        for name in names if kind == "put" else []:
+            own.tags.setdefault(name.casefold(), name)
+        tags = {name.casefold() for name in names} if kind == "put" else own.tasks[id].tags
+        own.tasks[id] = Task(title, tags, time, answer.json()["version"])
+
+
+async def has(person: Person) -> Account:
+    found = Account()
+    for deleted in "false", "true":
+        page = (await person.get(TASKS, params={"deleted": deleted, "limit": 100})).json()
+        for task in page["items"]:
+            tags = {name.casefold() for name in task["tags"]}
+            found.tasks[task["id"]] = Task(task["title"], tags, 0, task["version"], deleted == "true")
+    found.tags = {tag["name"].casefold(): tag["name"] for tag in (await person.get(TAGS)).json()["items"]}
+    return found
+
+
+def timeless(account: Account) -> tuple[Any, ...]:
+    return {id: {**vars(task), "time": 0} for id, task in account.tasks.items()}, account.tags
+
+
+@given(steps=STEPS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_a_merge_does_what_its_model_does(api: Api, steps: list[tuple[int, str, str, list[str]]]) -> None:
+    people, accounts = [api.person(isAnonymous=True), api.person()], [Account(), Account()]
+    for time, (who, kind, id, names) in enumerate(steps):
+        await step(people[who], accounts[who], kind, id, names, time)
+    (old, new), (was, now) = people, accounts
+    await merge(api, old, new)
+    now.take(was)
+    assert timeless(await has(new)) == timeless(now)
+    for key, id in now.keys.items():
+        again = await new.post(TASKS, {"title": "by key"}, headers={"Idempotency-Key": key})
+        assert (again.json()["id"], again.headers["idempotency-replayed"]) == (id, "true")
+    assert (await old.get(TASKS)).json()["code"] == "account_purged"
+
+
+async def test_nothing_is_left_behind_and_nobody_elses_is_touched(api: Api) -> None:
+    old, new, eve = (api.person() for _ in range(3))
+    for person in old, new, eve:
+        await fill(person)
+    await old.patch(ME, {"time_zone": "Europe/Berlin", "locale": "de"})
+    await new.patch(ME, {"locale": "en"})
+    ids = [await id_of(person) for person in (old, new, eve)]
+    theirs = await owned_by(api, ids[2])
+    await merge(api, old, new)
+    assert not any((await owned_by(api, ids[0])).values())
+    assert await owned_by(api, ids[2]) == theirs
+    me = (await new.get(ME)).json()
+    assert (me["id"], me["time_zone"], me["locale"]) == (str(ids[1]), "Europe/Berlin", "en")
+    before = await owned_by(api, ids[1])
+    await merge(api, old, new)
+    assert await owned_by(api, ids[1]) == before
+
+
+async def test_into_oneself_or_nobody_is_nothing(api: Api) -> None:
+    ada = api.person()
+    await fill(ada)
+    id = await id_of(ada)
+    before = await owned_by(api, id)
+    for other in id, uuid4():
+        await as_system(api, lifecycle.merge, id, other)
+        await as_system(api, lifecycle.merge, other, id)
+    assert await owned_by(api, id) == before
+    assert (await ada.get(ME)).json()["id"] == str(id)
+
+
+async def test_a_purged_account_takes_nothing(api: Api) -> None:
+    old, new = api.person(), api.person()
+    await fill(old)
+    id = await id_of(old)
+    before = await owned_by(api, id)
+    await as_system(api, lifecycle.purge, await id_of(new), NOW)
+    await merge(api, old, new)
+    assert await owned_by(api, id) == before
+    assert (await old.get(ME)).json()["id"] == str(id)
+    assert not any((await owned_by(api, (await row_of(api, new.subject))["id"])).values())
+
+
+async def test_merges_both_ways_at_once_lose_nothing(api: Api) -> None:
+    """One of the two is purged when the other begins, so that there is nothing to do."""
+    people = [api.person(), api.person()]
+    titles = {(await person.task(uuid4().hex))["title"] for person in people}
+    await asyncio.gather(merge(api, *people), merge(api, *reversed(people)))
+    answers = [await person.get(TASKS) for person in people]
+    assert sorted(answer.status_code for answer in answers) == [200, 403]
+    (kept,) = (answer.json()["items"] for answer in answers if answer.is_success)
+    assert {task["title"] for task in kept} == titles
+
+
+async def test_a_write_that_was_under_way_moves_along(api: Api) -> None:
+    old, new = api.person(), api.person()
+    task = await old.task("before")
+    id = await id_of(old)
+    locked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def write(transaction: Transaction) -> None:
+        change = raw("UPDATE tasks SET title = 'late' WHERE owner_id = :owner AND id = :id")
+        await transaction.rows(change, owner=id, id=UUID(task["id"]))
+        locked.set()
+        await go_on.wait()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(as_system(api, write))
+        await locked.wait()
+        merging = group.create_task(merge(api, old, new))
+        waiting = raw("SELECT count(*) AS n FROM pg_locks WHERE NOT granted AND locktype IN ('tuple', 'transactionid')")
+        database = Database(api.state["pool"], SYSTEM)
+        while not (row := await database.row(waiting)) or not row["n"]:
+            assert not merging.done()
+        go_on.set()
+    assert [task["title"] for task in (await new.get(TASKS)).json()["items"]] == ["late"]
+
+
+def table(*items: SchemaItem) -> Table:
+    keys = (Column("owner_id", Integer, primary_key=True), Column("id", Integer, primary_key=True))
+    return Table("things", MetaData(), *keys, *items)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        Index("odd", text("lower(name)"), unique=True),
+        Index("odd", "owner_id", "name", unique=True, postgresql_where=text("name <> ''")),
+    ],
+    ids=["expression", "partial"],
+)
+def test_a_key_that_a_merge_does_not_know_is_refused(index: Index) -> None:
+    with pytest.raises(TypeError, match="make it a constraint"):
+        belongings.Moved(table(Column("name", Integer), index))
+
+
+def test_bookkeeping_does_not_move() -> None:
+    moved = belongings.Moved(
+        table(
+            Column("name", Integer),
+            Column("n", Integer, info={"bookkeeping": True}),
+            CheckConstraint("n > 0"),
+            Index("by_name", "owner_id", "name", unique=True),
+            ForeignKeyConstraint(["owner_id", "name"], ["things.owner_id", "things.id"]),
+        )
+    )
+    assert [column.name for column in moved.columns] == ["id", "name"]
+    assert moved.uniques == [("name",)]
