@@ -88,11 +88,20 @@ def test_the_linters_have_no_complaint(checkout: Checkout, linter: list[str]) ->
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+# Tests of others that look at all of the API, and must not mind that there is more of it.
+OF_THE_WHOLE = [
+    "tests/test_app.py::test_the_resource_metadata_come_from_the_settings",
+    "tests/tasks/test_isolation.py::test_every_operation_of_the_api_takes_part",
+    "tests/users/test_lifecycle.py::test_nothing_of_an_account_is_left",
+    "tests/users/test_users.py::test_no_password_ever_reaches_this_side",
+]
+
+
 def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
     """Its own tests, and those of schema, description and architecture, on a new database, in another interpreter."""
     tests = [f"tests/test_{name}.py" for name in ("resources", "migrations", "schema", "architecture")]
-    chosen = "(not test_schema or notes) and not many_may_start"
-    result = checkout.run("pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, "-k", chosen)
+    chosen = ["-k", "(not test_schema or notes) and not many_may_start"]
+    result = checkout.run("pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, *OF_THE_WHOLE, *chosen)
     assert result.returncode == 0, result.stdout + result.stderr
     # And it is the copy that was tried.
     for name in (

@@ -14,6 +14,7 @@ from backend.users import belongings, lifecycle
 from backend.users.models import UserStatus
 from tests.conftest import ISSUER, Api, Person
 from tests.test_database import raw
+from tests.test_resources import RESOURCES
 
 ME = "/api/v1/users/me"
 TASKS = "/api/v1/tasks"
@@ -97,6 +98,8 @@ async def fill(person: Person) -> None:
     task = await person.task("mine", tags=["home", "garden"])
     await person.delete(f"{TASKS}/{task['id']}")
     await person.post(TASKS, {"title": "x", "tags": ["home"]}, headers={"Idempotency-Key": "1"})
+    for resource in RESOURCES:
+        await person.post(resource.path, resource.new)
 
 
 @pytest.mark.parametrize("end", ["erase", "purge"])
