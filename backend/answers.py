@@ -18,8 +18,20 @@ _VERSION = re.compile(r'"([1-9][0-9]{0,8})o?"')
 
 
 # For OpenAPI: headers that are read from the request and set on the answer by hand.
-ETAG = {"ETag": {"description": "The version of what is shown.", "schema": {"type": "string", "examples": ['"3"']}}}
-LOCATION = {"Location": {"description": "Where it is.", "schema": {"type": "string", "format": "uri-reference"}}}
+ETAG = {
+    "ETag": {
+        "description": "The version of what is shown.",
+        "required": True,
+        "schema": {"type": "string", "examples": ['"3"']},
+    }
+}
+LOCATION = {
+    "Location": {
+        "description": "Where it is.",
+        "required": True,
+        "schema": {"type": "string", "format": "uri-reference"},
+    }
+}
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing has changed.", "headers": ETAG}}
 IF_MATCH = {
     "name": "If-Match",

@@ -16,28 +16,36 @@ _PATIENCE = 2.0  # seconds
 
 
 class Service(BaseModel):
-    name: str
-    version: str
+    """What answers here."""
+
+    name: str = Field(description="Of the API")
+    version: str = Field(description="Of the running server")
     docs: str = Field(description="Path of the interactive documentation")
     openapi: str = Field(description="Path of the OpenAPI document")
 
 
 class Liveness(BaseModel):
-    status: Literal["ok"]
+    """Being asked, it answers."""
+
+    status: Literal["ok"] = Field(description="There is no other")
 
 
 @router.get("/", summary="Name and version")
 async def get_service(request: Request) -> Service:
+    """Of the API and of the server that answers; and where to read on."""
     return Service(name=request.app.title, version=__version__, docs="/docs", openapi="/openapi.json")
 
 
 @router.get("/livez", summary="The process answers")
 async def get_liveness() -> Liveness:
+    """For a supervisor: it asks nobody else, so nothing but a hanging process fails it."""
     return Liveness(status="ok")
 
 
 class Readiness(BaseModel):
-    status: Literal["ok", "unavailable"]
+    """Whether requests can be served."""
+
+    status: Literal["ok", "unavailable"] = Field(description="`ok` if every check is")
     checks: dict[str, str] = Field(description="`ok`, or what is wrong, for each part", examples=[{"database": "ok"}])
 
 

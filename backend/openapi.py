@@ -23,6 +23,54 @@ DESCRIPTIONS = {
     503: "Keys or database cannot be reached; `Retry-After` says when to ask again.",
 }
 
+Headers = dict[str, dict[str, Any]]
+
+_ALWAYS: Headers = {
+    "X-Request-ID": {
+        "description": "The id of the request: the client's own, if it sent one, else a new one. The log has it, too.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+    },
+    "Cache-Control": {
+        "description": "`no-store`; or `private, no-cache`, if there is an ETag to ask again with.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+}
+_RATE: Headers = {
+    "RateLimit-Policy": {
+        "description": "How often one may ask (draft-ietf-httpapi-ratelimit-headers).",
+        "schema": {"type": "string"},
+    },
+    "RateLimit": {"description": "What is left of that, and until when.", "schema": {"type": "string"}},
+}
+_RETRY: Headers = {
+    "Retry-After": {
+        "description": "In how many seconds to ask again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+_CHALLENGE: Headers = {
+    "WWW-Authenticate": {
+        "description": "What is wrong with the token (RFC 6750, section 3), and where to get one (RFC 9728).",
+        "schema": {"type": "string"},
+    }
+}
+_OF_PROBLEMS: dict[str, Headers] = {
+    "400": _CHALLENGE,
+    "401": _CHALLENGE,
+    "403": _CHALLENGE,
+    "429": _RETRY,
+    "503": _RETRY,
+}
+
+# Of each parameter that is called `id` and stands in a path.
+_ID = {
+    "description": "A UUID, as the collection shows it. Whatever else it is, it is a 404.",
+    "schema": {"type": "string", "format": "uuid", "examples": ["019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f"]},
+}
+
 
 def responses(*statuses: int, headers: Mapping[int, Any] = MappingProxyType({})) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route or router: the problems it may answer with, and the headers of its good answers."""
@@ -31,11 +79,16 @@ def responses(*statuses: int, headers: Mapping[int, Any] = MappingProxyType({}))
 
 
 def mended(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its problems, patches and examples put right, in place."""
+    """The document with its problems, headers, patches, ids and examples put right, in place."""
     schemas = document["components"]["schemas"]
+    headers: Headers = document["components"].setdefault("headers", {})
     for operations in document["paths"].values():
         for method, operation in operations.items():
             _name_problems(operation["responses"])
+            _name_headers(operation["responses"], headers, limited="security" in operation)
+            for parameter in operation.get("parameters", ()):
+                if (parameter["in"], parameter["name"]) == ("path", "id"):
+                    parameter |= _ID
             if method == "patch":
                 content = operation["requestBody"]["content"]
                 content |= dict.fromkeys(MERGE_PATCH, content["application/json"])
@@ -57,3 +110,15 @@ def _name_problems(answers: dict[str, Any]) -> None:
                 content["application/problem+json"] = content.pop("application/json")
             case {"$ref": "#/components/schemas/HTTPValidationError"}:
                 del answers[status]
+
+
+def _name_headers(answers: dict[str, Any], components: Headers, *, limited: bool) -> None:
+    """Name those that answers carry whoever gives them, and describe each once, among the components."""
+    for status, response in answers.items():
+        headers = _ALWAYS | (_RATE if limited else {}) | response.get("headers", {})
+        if "application/problem+json" in response.get("content", {}):
+            headers |= _OF_PROBLEMS.get(status, {})
+        response["headers"] = {
+            name: {"$ref": f"#/components/headers/{name}"} if components.setdefault(name, header) == header else header
+            for name, header in headers.items()
+        }

@@ -33,12 +33,17 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: Digits = Field(default=20, ge=1, le=100, description="How many on a page.")
-    cursor: str | None = Field(default=None, max_length=2000, description="`next_cursor` of the page before.")
+    limit: Digits = Field(default=20, ge=1, le=100, description="How many on a page.", examples=[50])
+    cursor: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="`next_cursor` of the page before.",
+        examples=["WyI1NmE0MGY5Y2UxZTciLCIyMDI2LTExLTIzIDEwOjAwOjAwKzAwOjAwIiwiMDE5YTlkNGUiXQ"],
+    )
 
 
 class Page(BaseModel, Generic[T]):
-    items: list[T]
+    items: list[T] = Field(description="In the order that was asked for.")
     next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. null: the end.")
 
 

@@ -24,19 +24,19 @@ class ProblemError(BaseModel):
     """One thing that is wrong with a request."""
 
     loc: list[str | int] = Field(description="Where: `body`, `query`, `path` or `header`, then the way to the member.")
-    msg: str
-    type: str
+    msg: str = Field(description="For people; it may change.")
+    type: str = Field(description="What kind of mistake it is, in a word for programs.")
 
 
 class Problem(BaseModel):
     """RFC 9457. `code` is stable and listed in docs/errors.md; `detail` is for people and may change."""
 
-    type: str = Field(examples=["about:blank"])
-    title: str
-    status: int
-    detail: str | None
-    code: str
-    request_id: str | None
+    type: str = Field(description="Always `about:blank`: `code` tells the kinds apart.", examples=["about:blank"])
+    title: str = Field(description="The phrase of the status.")
+    status: int = Field(description="The status of the answer.")
+    detail: str | None = Field(description="What is wrong, in a sentence.")
+    code: str = Field(description="The kind of the problem, for programs.", examples=["not_found"])
+    request_id: str | None = Field(description="As in X-Request-ID; it finds the request in the log.")
     errors: list[ProblemError] = Field(
         default_factory=list,
         description="With 422: each member that is wrong, the first 50 of them. With a batch: which operation.",

@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from backend.problems import NotFound
 
@@ -27,11 +27,11 @@ def scopes(app: FastAPI) -> set[str]:
 class ResourceMetadata(BaseModel):
     """RFC 9728, section 2."""
 
-    resource: str
-    authorization_servers: list[str]
-    bearer_methods_supported: list[str]
-    scopes_supported: list[str]
-    resource_name: str
+    resource: str = Field(description="This API: the audience that tokens for it name")
+    authorization_servers: list[str] = Field(description="Issuers whose access tokens are taken")
+    bearer_methods_supported: list[str] = Field(description="How to send a token")
+    scopes_supported: list[str] = Field(description="Scopes that OAuth access tokens need here")
+    resource_name: str = Field(description="For people")
 
 
 @router.get(_WELL_KNOWN, summary="Protected resource metadata")

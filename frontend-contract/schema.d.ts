@@ -11,7 +11,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Name and version */
+        /**
+         * Name and version
+         * @description Of the API and of the server that answers; and where to read on.
+         */
         get: operations["get_service"];
         put?: never;
         post?: never;
@@ -238,7 +241,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The process answers */
+        /**
+         * The process answers
+         * @description For a supervisor: it asks nobody else, so nothing but a hanging process fails it.
+         */
         get: operations["get_liveness"];
         put?: never;
         post?: never;
@@ -274,6 +280,7 @@ export interface components {
     schemas: {
         /**
          * Batch
+         * @description What to do, in this order: all of it or nothing.
          * @example {
          *       "operations": [
          *         {
@@ -298,10 +305,16 @@ export interface components {
          *     }
          */
         Batch: {
-            /** Operations */
+            /**
+             * Operations
+             * @description Each sees what those before it have done.
+             */
             operations: (components["schemas"]["BatchCreate"] | components["schemas"]["BatchUpdate"] | components["schemas"]["BatchDelete"])[];
         };
-        /** BatchCreate */
+        /**
+         * BatchCreate
+         * @description A new task.
+         */
         BatchCreate: {
             /**
              * Id
@@ -315,7 +328,10 @@ export interface components {
             op: "create";
             task: components["schemas"]["TaskCreate"];
         };
-        /** BatchDelete */
+        /**
+         * BatchDelete
+         * @description A task to put into the bin.
+         */
         BatchDelete: {
             /**
              * Id
@@ -334,7 +350,10 @@ export interface components {
              */
             op: "delete";
         };
-        /** BatchResult */
+        /**
+         * BatchResult
+         * @description What came of each operation.
+         */
         BatchResult: {
             /**
              * Items
@@ -342,7 +361,10 @@ export interface components {
              */
             items: (components["schemas"]["TaskRead"] | null)[];
         };
-        /** BatchUpdate */
+        /**
+         * BatchUpdate
+         * @description Some members of a task, as with PATCH.
+         */
         BatchUpdate: {
             changes: components["schemas"]["TaskUpdate"];
             /**
@@ -362,7 +384,10 @@ export interface components {
              */
             op: "update";
         };
-        /** ByStatus */
+        /**
+         * ByStatus
+         * @description How many there are of each status.
+         */
         ByStatus: {
             /** Done */
             done: number;
@@ -371,10 +396,14 @@ export interface components {
             /** Todo */
             todo: number;
         };
-        /** Liveness */
+        /**
+         * Liveness
+         * @description Being asked, it answers.
+         */
         Liveness: {
             /**
              * Status
+             * @description There is no other
              * @constant
              */
             status: "ok";
@@ -409,9 +438,15 @@ export interface components {
              * Format: date-time
              */
             created_at: string;
-            /** Email */
+            /**
+             * Email
+             * @description As Better Auth knows it; two people may have the same.
+             */
             email: string | null;
-            /** Email Verified */
+            /**
+             * Email Verified
+             * @description Whether Better Auth has seen that it is theirs.
+             */
             email_verified: boolean;
             /**
              * Expires At
@@ -424,9 +459,15 @@ export interface components {
              * Format: uuid
              */
             id: string;
-            /** Image */
+            /**
+             * Image
+             * @description The address of a picture.
+             */
             image: string | null;
-            /** Is Anonymous */
+            /**
+             * Is Anonymous
+             * @description Signed in without an account, through Better Auth's anonymous plugin.
+             */
             is_anonymous: boolean;
             /**
              * Issuer
@@ -438,17 +479,27 @@ export interface components {
              * @description BCP 47
              */
             locale: string | null;
-            /** Name */
+            /**
+             * Name
+             * @description As Better Auth knows it.
+             */
             name: string | null;
-            /** Roles */
+            /**
+             * Roles
+             * @description Of Better Auth's admin plugin.
+             */
             roles: string[];
             /**
              * Scopes
              * @description Of an OAuth access token. null: the person's own token, not limited.
              */
             scopes: string[] | null;
+            /** @description Whether this API lets them in: who reads this is `active`. */
             status: components["schemas"]["UserStatus"];
-            /** Subject */
+            /**
+             * Subject
+             * @description `sub` of the token that was used: the id at Better Auth
+             */
             subject: string;
             /**
              * Time Zone
@@ -491,23 +542,40 @@ export interface components {
          * @description RFC 9457. `code` is stable and listed in docs/errors.md; `detail` is for people and may change.
          */
         Problem: {
-            /** Code */
+            /**
+             * Code
+             * @description The kind of the problem, for programs.
+             * @example not_found
+             */
             code: string;
-            /** Detail */
+            /**
+             * Detail
+             * @description What is wrong, in a sentence.
+             */
             detail: string | null;
             /**
              * Errors
              * @description With 422: each member that is wrong, the first 50 of them. With a batch: which operation.
              */
             errors?: components["schemas"]["ProblemError"][];
-            /** Request Id */
+            /**
+             * Request Id
+             * @description As in X-Request-ID; it finds the request in the log.
+             */
             request_id: string | null;
-            /** Status */
+            /**
+             * Status
+             * @description The status of the answer.
+             */
             status: number;
-            /** Title */
+            /**
+             * Title
+             * @description The phrase of the status.
+             */
             title: string;
             /**
              * Type
+             * @description Always `about:blank`: `code` tells the kinds apart.
              * @example about:blank
              */
             type: string;
@@ -522,12 +590,21 @@ export interface components {
              * @description Where: `body`, `query`, `path` or `header`, then the way to the member.
              */
             loc: (string | number)[];
-            /** Msg */
+            /**
+             * Msg
+             * @description For people; it may change.
+             */
             msg: string;
-            /** Type */
+            /**
+             * Type
+             * @description What kind of mistake it is, in a word for programs.
+             */
             type: string;
         };
-        /** Readiness */
+        /**
+         * Readiness
+         * @description Whether requests can be served.
+         */
         Readiness: {
             /**
              * Checks
@@ -541,6 +618,7 @@ export interface components {
             };
             /**
              * Status
+             * @description `ok` if every check is
              * @enum {string}
              */
             status: "ok" | "unavailable";
@@ -550,32 +628,56 @@ export interface components {
          * @description RFC 9728, section 2.
          */
         ResourceMetadata: {
-            /** Authorization Servers */
+            /**
+             * Authorization Servers
+             * @description Issuers whose access tokens are taken
+             */
             authorization_servers: string[];
-            /** Bearer Methods Supported */
+            /**
+             * Bearer Methods Supported
+             * @description How to send a token
+             */
             bearer_methods_supported: string[];
-            /** Resource */
+            /**
+             * Resource
+             * @description This API: the audience that tokens for it name
+             */
             resource: string;
-            /** Resource Name */
+            /**
+             * Resource Name
+             * @description For people
+             */
             resource_name: string;
-            /** Scopes Supported */
+            /**
+             * Scopes Supported
+             * @description Scopes that OAuth access tokens need here
+             */
             scopes_supported: string[];
         };
-        /** Service */
+        /**
+         * Service
+         * @description What answers here.
+         */
         Service: {
             /**
              * Docs
              * @description Path of the interactive documentation
              */
             docs: string;
-            /** Name */
+            /**
+             * Name
+             * @description Of the API
+             */
             name: string;
             /**
              * Openapi
              * @description Path of the OpenAPI document
              */
             openapi: string;
-            /** Version */
+            /**
+             * Version
+             * @description Of the running server
+             */
             version: string;
         };
         /**
@@ -585,21 +687,32 @@ export interface components {
         Status: "todo" | "in_progress" | "done";
         /**
          * TagCreate
+         * @description A new tag.
          * @example {
          *       "name": "home"
          *     }
          */
         TagCreate: {
-            /** Name */
+            /**
+             * Name
+             * @description Not blank; no two tags of one person are equal but for the case of their letters.
+             */
             name: string;
         };
-        /** TagList */
+        /**
+         * TagList
+         * @description All of the caller's tags: a page is not needed.
+         */
         TagList: {
-            /** Items */
+            /**
+             * Items
+             * @description Sorted by name.
+             */
             items: components["schemas"]["TagRead"][];
         };
         /**
          * TagRead
+         * @description A tag, and how much it is used.
          * @example {
          *       "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
          *       "name": "home",
@@ -612,7 +725,10 @@ export interface components {
              * Format: uuid
              */
             id: string;
-            /** Name */
+            /**
+             * Name
+             * @description As it was first stored, or last renamed.
+             */
             name: string;
             /**
              * Task Count
@@ -628,11 +744,15 @@ export interface components {
          *     }
          */
         TagUpdate: {
-            /** Name */
+            /**
+             * Name
+             * @description Not blank; no two tags of one person are equal but for the case of their letters.
+             */
             name?: string;
         };
         /**
          * TaskCreate
+         * @description A whole task: what is left out gets its default.
          * @example {
          *       "description": "Two litres",
          *       "due_at": "2026-12-01T18:00:00Z",
@@ -644,13 +764,25 @@ export interface components {
          *     }
          */
         TaskCreate: {
-            /** Description */
+            /**
+             * Description
+             * @description At length, as it was sent; null: there is none.
+             */
             description?: string | null;
-            /** Due At */
+            /**
+             * Due At
+             * @description When it has to be done, with an offset (RFC 3339), told in UTC; null: at no certain time.
+             */
             due_at?: string | null;
-            /** @default normal */
+            /**
+             * @description How much it matters: low, normal, high, urgent in this order.
+             * @default normal
+             */
             priority?: components["schemas"]["Priority"];
-            /** @default todo */
+            /**
+             * @description How far it is; `done` sets `completed_at`, anything else clears it.
+             * @default todo
+             */
             status?: components["schemas"]["Status"];
             /**
              * Tags
@@ -658,7 +790,10 @@ export interface components {
              * @default []
              */
             tags?: string[];
-            /** Title */
+            /**
+             * Title
+             * @description In one line; not blank.
+             */
             title: string;
         };
         /**
@@ -666,7 +801,10 @@ export interface components {
          * @description Tasks, as many as were asked for, unless these are the last.
          */
         TaskPage: {
-            /** Items */
+            /**
+             * Items
+             * @description In the order that was asked for.
+             */
             items: components["schemas"]["TaskRead"][];
             /**
              * Next Cursor
@@ -681,6 +819,7 @@ export interface components {
         };
         /**
          * TaskRead
+         * @description A task as it is stored, and what follows from it.
          * @example {
          *       "completed_at": null,
          *       "created_at": "2026-11-23T10:00:00Z",
@@ -710,11 +849,20 @@ export interface components {
              * Format: date-time
              */
             created_at: string;
-            /** Deleted At */
+            /**
+             * Deleted At
+             * @description When it was put into the bin; null: it is not there.
+             */
             deleted_at: string | null;
-            /** Description */
+            /**
+             * Description
+             * @description At length, as it was sent; null: there is none.
+             */
             description: string | null;
-            /** Due At */
+            /**
+             * Due At
+             * @description When it has to be done, with an offset (RFC 3339), told in UTC; null: at no certain time.
+             */
             due_at: string | null;
             /**
              * Id
@@ -726,14 +874,19 @@ export interface components {
              * @description `due_at` has passed and the task is not done.
              */
             is_overdue: boolean;
+            /** @description How much it matters: low, normal, high, urgent in this order. */
             priority: components["schemas"]["Priority"];
+            /** @description How far it is; `done` sets `completed_at`, anything else clears it. */
             status: components["schemas"]["Status"];
             /**
              * Tags
              * @description As they were first stored, sorted.
              */
             tags: string[];
-            /** Title */
+            /**
+             * Title
+             * @description In one line; not blank.
+             */
             title: string;
             /**
              * Updated At
@@ -748,6 +901,7 @@ export interface components {
         };
         /**
          * TaskSummary
+         * @description The caller's tasks in numbers, those in the bin left out.
          * @example {
          *       "by_status": {
          *         "done": 12,
@@ -759,13 +913,17 @@ export interface components {
          *     }
          */
         TaskSummary: {
+            /** @description All of them, each counted once. */
             by_status: components["schemas"]["ByStatus"];
             /**
              * Due Today
              * @description Not done, and due today in the caller's time zone; in UTC when that is unset.
              */
             due_today: number;
-            /** Overdue */
+            /**
+             * Overdue
+             * @description Not done, and `due_at` has passed.
+             */
             overdue: number;
         };
         /**
@@ -776,15 +934,29 @@ export interface components {
          *     }
          */
         TaskUpdate: {
-            /** Description */
+            /**
+             * Description
+             * @description At length, as it was sent; null: there is none.
+             */
             description?: string | null;
-            /** Due At */
+            /**
+             * Due At
+             * @description When it has to be done, with an offset (RFC 3339), told in UTC; null: at no certain time.
+             */
             due_at?: string | null;
+            /** @description How much it matters: low, normal, high, urgent in this order. */
             priority?: components["schemas"]["Priority"] | null;
+            /** @description How far it is; `done` sets `completed_at`, anything else clears it. */
             status?: components["schemas"]["Status"] | null;
-            /** Tags */
+            /**
+             * Tags
+             * @description All that it is to have. Names, whatever their case; one that is new makes a tag.
+             */
             tags?: string[] | null;
-            /** Title */
+            /**
+             * Title
+             * @description In one line; not blank.
+             */
             title?: string;
         };
         /**
@@ -796,7 +968,28 @@ export interface components {
     responses: never;
     parameters: never;
     requestBodies: never;
-    headers: never;
+    headers: {
+        /** @description `no-store`; or `private, no-cache`, if there is an ETag to ask again with. */
+        "Cache-Control": string;
+        /** @description The version of what is shown. */
+        ETag: string;
+        /** @description `true`: this is the answer of the first time. */
+        "Idempotency-Replayed": "true";
+        /** @description `rel="next"`: the next page (RFC 8288). */
+        Link: string;
+        /** @description Where it is. */
+        Location: string;
+        /** @description What is left of that, and until when. */
+        RateLimit: string;
+        /** @description How often one may ask (draft-ietf-httpapi-ratelimit-headers). */
+        "RateLimit-Policy": string;
+        /** @description In how many seconds to ask again. */
+        "Retry-After": number;
+        /** @description What is wrong with the token (RFC 6750, section 3), and where to get one (RFC 9728). */
+        "WWW-Authenticate": string;
+        /** @description The id of the request: the client's own, if it sent one, else a new one. The log has it, too. */
+        "X-Request-ID": string;
+    };
     pathItems: never;
 }
 export type $defs = Record<string, never>;
@@ -813,6 +1006,8 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -833,6 +1028,8 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -853,6 +1050,10 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -862,6 +1063,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -871,6 +1077,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -880,6 +1091,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -889,6 +1105,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -898,6 +1119,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -907,6 +1132,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -931,6 +1161,10 @@ export interface operations {
             /** @description Successful Response */
             201: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -940,6 +1174,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -949,6 +1188,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -958,6 +1202,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -967,6 +1216,10 @@ export interface operations {
             /** @description It exists already, or the request is being worked on. */
             409: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -976,6 +1229,10 @@ export interface operations {
             /** @description The body is too long. */
             413: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -985,6 +1242,10 @@ export interface operations {
             /** @description The body is of another content type. */
             415: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -994,6 +1255,10 @@ export interface operations {
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1003,6 +1268,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1012,6 +1282,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1021,6 +1295,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1034,6 +1313,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
                 id: string;
             };
             cookie?: never;
@@ -1043,6 +1323,10 @@ export interface operations {
             /** @description Successful Response */
             204: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -1050,6 +1334,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1059,6 +1348,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1068,6 +1362,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1077,6 +1376,10 @@ export interface operations {
             /** @description There is no such thing, or it is not the caller's. */
             404: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1086,6 +1389,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1095,6 +1403,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1104,6 +1416,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1117,6 +1434,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
                 id: string;
             };
             cookie?: never;
@@ -1131,6 +1449,10 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1140,6 +1462,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1149,6 +1476,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1158,6 +1490,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1167,6 +1504,10 @@ export interface operations {
             /** @description There is no such thing, or it is not the caller's. */
             404: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1176,6 +1517,10 @@ export interface operations {
             /** @description It exists already, or the request is being worked on. */
             409: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1185,6 +1530,10 @@ export interface operations {
             /** @description The body is too long. */
             413: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1194,6 +1543,10 @@ export interface operations {
             /** @description The body is of another content type. */
             415: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1203,6 +1556,10 @@ export interface operations {
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1212,6 +1569,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1221,6 +1583,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1230,6 +1596,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1245,9 +1616,9 @@ export interface operations {
                 limit?: number;
                 /** @description `next_cursor` of the page before. */
                 cursor?: string | null;
-                /** @description Only these. */
+                /** @description Only tasks of this status. */
                 status?: components["schemas"]["Status"] | null;
-                /** @description Only these. */
+                /** @description Only tasks of this priority. */
                 priority?: components["schemas"]["Priority"] | null;
                 /** @description Only tasks that have this tag; given often: that have all. */
                 tag?: string[];
@@ -1275,8 +1646,11 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /** @description `rel="next"`: the next page (RFC 8288). */
-                    Link?: string;
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    Link: components["headers"]["Link"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1286,6 +1660,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1295,6 +1674,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1304,6 +1688,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1313,6 +1702,10 @@ export interface operations {
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1322,6 +1715,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1331,6 +1729,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1340,6 +1742,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1367,12 +1774,13 @@ export interface operations {
             /** @description Successful Response */
             201: {
                 headers: {
-                    /** @description The version of what is shown. */
-                    ETag?: string;
-                    /** @description `true`: this is the answer of the first time. */
-                    "Idempotency-Replayed"?: "true";
-                    /** @description Where it is. */
-                    Location?: string;
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    ETag: components["headers"]["ETag"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
+                    Location: components["headers"]["Location"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1382,6 +1790,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1391,6 +1804,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1400,6 +1818,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1409,6 +1832,10 @@ export interface operations {
             /** @description It exists already, or the request is being worked on. */
             409: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1418,6 +1845,10 @@ export interface operations {
             /** @description The body is too long. */
             413: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1427,6 +1858,10 @@ export interface operations {
             /** @description The body is of another content type. */
             415: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1436,6 +1871,10 @@ export interface operations {
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1445,6 +1884,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1454,6 +1898,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1463,6 +1911,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1490,8 +1943,11 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /** @description `true`: this is the answer of the first time. */
-                    "Idempotency-Replayed"?: "true";
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1501,6 +1957,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1510,6 +1971,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1519,6 +1985,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1528,6 +1999,10 @@ export interface operations {
             /** @description There is no such thing, or it is not the caller's. */
             404: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1537,6 +2012,10 @@ export interface operations {
             /** @description It exists already, or the request is being worked on. */
             409: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1546,6 +2025,10 @@ export interface operations {
             /** @description The version is not one that If-Match names. */
             412: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1555,6 +2038,10 @@ export interface operations {
             /** @description The body is too long. */
             413: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1564,6 +2051,10 @@ export interface operations {
             /** @description The body is of another content type. */
             415: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1573,6 +2064,10 @@ export interface operations {
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1582,6 +2077,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1591,6 +2091,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1600,6 +2104,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1620,6 +2129,10 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1629,6 +2142,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1638,6 +2156,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1647,6 +2170,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1656,6 +2184,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1665,6 +2198,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1674,6 +2211,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1690,6 +2232,7 @@ export interface operations {
                 "If-None-Match"?: string;
             };
             path: {
+                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
                 id: string;
             };
             cookie?: never;
@@ -1699,8 +2242,11 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /** @description The version of what is shown. */
-                    ETag?: string;
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    ETag: components["headers"]["ETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1710,8 +2256,11 @@ export interface operations {
             /** @description Nothing has changed. */
             304: {
                 headers: {
-                    /** @description The version of what is shown. */
-                    ETag?: string;
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    ETag: components["headers"]["ETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -1719,6 +2268,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1728,6 +2282,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1737,6 +2296,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1746,6 +2310,10 @@ export interface operations {
             /** @description There is no such thing, or it is not the caller's. */
             404: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1755,6 +2323,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1764,6 +2337,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1773,6 +2350,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1791,6 +2373,7 @@ export interface operations {
                 "If-None-Match"?: string;
             };
             path: {
+                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
                 id: string;
             };
             cookie?: never;
@@ -1804,8 +2387,11 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /** @description The version of what is shown. */
-                    ETag?: string;
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    ETag: components["headers"]["ETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1815,10 +2401,12 @@ export interface operations {
             /** @description It was made. */
             201: {
                 headers: {
-                    /** @description The version of what is shown. */
-                    ETag?: string;
-                    /** @description Where it is. */
-                    Location?: string;
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    ETag: components["headers"]["ETag"];
+                    Location: components["headers"]["Location"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1828,6 +2416,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1837,6 +2430,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1846,6 +2444,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1855,6 +2458,10 @@ export interface operations {
             /** @description There is no such thing, or it is not the caller's. */
             404: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1864,6 +2471,10 @@ export interface operations {
             /** @description The version is not one that If-Match names. */
             412: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1873,6 +2484,10 @@ export interface operations {
             /** @description The body is too long. */
             413: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1882,6 +2497,10 @@ export interface operations {
             /** @description The body is of another content type. */
             415: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1891,6 +2510,10 @@ export interface operations {
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1900,6 +2523,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1909,6 +2537,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1918,6 +2550,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1934,6 +2571,7 @@ export interface operations {
                 "If-Match"?: string;
             };
             path: {
+                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
                 id: string;
             };
             cookie?: never;
@@ -1943,6 +2581,10 @@ export interface operations {
             /** @description Successful Response */
             204: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content?: never;
@@ -1950,6 +2592,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1959,6 +2606,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1968,6 +2620,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1977,6 +2634,10 @@ export interface operations {
             /** @description There is no such thing, or it is not the caller's. */
             404: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1986,6 +2647,10 @@ export interface operations {
             /** @description The version is not one that If-Match names. */
             412: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -1995,6 +2660,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2004,6 +2674,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2013,6 +2687,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2029,6 +2708,7 @@ export interface operations {
                 "If-Match"?: string;
             };
             path: {
+                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
                 id: string;
             };
             cookie?: never;
@@ -2043,8 +2723,11 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /** @description The version of what is shown. */
-                    ETag?: string;
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    ETag: components["headers"]["ETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2054,6 +2737,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2063,6 +2751,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2072,6 +2765,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2081,6 +2779,10 @@ export interface operations {
             /** @description There is no such thing, or it is not the caller's. */
             404: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2090,6 +2792,10 @@ export interface operations {
             /** @description The version is not one that If-Match names. */
             412: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2099,6 +2805,10 @@ export interface operations {
             /** @description The body is too long. */
             413: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2108,6 +2818,10 @@ export interface operations {
             /** @description The body is of another content type. */
             415: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2117,6 +2831,10 @@ export interface operations {
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2126,6 +2844,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2135,6 +2858,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2144,6 +2871,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2160,6 +2892,7 @@ export interface operations {
                 "If-Match"?: string;
             };
             path: {
+                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
                 id: string;
             };
             cookie?: never;
@@ -2169,8 +2902,11 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
-                    /** @description The version of what is shown. */
-                    ETag?: string;
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    ETag: components["headers"]["ETag"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2180,6 +2916,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2189,6 +2930,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2198,6 +2944,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2207,6 +2958,10 @@ export interface operations {
             /** @description There is no such thing, or it is not the caller's. */
             404: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2216,6 +2971,10 @@ export interface operations {
             /** @description The version is not one that If-Match names. */
             412: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2225,6 +2984,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2234,6 +2998,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2243,6 +3011,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2263,6 +3036,10 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2272,6 +3049,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2281,6 +3063,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2290,6 +3077,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2299,6 +3091,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2308,6 +3105,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2317,6 +3118,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2342,6 +3148,10 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2351,6 +3161,11 @@ export interface operations {
             /** @description The Authorization header is malformed. */
             400: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2360,6 +3175,11 @@ export interface operations {
             /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
             401: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2369,6 +3189,11 @@ export interface operations {
             /** @description The token lacks a scope, or speaks for nobody who may do this. */
             403: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2378,6 +3203,10 @@ export interface operations {
             /** @description The body is too long. */
             413: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2387,6 +3216,10 @@ export interface operations {
             /** @description The body is of another content type. */
             415: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2396,6 +3229,10 @@ export interface operations {
             /** @description The request does not make sense; `errors` names each member that is wrong. */
             422: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2405,6 +3242,11 @@ export interface operations {
             /** @description Too many requests; `Retry-After` says when to ask again. */
             429: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2414,6 +3256,10 @@ export interface operations {
             /** @description A defect here. */
             500: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2423,6 +3269,11 @@ export interface operations {
             /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    RateLimit: components["headers"]["RateLimit"];
+                    "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
+                    "Retry-After": components["headers"]["Retry-After"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2443,6 +3294,8 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2463,6 +3316,8 @@ export interface operations {
             /** @description Successful Response */
             200: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -2472,6 +3327,8 @@ export interface operations {
             /** @description Something is missing: `checks` says what. */
             503: {
                 headers: {
+                    "Cache-Control": components["headers"]["Cache-Control"];
+                    "X-Request-ID": components["headers"]["X-Request-ID"];
                     [name: string]: unknown;
                 };
                 content: {

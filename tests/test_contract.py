@@ -62,11 +62,12 @@ def test_every_example_is_valid(model: type[Any]) -> None:
 def test_every_operation_is_documented(path: str, operation: dict[str, Any]) -> None:
     assert operation["tags"]
     assert operation["summary"]
+    assert operation["description"]
     for parameter in operation.get("parameters", []):
-        assert parameter["in"] == "path" or parameter["schema"].get("description") or parameter.get("description")
+        assert parameter["description"], parameter["name"]
+        assert parameter["schema"]["examples"], parameter["name"]
     if path.startswith("/api/"):
         assert operation["security"] == [{"BetterAuth": []}]
-        assert operation["description"]
         expected = {"400", "401", "403", "503"}
         expected |= {"404"} if "{id}" in path else set()
         expected |= {"413", "415", "422"} if "requestBody" in operation else set()
@@ -77,6 +78,36 @@ def test_every_operation_is_documented(path: str, operation: dict[str, Any]) -> 
         kinds = set(response.get("content", {}))
         assert kinds == ({"application/problem+json"} if int(status) >= 400 and path != "/readyz" else kinds)
         assert kinds or status in ("204", "304")
+        assert response["description"]
+        assert headers_of(path, status, response) <= set(response["headers"])
+
+
+def headers_of(path: str, status: str, response: dict[str, Any]) -> set[str]:
+    """What an answer carries by its kind alone."""
+    always = {"X-Request-ID", "Cache-Control"} | (
+        {"RateLimit", "RateLimit-Policy"} if path.startswith("/api/") else set()
+    )
+    if "application/problem+json" not in response.get("content", {}):
+        return always | ({"ETag"} if status == "304" else set())
+    return always | {"401": {"WWW-Authenticate"}, "429": {"Retry-After"}, "503": {"Retry-After"}}.get(status, set())
+
+
+def test_every_header_is_described() -> None:
+    for name, header in DOCUMENT["components"]["headers"].items():
+        assert header["description"], name
+        assert header["schema"], name
+
+
+# What a reader knows without being told, wherever it stands.
+SELF_EVIDENT = {"id", "created_at", "updated_at", "todo", "in_progress", "done", "op", "task", "changes"}
+
+
+@pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])
+def test_every_schema_and_its_members_are_described(name: str) -> None:
+    schema = DOCUMENT["components"]["schemas"][name]
+    assert "enum" in schema or schema.get("description")
+    silent = {member for member, its in schema.get("properties", {}).items() if not its.get("description")}
+    assert silent <= SELF_EVIDENT
 
 
 def test_problems_are_what_is_documented() -> None:

@@ -16,6 +16,14 @@ Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]
 TagName = Annotated[str, Field(min_length=1, max_length=TAG_LENGTH), Storable, NotBlank]
 Tags = Annotated[list[TagName], Field(max_length=20)]
 
+TITLE = "In one line; not blank."
+DESCRIPTION = "At length, as it was sent; null: there is none."
+STATUS = "How far it is; `done` sets `completed_at`, anything else clears it."
+PRIORITY = "How much it matters: low, normal, high, urgent in this order."
+DUE_AT = "When it has to be done, with an offset (RFC 3339), told in UTC; null: at no certain time."
+TAG_NAME = "Not blank; no two tags of one person are equal but for the case of their letters."
+TAGS = "Names, whatever their case; one that is new makes a tag."
+
 _EXAMPLE: dict[str, Any] = {
     "title": "Buy milk",
     "description": "Two litres",
@@ -26,16 +34,18 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class TaskCreate(BaseModel):
+    """A whole task: what is left out gets its default."""
+
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
 
-    title: Title
-    description: Description | None = None
-    status: Status = Status.todo
-    priority: Priority = Priority.normal
-    due_at: Time | None = None
+    title: Title = Field(description=TITLE)
+    description: Description | None = Field(default=None, description=DESCRIPTION)
+    status: Status = Field(default=Status.todo, description=STATUS)
+    priority: Priority = Field(default=Priority.normal, description=PRIORITY)
+    due_at: Time | None = Field(default=None, description=DUE_AT)
     tags: Tags = Field(
         default_factory=list,
-        description="Names, whatever their case; one that is new makes a tag.",
+        description=TAGS,
         json_schema_extra={"default": []},
     )
 
@@ -45,21 +55,23 @@ class TaskUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"status": "done"}]})
 
-    title: Title = Field(default="", json_schema_extra=without_default)
-    description: Description | None = Field(default=None, json_schema_extra=without_default)
+    title: Title = Field(default="", json_schema_extra=without_default, description=TITLE)
+    description: Description | None = Field(default=None, json_schema_extra=without_default, description=DESCRIPTION)
     status: Annotated[Status | None, AfterValidator(lambda status: status or Status.todo)] = Field(
-        default=None, json_schema_extra=without_default
+        default=None, json_schema_extra=without_default, description=STATUS
     )
     priority: Annotated[Priority | None, AfterValidator(lambda priority: priority or Priority.normal)] = Field(
-        default=None, json_schema_extra=without_default
+        default=None, json_schema_extra=without_default, description=PRIORITY
     )
-    due_at: Time | None = Field(default=None, json_schema_extra=without_default)
+    due_at: Time | None = Field(default=None, json_schema_extra=without_default, description=DUE_AT)
     tags: Annotated[Tags | None, AfterValidator(lambda tags: tags or [])] = Field(
-        default=None, json_schema_extra=without_default
+        default=None, json_schema_extra=without_default, description=f"All that it is to have. {TAGS}"
     )
 
 
 class TaskRead(BaseModel):
+    """A task as it is stored, and what follows from it."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -79,17 +91,17 @@ class TaskRead(BaseModel):
     )
 
     id: UUID
-    title: str
-    description: str | None
-    status: Status
-    priority: Priority
-    due_at: datetime | None
+    title: str = Field(description=TITLE)
+    description: str | None = Field(description=DESCRIPTION)
+    status: Status = Field(description=STATUS)
+    priority: Priority = Field(description=PRIORITY)
+    due_at: datetime | None = Field(description=DUE_AT)
     tags: list[str] = Field(description="As they were first stored, sorted.")
     is_overdue: bool = Field(description="`due_at` has passed and the task is not done.")
     completed_at: datetime | None = Field(description="When `status` became done.")
     created_at: datetime
     updated_at: datetime
-    deleted_at: datetime | None
+    deleted_at: datetime | None = Field(description="When it was put into the bin; null: it is not there.")
     version: int = Field(description="Counts the changes; the ETag of the task.")
 
 
@@ -110,22 +122,38 @@ Sort = Literal[
 class TaskQuery(PageQuery):
     """What a listing can be narrowed by. Each field that is set adds the condition of the same name."""
 
-    status: Status | None = Field(default=None, description="Only these.")
-    priority: Priority | None = Field(default=None, description="Only these.")
-    tag: Tags = Field(default_factory=list, description="Only tasks that have this tag; given often: that have all.")
-    due_before: Time | None = Field(default=None, description="Only tasks that are due before this time.")
-    due_after: Time | None = Field(default=None, description="Only tasks that are due after this time.")
-    overdue: Flag | None = Field(default=None, description="Only tasks that are overdue, or only those that are not.")
+    status: Status | None = Field(default=None, description="Only tasks of this status.", examples=["todo"])
+    priority: Priority | None = Field(default=None, description="Only tasks of this priority.", examples=["high"])
+    tag: Tags = Field(
+        default_factory=list,
+        description="Only tasks that have this tag; given often: that have all.",
+        examples=[["home"]],
+    )
+    due_before: Time | None = Field(
+        default=None, description="Only tasks that are due before this time.", examples=["2026-12-02T00:00:00Z"]
+    )
+    due_after: Time | None = Field(
+        default=None, description="Only tasks that are due after this time.", examples=["2026-12-01T00:00:00Z"]
+    )
+    overdue: Flag | None = Field(
+        default=None, description="Only tasks that are overdue, or only those that are not.", examples=[True]
+    )
     q: Annotated[str, Storable] | None = Field(
         default=None,
         max_length=200,
         description="Only tasks whose title or description has this in it, whatever the case of the letters.",
+        examples=["milk"],
     )
-    deleted: Flag = Field(default=False, description="The bin instead: what was deleted in the last 30 days.")
-    count: Literal["exact"] | None = Field(default=None, description="`exact` adds `total` to the answer.")
+    deleted: Flag = Field(
+        default=False, description="The bin instead: what was deleted in the last 30 days.", examples=[True]
+    )
+    count: Literal["exact"] | None = Field(
+        default=None, description="`exact` adds `total` to the answer.", examples=["exact"]
+    )
     sort: Sort = Field(
         default="-created_at",
         description="`-` for descending. Titles are compared by code point; tasks without a due date come last.",
+        examples=["-due_at"],
     )
 
 
@@ -138,6 +166,8 @@ IfMatch = Annotated[
 
 
 class BatchCreate(BaseModel):
+    """A new task."""
+
     model_config = ConfigDict(extra="forbid")
 
     op: Literal["create"]
@@ -146,6 +176,8 @@ class BatchCreate(BaseModel):
 
 
 class BatchUpdate(BaseModel):
+    """Some members of a task, as with PATCH."""
+
     model_config = ConfigDict(extra="forbid")
 
     op: Literal["update"]
@@ -155,6 +187,8 @@ class BatchUpdate(BaseModel):
 
 
 class BatchDelete(BaseModel):
+    """A task to put into the bin."""
+
     model_config = ConfigDict(extra="forbid")
 
     op: Literal["delete"]
@@ -166,6 +200,8 @@ Operation = Annotated[BatchCreate | BatchUpdate | BatchDelete, Field(discriminat
 
 
 class Batch(BaseModel):
+    """What to do, in this order: all of it or nothing."""
+
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
@@ -186,35 +222,45 @@ class Batch(BaseModel):
         },
     )
 
-    operations: list[Operation] = Field(min_length=1, max_length=100)
+    operations: list[Operation] = Field(
+        min_length=1, max_length=100, description="Each sees what those before it have done."
+    )
 
 
 class BatchResult(BaseModel):
+    """What came of each operation."""
+
     items: list[TaskRead | None] = Field(description="In the order of the operations; null for what was deleted.")
 
 
 class ByStatus(BaseModel):
+    """How many there are of each status."""
+
     todo: int
     in_progress: int
     done: int
 
 
 class TaskSummary(BaseModel):
+    """The caller's tasks in numbers, those in the bin left out."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"by_status": {"todo": 4, "in_progress": 1, "done": 12}, "overdue": 2, "due_today": 1}]
         }
     )
 
-    by_status: ByStatus
-    overdue: int
+    by_status: ByStatus = Field(description="All of them, each counted once.")
+    overdue: int = Field(description="Not done, and `due_at` has passed.")
     due_today: int = Field(description="Not done, and due today in the caller's time zone; in UTC when that is unset.")
 
 
 class TagCreate(BaseModel):
+    """A new tag."""
+
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "home"}]})
 
-    name: TagName
+    name: TagName = Field(description=TAG_NAME)
 
 
 class TagUpdate(BaseModel):
@@ -222,10 +268,12 @@ class TagUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "at home"}]})
 
-    name: TagName = Field(default="", json_schema_extra=without_default)
+    name: TagName = Field(default="", json_schema_extra=without_default, description=TAG_NAME)
 
 
 class TagRead(BaseModel):
+    """A tag, and how much it is used."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", "name": "home", "task_count": 3}]
@@ -233,9 +281,11 @@ class TagRead(BaseModel):
     )
 
     id: UUID
-    name: str
+    name: str = Field(description="As it was first stored, or last renamed.")
     task_count: int = Field(description="How many tasks have it, those in the bin left out.")
 
 
 class TagList(BaseModel):
-    items: list[TagRead]
+    """All of the caller's tags: a page is not needed."""
+
+    items: list[TagRead] = Field(description="Sorted by name.")

@@ -66,18 +66,18 @@ class Me(BaseModel):
     )
 
     id: UUID
-    email: str | None
-    email_verified: bool
-    name: str | None
-    image: str | None
-    roles: list[str]
+    email: str | None = Field(description="As Better Auth knows it; two people may have the same.")
+    email_verified: bool = Field(description="Whether Better Auth has seen that it is theirs.")
+    name: str | None = Field(description="As Better Auth knows it.")
+    image: str | None = Field(description="The address of a picture.")
+    roles: list[str] = Field(description="Of Better Auth's admin plugin.")
     scopes: list[str] | None = Field(description="Of an OAuth access token. null: the person's own token, not limited.")
-    is_anonymous: bool
-    status: UserStatus
+    is_anonymous: bool = Field(description="Signed in without an account, through Better Auth's anonymous plugin.")
+    status: UserStatus = Field(description="Whether this API lets them in: who reads this is `active`.")
     time_zone: str | None = Field(description="IANA name")
     locale: str | None = Field(description="BCP 47")
     issuer: str = Field(description="`iss` of the token that was used")
-    subject: str
+    subject: str = Field(description="`sub` of the token that was used: the id at Better Auth")
     expires_at: datetime = Field(description="`exp` of the token that was used")
     created_at: datetime
     updated_at: datetime
