@@ -9,28 +9,29 @@ from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.errors import DeadlockDetected, FeatureNotSupported, InvalidSqlStatementName, SerializationFailure
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
-from sqlalchemy import ClauseElement, bindparam
+from sqlalchemy import ClauseElement, Select, bindparam
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from backend.transport import Connection, UnreadableRow, Wires
+from backend.transport import Row as Row
 
 T = TypeVar("T")
-Row = DictRow
-Connection = AsyncConnection[Row]
 
-_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it unannotated
+_DIALECT = PGDialect_psycopg(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it unannotated
+
+LEAST_SIZE = 3
 
 # One statement gives a transaction its role, its caller, its clock and its patience. All of them end with the
 # transaction, so neither this pool nor a pooler behind it can carry them to the next request.
 _BECOME: LiteralString = (
-    "SELECT set_config('role', %s, true), set_config('app.caller', %s, true), set_config('timezone', 'UTC', true),"
+    "SELECT set_config('role', $1, true), set_config('app.caller', $2, true), set_config('timezone', 'UTC', true),"
     " set_config('statement_timeout', '10s', true), set_config('lock_timeout', '3s', true)"
 )
-
-# The server ends what takes longer than its statement_timeout; a server that hangs ends nothing.
-_DEADLINE = 12.0  # seconds
 
 # The second time may go well: locks in another order, or a connection that has not prepared the statement in the days
 # before a migration (0A000, "cached plan must not change result type") or on another server of a pooler (26000).
@@ -61,37 +62,60 @@ class Statement:
 
     def __init__(self, clause: ClauseElement) -> None:
         compiled = clause.compile(dialect=_DIALECT)
+        assert isinstance(compiled, SQLCompiler)
         self.sql = compiled.string
+        self.writes = not isinstance(clause, Select) or any(cte.element.is_dml for cte in compiled.ctes or ())
+        self.names = compiled.positiontup or []
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
 
-    def bind(self, actor: Actor, values: Mapping[str, object]) -> dict[str, object]:
-        return {**self._constants, **values, "caller": actor.id or None}
+    def bind(self, actor: Actor, values: Mapping[str, object]) -> list[object]:
+        """The values of its parameters, in order."""
+        given = {**self._constants, **values, "caller": actor.id or None}
+        return [given[name] for name in self.names]
 
 
 class Pool:
     """The connections of this process. `async with` opens them; a server that is down is found out at first use."""
 
-    def __init__(self, url: str, *, size: int = 10, prepare: bool = True, wait: float = 3.0) -> None:
-        """`wait`: seconds a request waits for a connection before it is a `psycopg_pool.PoolTimeout`."""
+    def __init__(
+        self, url: str, *, size: int = 10, prepare: bool = True, wait: float = 3.0, deadline: float = 12.0
+    ) -> None:
+        """Of `size` connections, 3 or more, some are for single statements and the rest for transactions.
+
+        `wait`: seconds a request waits for a connection before it is a `psycopg_pool.PoolTimeout`.
+        `deadline`: seconds until a server that hangs is left. One that works ends each statement sooner by itself.
+        """
+        if size < LEAST_SIZE:
+            raise ValueError(f"a pool has at least {LEAST_SIZE} connections, not {size}")
+        readers, writers = max(1, size // 5), max(1, size * 2 // 5)
+        options: dict[str, Any] = {
+            "autocommit": True,
+            "row_factory": dict_row,
+            "prepare_threshold": 5 if prepare else None,
+            "application_name": "resource-server",
+            "connect_timeout": 5,
+        }
+
+        async def connect() -> Connection:
+            connection = await AsyncConnection.connect(url, **options)
+            await _use_utc(connection)
+            return connection
+
         self.prepare = prepare
+        self.wires = Wires(connect, readers=readers, writers=writers, prepare=prepare, wait=wait, deadline=deadline)
+        self._deadline = deadline
         self._lent = 0
         self._pool = AsyncConnectionPool(
             url,
             connection_class=Connection,
-            min_size=size,
-            max_size=size,
+            min_size=size - readers - writers,
+            max_size=size - readers - writers,
             timeout=wait,
             # Attempts come ever less often until they are given up; then the next request starts anew.
             reconnect_timeout=5,
             configure=_use_utc,
             open=False,
-            kwargs={
-                "autocommit": True,
-                "row_factory": dict_row,
-                "prepare_threshold": 5 if prepare else None,
-                "application_name": "resource-server",
-                "connect_timeout": 5,
-            },
+            kwargs=options,
         )
 
     async def __aenter__(self) -> Self:
@@ -99,6 +123,7 @@ class Pool:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.wires.close()
         await self._pool.close()
 
     @asynccontextmanager
@@ -111,7 +136,7 @@ class Pool:
         try:
             async with self._pool.connection() as connection:
                 self._lent += 1
-                deadline = asyncio.get_running_loop().call_later(_DEADLINE, cut, connection)
+                deadline = asyncio.get_running_loop().call_later(self._deadline, cut, connection)
                 try:
                     yield connection
                 except _STALE_CONNECTION:
@@ -135,8 +160,9 @@ class Transaction:
         self._prepare = prepare
 
     async def rows(self, statement: Statement, **values: object) -> list[Row]:
-        cursor = await self._connection.execute(
-            statement.sql, statement.bind(self._actor, values), prepare=self._prepare, binary=True
+        cursor = AsyncRawCursor(self._connection)
+        await cursor.execute(
+            statement.sql.encode(), statement.bind(self._actor, values), prepare=self._prepare, binary=True
         )
         return await cursor.fetchall() if cursor.description else []
 
@@ -176,30 +202,17 @@ class Database:
             return await attempt()
 
     async def _rows(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
-        prepare = self._pool.prepare
-        async with self._pool.connection() as connection:
-            try:
-                # The messages of a pipeline are one transaction, which its end commits.
-                async with connection.pipeline():
-                    await connection.execute(_BECOME, self._actor, prepare=prepare)
-                    cursor = await connection.execute(
-                        statement.sql, statement.bind(self._actor, values), prepare=prepare, binary=True
-                    )
-            except IndexError as error:
-                # How psycopg's pipeline, more often than not, takes it that the commit itself failed.
-                await connection.close()
-                raise psycopg.OperationalError("the commit failed") from error
-            if not cursor.description:
-                return []
-            try:
-                return await cursor.fetchall()
-            except psycopg.DataError as error:
-                # What is stored is not the client's mistake, whoever stored it.
-                raise RuntimeError("a stored value cannot be read") from error
+        wires = self._pool.wires
+        run = wires.write if statement.writes else wires.read
+        try:
+            return await run(_BECOME, self._actor, statement.sql, statement.bind(self._actor, values))
+        except UnreadableRow as error:
+            # What is stored is not the client's mistake, whoever stored it.
+            raise RuntimeError("a stored value cannot be read") from error
 
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         async with self._pool.connection() as connection, connection.transaction():
-            await connection.execute(_BECOME, self._actor, prepare=self._pool.prepare)
+            await AsyncRawCursor(connection).execute(_BECOME, self._actor, prepare=self._pool.prepare)
             return await work(Transaction(connection, self._actor, prepare=self._pool.prepare))
 
 

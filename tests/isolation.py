@@ -10,11 +10,19 @@ import pytest
 
 from backend.database import Statement
 
-OWNER_FILTER = re.compile(r"(\w+\.owner_id|users\.id) = %\(caller\)s::UUID")
 
 
-def without_owner(sql: str) -> str:
-    return OWNER_FILTER.sub("%(caller)s::UUID IS NOT NULL", sql)
+def caller(statement: Statement) -> str:
+    """The caller's id, as the statement refers to it."""
+    return rf"\${statement.names.index('caller') + 1}::UUID" if "caller" in statement.names else "(?!)"
+
+
+def owner_filter(statement: Statement) -> re.Pattern[str]:
+    return re.compile(rf"(\w+\.owner_id|users\.id) = ({caller(statement)})")
+
+
+def without_owner(statement: Statement) -> str:
+    return owner_filter(statement).sub(r"\2 IS NOT NULL", statement.sql)
 
 
 @contextmanager
@@ -26,12 +34,12 @@ def forgotten_filter(*modules: ModuleType) -> Iterator[None]:
 
     def careless(self: Statement, clause: Any) -> None:
         original(self, clause)
-        self.sql = without_owner(self.sql)
+        self.sql = without_owner(self)
 
     with pytest.MonkeyPatch.context() as patch:
         for statement in members:
             if isinstance(statement, Statement):
-                patch.setattr(statement, "sql", without_owner(statement.sql))
+                patch.setattr(statement, "sql", without_owner(statement))
         for shape in shapes:
             shape.cache_clear()
         patch.setattr(Statement, "__init__", careless)

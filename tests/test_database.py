@@ -27,7 +27,7 @@ async def connection_id(database: Database) -> int:
 
 @pytest.fixture
 async def pool(database_url: str) -> Pool:
-    return Pool(database_url, size=1)
+    return Pool(database_url, size=3)
 
 
 async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Pool) -> None:
@@ -93,7 +93,7 @@ async def test_a_transaction_is_all_or_nothing(pool: Pool) -> None:
 
 
 async def test_a_deadlock_is_tried_once_more(database_url: str) -> None:
-    async with Pool(database_url, size=2) as pool:
+    async with Pool(database_url, size=4) as pool:
         database = Database(pool, SYSTEM)
         made = raw("INSERT INTO users (issuer, subject) VALUES ('lock', :subject) RETURNING id")
         touch = raw("UPDATE users SET locale = 'de' WHERE id = :id")
@@ -130,7 +130,7 @@ async def test_the_second_failure_is_the_callers(pool: Pool) -> None:
 
 
 async def test_a_pool_that_is_used_up_is_an_error_in_bounded_time(database_url: str) -> None:
-    async with Pool(database_url, size=1, wait=0.05) as pool, pool.connection():
+    async with Pool(database_url, size=3, wait=0.05) as pool, pool.connection():
         with pytest.raises(PoolTimeout):
             await Database(pool, SYSTEM).rows(raw("SELECT 1"))
 
@@ -155,7 +155,7 @@ async def test_times_are_utc_whatever_the_servers_zone(postgres: str) -> None:
     migrations.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {connection.info.dbname} SET timezone TO 'Europe/Berlin'".encode())
-    async with Pool(url, size=1) as pool:
+    async with Pool(url, size=3) as pool:
         row = await Database(pool, SYSTEM).row(
             raw("SELECT timestamptz '2026-07-01 12:00+00' AS at, now()::text AS now")
         )
@@ -210,7 +210,7 @@ async def test_what_is_worth_another_try(
 
 @pytest.mark.parametrize("prepare", [True, False])
 async def test_statements_are_prepared_unless_a_pooler_forbids_it(database_url: str, prepare: bool) -> None:
-    async with Pool(database_url, size=1, prepare=prepare) as pool:
+    async with Pool(database_url, size=3, prepare=prepare) as pool:
         database = Database(pool, SYSTEM)
         for _ in range(10):
             row = await database.row(raw("SELECT count(*) AS n FROM pg_prepared_statements"))

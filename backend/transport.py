@@ -1,0 +1,389 @@
+"""Connections to PostgreSQL that many requests share: statements are pipelined, and each is a transaction of its own.
+
+A pool lends a connection to a request, which waits for a round trip and gives it back: psycopg's cursors, locks and
+waits cost several times what the statement does. Here a request leaves its statement on a connection that is open, and
+is told when the answer is there; what others leave in the same moment goes out in one write and comes back in one read
+(https://www.postgresql.org/docs/18/libpq-pipeline-mode.html). `docs/performance.md` has the figures.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.abc import Buffer
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.errors import error_from_result
+from psycopg_pool import PoolTimeout
+
+Row = dict[str, Any]
+Connection = AsyncConnection[Row]
+Rows = asyncio.Future[list[Row]]
+
+MOST_WAITING = 1000  # on one connection; whoever comes on top is refused at once
+MOST_PREPARED = 500  # statements on one connection, some kB each in the server
+_PAUSE = 0.1  # seconds between two attempts to connect
+_STUCK = 0.05  # seconds: nobody queues up behind one who has waited this long, if there is another way
+_TEXTS = (25, 25)  # the oid of the type
+_AS_TEXT = (pq.Format.TEXT, pq.Format.TEXT)
+
+_GOOD = frozenset({pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY})
+_STALE = frozenset({b"0A000", b"26000"})
+
+
+class ConnectionLost(psycopg.OperationalError):
+    """The connection went while a statement was under way: whether it was done is not known."""
+
+
+_Key = tuple[str, tuple[int, ...]]
+
+
+class UnreadableRow(psycopg.DataError):
+    """What the server answered has no equal in Python, as a time `infinity` has none."""
+
+
+class _Bound(NamedTuple):
+    """A statement with its values, as they go over the wire."""
+
+    sql: str
+    values: Sequence[Buffer | None]
+    types: tuple[int, ...]
+    formats: Sequence[pq.Format]
+
+
+class _Prepared:
+    """A statement as one connection knows it; it learns from the first answer how to make rows."""
+
+    __slots__ = ("make_row", "name")
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.make_row: Callable[[Sequence[Any]], Row] | None = None
+
+
+class _Job:
+    """A transaction on its way. Whoever waits for it gets the rows of its statement, or its first error."""
+
+    __slots__ = ("before", "error", "result", "rows", "since", "sql", "statement", "steps", "texts", "values")
+
+    def __init__(
+        self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any], rows: Rows, since: float
+    ) -> None:
+        self.before = before
+        self.texts = texts
+        self.sql = sql
+        self.values = values
+        self.rows = rows
+        self.since = since
+        # What the server has yet to say yes to, the next one last: preparing (what), or running (None).
+        self.steps: list[_Key | None] = []
+        self.statement: _Prepared
+        self.result: pq.abc.PGresult | None = None
+        self.error: psycopg.Error | None = None
+
+
+class Wire:
+    """One connection: opened when it is first needed, and again after it was lost."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, prepare: bool, deadline: float) -> None:
+        """`deadline`: seconds until a server that does not answer is given up, and the connection with it."""
+        self._connect = connect
+        self._prepare = prepare
+        self._deadline = deadline
+        self._loop: asyncio.AbstractEventLoop
+        self._pgconn: pq.abc.PGconn | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._unsent: deque[_Job] = deque()
+        self._sent: deque[_Job] = deque()
+        self._statements: dict[_Key, _Prepared] = {}
+        self._number = 0
+        self._flush_is_due = False
+        self._is_writing = False
+        self._watch: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """How many wait for an answer."""
+        return len(self._unsent) + len(self._sent)
+
+    def is_stuck(self) -> bool:
+        return bool(self._sent) and self._loop.time() - self._sent[0].since > _STUCK
+
+    def run(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> Rows:
+        """Run two statements in one transaction: one that takes two texts, and one whose rows are the answer.
+
+        Their parameters are `$1`, `$2`, ... On each connection a text is prepared once for each choice of types.
+
+        Errors are `psycopg.Error`; of those, `ConnectionLost` leaves open whether it was done. Who stops waiting is not
+        told, and troubles nobody else.
+        """
+        loop = asyncio.get_running_loop()
+        job = _Job(before, texts, sql, values, loop.create_future(), loop.time())
+        if self._pgconn is not None and not self._sent:
+            # The server may have gone while nobody was looking.
+            self._read()
+        if self._pgconn is not None:
+            self._send(self._pgconn, job)
+        else:
+            self._unsent.append(job)
+            if self._connecting is None:
+                self._connecting = loop.create_task(self._open(), name="connect to PostgreSQL")
+        return job.rows
+
+    async def close(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._connecting
+            self._connecting = None
+        self._lose("the pool was closed")
+
+    async def _open(self) -> None:
+        while True:
+            try:
+                connection = await self._connect()
+            except psycopg.Error as error:
+                _fail(self._unsent, psycopg.OperationalError, str(error))
+            else:
+                break
+            # Whoever comes in the meantime waits for the next attempt.
+            await asyncio.sleep(_PAUSE)
+            if not self._unsent:
+                self._connecting = None
+                return
+        self._connecting = None
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._pgconn = pgconn = connection.pgconn
+        pgconn.nonblocking = 1
+        pgconn.enter_pipeline_mode()
+        self._transformer = Transformer(connection)
+        self._socket = pgconn.socket
+        self._loop.add_reader(self._socket, self._read)
+        while self._unsent:
+            self._send(pgconn, self._unsent.popleft())
+
+    def _send(self, pgconn: pq.abc.PGconn, job: _Job) -> None:
+        if job.rows.done():
+            return
+        try:
+            preamble = _Bound(job.before, [text.encode() for text in job.texts], _TEXTS, _AS_TEXT)
+            bound = self._bind(job)
+        except psycopg.Error as error:
+            job.rows.set_exception(error)
+            return
+        try:
+            self._send_part(pgconn, job, preamble)
+            self._send_part(pgconn, job, bound)
+            pgconn.pipeline_sync()
+            job.steps.reverse()
+        except psycopg.OperationalError as error:
+            self._sent.append(job)
+            self._lose(str(error))
+            return
+        self._sent.append(job)
+        if not self._flush_is_due:
+            # Once for all that is sent in this turn of the loop.
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._deadline, self._look)
+
+    def _bind(self, job: _Job) -> _Bound:
+        if not job.values:
+            return _Bound(job.sql, (), (), ())
+        transformer = self._transformer
+        values = transformer.dump_sequence(job.values, [PyFormat.AUTO] * len(job.values))
+        return _Bound(job.sql, values, transformer.types or (), transformer.formats or ())
+
+    def _send_part(self, pgconn: pq.abc.PGconn, job: _Job, part: _Bound) -> None:
+        key = part.sql, part.types
+        statement = self._statements.get(key)
+        if statement is None:
+            if not self._prepare or len(self._statements) >= MOST_PREPARED:
+                job.statement = _Prepared(b"")
+                job.steps.append(None)
+                pgconn.send_query_params(part.sql.encode(), part.values, part.types, part.formats, pq.Format.BINARY)
+                return
+            self._number += 1
+            statement = self._statements[key] = _Prepared(b"wire_%d" % self._number)
+            job.steps.append(key)
+            pgconn.send_prepare(statement.name, part.sql.encode(), part.types)
+        job.statement = statement
+        job.steps.append(None)
+        pgconn.send_query_prepared(statement.name, part.values, part.formats, pq.Format.BINARY)
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        if self._pgconn is None:
+            return
+        try:
+            unfinished = self._pgconn.flush()
+        except psycopg.OperationalError as error:
+            self._lose(str(error))
+            return
+        if bool(unfinished) is not self._is_writing:
+            self._is_writing = bool(unfinished)
+            if unfinished:
+                self._loop.add_writer(self._socket, self._flush)
+            else:
+                self._loop.remove_writer(self._socket)
+
+    def _read(self) -> None:
+        pgconn = self._pgconn
+        if pgconn is None:
+            return
+        try:
+            pgconn.consume_input()
+            while self._sent and not pgconn.is_busy():
+                result = pgconn.get_result()
+                if result is None:
+                    # So ends one statement; the results of the next may be there.
+                    if pgconn.is_busy():
+                        break
+                    result = pgconn.get_result()
+                    if result is None:
+                        break
+                self._take(self._sent[0], result)
+        except psycopg.OperationalError as error:
+            self._lose(str(error))
+            return
+        if pgconn.status == pq.ConnStatus.BAD:
+            self._lose("the server closed the connection")
+
+    def _take(self, job: _Job, result: pq.abc.PGresult) -> None:
+        status = result.status
+        if status in _GOOD:
+            job.result = result
+            job.steps.pop()
+        elif status == pq.ExecStatus.PIPELINE_SYNC:
+            self._sent.popleft()
+            self._answer(job)
+        elif status != pq.ExecStatus.PIPELINE_ABORTED and job.error is None:
+            job.error = error_from_result(result)
+            if result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) == b"FATAL":
+                job.error = ConnectionLost(str(job.error))
+            if result.error_field(pq.DiagnosticField.SQLSTATE) in _STALE:
+                # Prepared in the days before a migration, or on another server of a pooler.
+                self._statements.clear()
+
+    def _answer(self, job: _Job) -> None:
+        for key in job.steps:
+            if key is not None:
+                self._statements.pop(key, None)
+        if job.rows.done():
+            return
+        if job.error is not None:
+            job.rows.set_exception(job.error)
+            return
+        try:
+            job.rows.set_result(self._rows(job))
+        except psycopg.DataError as error:
+            job.rows.set_exception(UnreadableRow(str(error)))
+
+    def _rows(self, job: _Job) -> list[Row]:
+        result, statement = job.result, job.statement
+        if result is None or not result.nfields:
+            return []
+        if statement.make_row is None:
+            names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+            statement.make_row = partial(_row, names)
+        self._transformer.set_pgresult(result)
+        return self._transformer.load_rows(0, result.ntuples, statement.make_row)
+
+    def _look(self) -> None:
+        self._watch = None
+        if self._sent:
+            left = self._sent[0].since + self._deadline - self._loop.time()
+            if left > 0:
+                self._watch = self._loop.call_later(left, self._look)
+            else:
+                self._lose("the server did not answer in time")
+
+    def _lose(self, why: str) -> None:
+        pgconn, self._pgconn = self._pgconn, None
+        if pgconn is not None:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._is_writing = False
+            self._statements.clear()
+            pgconn.finish()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        _fail(self._sent, ConnectionLost, why)
+        _fail(self._unsent, psycopg.OperationalError, why)
+
+
+def _row(names: Sequence[str], values: Sequence[Any]) -> Row:
+    return dict(zip(names, values, strict=True))
+
+
+def _fail(jobs: deque[_Job], kind: type[psycopg.OperationalError], why: str) -> None:
+    while jobs:
+        job = jobs.popleft()
+        if not job.rows.done():
+            job.rows.set_exception(kind(why))
+
+
+class Wires:
+    """Some connections for those who only read, who share them, and some for those who write, one at a time.
+
+    Who writes may have to wait for another's lock, and nobody should wait behind them.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        *,
+        readers: int,
+        writers: int,
+        prepare: bool,
+        wait: float,
+        deadline: float,
+    ) -> None:
+        """`wait`: seconds until a write that finds no connection free is a `PoolTimeout`."""
+        make = partial(Wire, connect, prepare=prepare, deadline=deadline)
+        self._readers = [make() for _ in range(readers)]
+        self._writers = [make() for _ in range(writers)]
+        self._free = list(self._writers)
+        self._vacancy = asyncio.Semaphore(writers)
+        self._wait = wait
+
+    async def read(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> list[Row]:
+        """The rows of a statement that changes nothing: asked for again where a connection was lost."""
+        for _ in self._readers:
+            with suppress(ConnectionLost):
+                return await self._reader().run(before, texts, sql, values)
+        return await self._reader().run(before, texts, sql, values)
+
+    def _reader(self) -> Wire:
+        wire = min(self._readers, key=len)
+        if wire.is_stuck():
+            wire = min(self._readers, key=lambda wire: (wire.is_stuck(), len(wire)))
+        if len(wire) >= MOST_WAITING:
+            raise PoolTimeout("too many statements are waiting")
+        return wire
+
+    async def write(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> list[Row]:
+        if self._vacancy.locked():
+            try:
+                async with asyncio.timeout(self._wait):
+                    await self._vacancy.acquire()
+            except TimeoutError as error:
+                raise PoolTimeout("every connection is in use") from error
+        else:
+            await self._vacancy.acquire()
+        wire = self._free.pop()
+        try:
+            return await wire.run(before, texts, sql, values)
+        finally:
+            self._free.append(wire)
+            self._vacancy.release()
+
+    async def close(self) -> None:
+        for wire in (*self._readers, *self._writers):
+            await wire.close()
