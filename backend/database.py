@@ -17,8 +17,9 @@ from sqlalchemy import ClauseElement, Select, bindparam
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from backend.transport import Connection, UnreadableRow, Wires
+from backend.transport import Connection as Connection
 from backend.transport import Row as Row
+from backend.transport import UnreadableRow, Wires, is_alive
 
 T = TypeVar("T")
 
@@ -114,6 +115,7 @@ class Pool:
             # Attempts come ever less often until they are given up; then the next request starts anew.
             reconnect_timeout=5,
             configure=_use_utc,
+            check=_is_alive,
             open=False,
             kwargs=options,
         )
@@ -219,6 +221,12 @@ class Database:
 def parameters(names: Iterable[str]) -> dict[str, Any]:
     """For `values()`: each column set from the parameter of its name."""
     return {name: bindparam(name) for name in names}
+
+
+async def _is_alive(connection: Connection) -> None:
+    """For the pool, which else would lend what a restart of the server has ended."""
+    if not is_alive(connection.pgconn):
+        raise psycopg.OperationalError("the server closed the connection")
 
 
 async def _use_utc(connection: Connection) -> None:

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
         description="The same database past any transaction pooler, for migrations and to LISTEN. "
         "Default: `DATABASE_URL`.",
     )
-    database_pool_size: int = Field(default=10, ge=1, le=1000, description="Connections per worker.")
+    database_pool_size: int = Field(default=10, ge=3, le=1000, description="Connections per worker.")
     database_prepare: Literal["on", "off"] = Field(
         default="on", description="Prepared statements. `off` behind a pgbouncer older than 1.21."
     )

@@ -86,6 +86,16 @@ class _Job:
         self.error: psycopg.Error | None = None
 
 
+def is_alive(pgconn: pq.abc.PGconn) -> bool:
+    """Whether the server has not gone while nobody was looking: no round trip."""
+    try:
+        pgconn.consume_input()  # what it said at last
+        pgconn.consume_input()  # that it said no more
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
 class Wire:
     """One connection: opened when it is first needed, and again after it was lost."""
 
@@ -122,9 +132,8 @@ class Wire:
         """
         loop = asyncio.get_running_loop()
         job = _Job(before, texts, sql, values, loop.create_future(), loop.time())
-        if self._pgconn is not None and not self._sent:
-            # The server may have gone while nobody was looking.
-            self._read()
+        if self._pgconn is not None and not self._sent and not is_alive(self._pgconn):
+            self._lose("the server closed the connection")
         if self._pgconn is not None:
             self._send(self._pgconn, job)
         else:
@@ -347,23 +356,23 @@ class Wires:
     ) -> None:
         """`wait`: seconds until a write that finds no connection free is a `PoolTimeout`."""
         make = partial(Wire, connect, prepare=prepare, deadline=deadline)
-        self._readers = [make() for _ in range(readers)]
-        self._writers = [make() for _ in range(writers)]
-        self._free = list(self._writers)
+        self.readers = [make() for _ in range(readers)]
+        self.writers = [make() for _ in range(writers)]
+        self._free = list(self.writers)
         self._vacancy = asyncio.Semaphore(writers)
         self._wait = wait
 
     async def read(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a statement that changes nothing: asked for again where a connection was lost."""
-        for _ in self._readers:
+        for _ in self.readers:
             with suppress(ConnectionLost):
                 return await self._reader().run(before, texts, sql, values)
         return await self._reader().run(before, texts, sql, values)
 
     def _reader(self) -> Wire:
-        wire = min(self._readers, key=len)
+        wire = min(self.readers, key=len)
         if wire.is_stuck():
-            wire = min(self._readers, key=lambda wire: (wire.is_stuck(), len(wire)))
+            wire = min(self.readers, key=lambda wire: (wire.is_stuck(), len(wire)))
         if len(wire) >= MOST_WAITING:
             raise PoolTimeout("too many statements are waiting")
         return wire
@@ -385,5 +394,5 @@ class Wires:
             self._vacancy.release()
 
     async def close(self) -> None:
-        for wire in (*self._readers, *self._writers):
+        for wire in (*self.readers, *self.writers):
             await wire.close()

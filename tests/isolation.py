@@ -11,7 +11,6 @@ import pytest
 from backend.database import Statement
 
 
-
 def caller(statement: Statement) -> str:
     """The caller's id, as the statement refers to it."""
     return rf"\${statement.names.index('caller') + 1}::UUID" if "caller" in statement.names else "(?!)"
@@ -19,6 +18,10 @@ def caller(statement: Statement) -> str:
 
 def owner_filter(statement: Statement) -> re.Pattern[str]:
     return re.compile(rf"(\w+\.owner_id|users\.id) = ({caller(statement)})")
+
+
+def owned_insert(statement: Statement) -> re.Pattern[str]:
+    return re.compile(rf"INSERT INTO \w+ \(owner_id, .*\) VALUES \({caller(statement)}, ")  # noqa: S608
 
 
 def without_owner(statement: Statement) -> str:

@@ -359,11 +359,11 @@ async def test_what_the_database_says_is_answered_by_its_sqlstate(
 
 
 async def test_a_pool_in_full_use_is_busy_not_gone(settings: Settings, api: Api) -> None:
-    async with running(settings.model_copy(update={"database_pool_size": 1}), api.issuer) as small:
+    async with running(settings.model_copy(update={"database_pool_size": 3}), api.issuer) as small:
         ada = small.person()
         assert (await ada.get(TASKS)).status_code == 200
         async with small.state["pool"].connection():
-            response = await ada.get(TASKS)
+            response = await ada.post(TASKS, {"title": "a", "tags": ["home"]})
     assert (response.status_code, response.json()["code"]) == (503, "database_busy")
 
 

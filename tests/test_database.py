@@ -1,6 +1,7 @@
 """The executor: roles, transactions, errors, and what stays on a connection (nothing)."""
 
 import asyncio
+from typing import LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
@@ -35,16 +36,20 @@ async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Poo
         "SELECT current_user AS role, current_setting('app.caller') AS caller, current_setting('timezone') AS zone"
     )
     user = Actor.user(uuid4())
+    left: LiteralString = (
+        "SELECT current_user = session_user AS self, nullif(current_setting('app.caller', true), '') AS c"
+    )
     async with pool:
         for actor in user, SYSTEM, user:
             assert await Database(pool, actor).row(who) == {"role": actor.role, "caller": actor.id, "zone": "UTC"}
+            assert await Database(pool, actor).transact(lambda transaction: transaction.row(who))
             async with pool.connection() as connection:
-                row = await (
-                    await connection.execute(
-                        "SELECT current_user = session_user AS self, current_setting('app.caller') AS c"
-                    )
-                ).fetchone()
-            assert row == {"self": True, "c": ""}
+                row = await (await connection.execute(left)).fetchone()
+            assert row == {"self": True, "c": None}
+            for wire in (*pool.wires.readers, *pool.wires.writers):
+                # Run as nobody in particular, so that what the last transaction left behind would show.
+                (found,) = await wire.run("SELECT $1, $2", ("", ""), left, ())
+                assert found == {"self": True, "c": None}
 
 
 async def test_an_error_poisons_nothing(pool: Pool) -> None:
@@ -65,9 +70,8 @@ async def test_a_commit_that_fails_is_an_error(pool: Pool) -> None:
         database = Database(pool, SYSTEM)
         insert = raw("INSERT INTO late VALUES (1), (1)")
         try:
-            for _ in range(20):  # psycopg takes it in more than one way
-                with pytest.raises(psycopg.OperationalError):
-                    await database.rows(insert)
+            with pytest.raises(psycopg.errors.UniqueViolation):
+                await database.rows(insert)
             with pytest.raises(psycopg.errors.UniqueViolation):
                 await database.transact(lambda transaction: transaction.rows(insert))
             assert await database.rows(raw("SELECT * FROM late")) == []
@@ -132,21 +136,20 @@ async def test_the_second_failure_is_the_callers(pool: Pool) -> None:
 async def test_a_pool_that_is_used_up_is_an_error_in_bounded_time(database_url: str) -> None:
     async with Pool(database_url, size=3, wait=0.05) as pool, pool.connection():
         with pytest.raises(PoolTimeout):
-            await Database(pool, SYSTEM).rows(raw("SELECT 1"))
+            await Database(pool, SYSTEM).transact(lambda transaction: transaction.rows(raw("SELECT 1")))
 
 
-async def test_patience_has_its_bounds(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_patience_has_its_bounds(database_url: str) -> None:
     """The server ends a long statement and a long wait for a lock; a server that hangs is left by the client."""
-    async with pool:
+    bounds = raw("SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock")
+    sleep = raw("SELECT pg_sleep(5)")
+    async with Pool(database_url, size=3, deadline=0.2) as pool:
         database = Database(pool, SYSTEM)
-        bounds = raw(
-            "SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock"
-        )
         assert await database.row(bounds) == {"statement": "10s", "lock": "3s"}
-        monkeypatch.setattr("backend.database._DEADLINE", 0.05)
         with pytest.raises(psycopg.OperationalError):
-            await database.rows(raw("SELECT pg_sleep(5)"))
-        monkeypatch.undo()
+            await database.rows(sleep)
+        with pytest.raises(psycopg.OperationalError):
+            await database.transact(lambda transaction: transaction.rows(sleep))
         assert await database.row(raw("SELECT 1 AS one")) == {"one": 1}
 
 

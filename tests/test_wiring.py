@@ -71,7 +71,8 @@ async def test_the_pool_is_as_the_settings_say(settings: Settings, issuer: Local
     async with running(changed(settings, database_prepare=prepare, database_pool_size=3), issuer) as api:
         pool = api.state["pool"]
         assert pool.prepare is (prepare == "on")
-        assert (pool._pool.min_size, pool._pool.max_size) == (3, 3)
+        assert (pool._pool.min_size, pool._pool.max_size) == (1, 1)
+        assert (len(pool.wires.readers), len(pool.wires.writers)) == (1, 1)
 
 
 async def test_a_known_caller_is_looked_up_again_after_a_minute(api: Api) -> None:

@@ -108,7 +108,7 @@ async def test_the_purge_goes_on_after_a_failure(
     """First against a server that is not there, then against the real one; the third time it waits for good."""
     caplog.set_level(logging.INFO, purge_module.__name__)
     old = await deleted(api, api.person(), "31 days", count=5)
-    pools = iter([Pool("postgresql://nobody@127.0.0.1:9/nothing", size=1, wait=0.05), api.state["pool"]])
+    pools = iter([Pool("postgresql://nobody@127.0.0.1:9/nothing", size=3, wait=0.05), api.state["pool"]])
     done = asyncio.Event()
     rounds = 0
 

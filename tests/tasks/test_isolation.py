@@ -1,6 +1,5 @@
 """Nobody reaches anybody else's rows: by any route, with ids guessed rightly, even where the filter is forgotten."""
 
-import re
 from contextlib import nullcontext
 from uuid import uuid4
 
@@ -17,7 +16,7 @@ from backend.tasks import tags as tag_service
 from backend.tasks.models import Task
 from backend.users import service as user_service
 from tests.conftest import Api, Person
-from tests.isolation import OWNER_FILTER, forgotten_filter
+from tests.isolation import forgotten_filter, owned_insert, owner_filter
 from tests.test_resources import RESOURCES
 
 TASKS = "/api/v1/tasks"
@@ -50,9 +49,9 @@ def statements() -> dict[str, Statement]:
 def test_every_statement_of_a_service_names_the_caller() -> None:
     for name, statement in statements().items():
         if statement.sql.startswith("INSERT"):
-            assert re.match(r"INSERT INTO \w+ \(owner_id, .*\) VALUES \(%\(caller\)s::UUID, ", statement.sql), name
+            assert owned_insert(statement).match(statement.sql), name
         else:
-            assert OWNER_FILTER.search(statement.sql), name
+            assert owner_filter(statement).search(statement.sql), name
 
 
 OPERATIONS = {

@@ -5,14 +5,12 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 from unittest.mock import patch
-from urllib.parse import urlencode
 from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 
 from backend.auth import Principal
 from backend.auth.testing import LocalIssuer
@@ -22,6 +20,7 @@ from backend.users import invalidation
 from backend.users.directory import FIND, Suspended, Users
 from backend.users.invalidation import Listener
 from tests.conftest import ISSUER, Api, caught_up, create_database, running
+from tests.relay import Relay
 from tests.test_database import raw
 
 ME = "/api/v1/users/me"
@@ -34,63 +33,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-class Relay:
-    """A TCP address through which PostgreSQL is reached, and which can fail in the ways that networks do."""
-
-    def __init__(self, url: str) -> None:
-        self._target = conninfo_to_dict(url)
-        self.refusing = False
-        self.accepted = asyncio.Queue[None]()
-        self._open: list[tuple[asyncio.Event, asyncio.StreamWriter, asyncio.StreamWriter]] = []
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        query = urlencode({**self._target, "host": "127.0.0.1", "port": port})
-        self.url = f"postgresql://?{query}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        self.drop()
-
-    def hang(self) -> None:
-        """Whoever is connected now hears nothing more, and is not told."""
-        for flowing, *_ in self._open:
-            flowing.clear()
-
-    def drop(self) -> None:
-        for flowing, *writers in self._open:
-            for writer in writers:
-                writer.close()
-            flowing.set()
-        self._open.clear()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.refusing:
-            writer.close()
-            return
-        host, port = str(self._target["host"]), self._target.get("port") or 5432
-        server = (
-            await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-            if host.startswith("/")
-            else await asyncio.open_connection(host, int(port))
-        )
-        flowing = asyncio.Event()
-        flowing.set()
-        self._open.append((flowing, writer, server[1]))
-        self.accepted.put_nowait(None)
-        await asyncio.gather(self._copy(reader, server[1], flowing), self._copy(server[0], writer, flowing))
-
-    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
-        with suppress(OSError, RuntimeError):
-            while data := await source.read(65536):
-                await flowing.wait()
-                target.write(data)
-                await target.drain()
-        target.close()
 
 
 TRIGGER = """
@@ -139,7 +81,7 @@ class Worker:
 @pytest.fixture
 async def worker(database_url: str, issuer: LocalIssuer) -> AsyncIterator[Worker]:
     clock = Clock()
-    async with Relay(database_url) as relay, Pool(database_url, size=2) as pool:
+    async with Relay(database_url) as relay, Pool(database_url, size=4) as pool:
         users = Users(pool, ISSUER, monotonic=clock)
         listener = Listener(relay.url, pool, users, monotonic=clock, patience=0.2)
         ada = await issuer.verifier().verify(issuer.token(sub=uuid4().hex))
@@ -332,7 +274,7 @@ async def test_a_listener_that_cannot_hear_says_so_once(
     postgres: str, database_url: str, through: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A transaction pooler would swallow notifications, another database has others: each beat would be answered."""
-    async with Relay(database_url) as relay, Pool(database_url, size=1) as pool:
+    async with Relay(database_url) as relay, Pool(database_url, size=3) as pool:
         relay.refusing = True
         url = create_database(postgres, f"deaf_{uuid4().hex[:8]}") if through == "another database" else relay.url
         users = Users(pool, ISSUER)

@@ -1,0 +1,272 @@
+"""The shared connections: what one request meets is nobody else's, and what is lost comes back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from psycopg_pool import PoolTimeout
+
+from backend import transport
+from backend.transport import Connection, ConnectionLost, Wire, Wires
+from tests.relay import Relay
+
+NOTHING = "SELECT $1, $2"
+PID = "SELECT pg_backend_pid() AS pid"
+
+
+async def run(wire: Wire, sql: str, *values: object) -> list[dict[str, Any]]:
+    return await wire.run(NOTHING, ("", ""), sql, values)
+
+
+class Line:
+    """A wire, and how often it was connected. `refusing`: what the next attempts meet."""
+
+    def __init__(self, url: str, *, prepare: bool = True, deadline: float = 30) -> None:
+        self.url = url
+        self.attempts = 0
+        self.wire = Wire(self.connect, prepare=prepare, deadline=deadline)
+
+    async def connect(self) -> Connection:
+        self.attempts += 1
+        return await psycopg.AsyncConnection.connect(
+            self.url, autocommit=True, row_factory=dict_row, application_name="transport", connect_timeout=5
+        )
+
+
+@asynccontextmanager
+async def line(url: str, **options: Any) -> AsyncIterator[Line]:
+    line = Line(url, **options)
+    try:
+        yield line
+    finally:
+        await line.wire.close()
+
+
+@pytest.fixture
+async def wire(database_url: str) -> AsyncIterator[Wire]:
+    async with line(database_url) as made:
+        yield made.wire
+
+
+async def test_what_is_asked_together_is_answered_each_to_its_own(wire: Wire) -> None:
+    answers = await asyncio.gather(*(run(wire, "SELECT $1::int AS n", n) for n in range(300)))
+    assert answers == [[{"n": n}] for n in range(300)]
+
+
+async def test_an_error_is_its_own_statements_alone(wire: Wire) -> None:
+    """Also where the statement is being prepared, and what comes behind it relies on that."""
+    answers = await asyncio.gather(
+        run(wire, "SELECT 1 AS one"),
+        run(wire, "SELECT 1 / $1::int AS n", 0),
+        run(wire, "SELECT 1 / $1::int AS n", 1),
+        run(wire, "SELEC"),
+        run(wire, "SELEC"),
+        wire.run("SELECT set_config('role', $1, true), $2", ("nobody_of_this_name", ""), "SELECT 2 AS two", ()),
+        run(wire, "SELECT 1 AS one"),
+        return_exceptions=True,
+    )
+    kinds = [type(answer) for answer in answers]
+    assert kinds == [
+        list,
+        psycopg.errors.DivisionByZero,
+        list,
+        psycopg.errors.SyntaxError,
+        psycopg.errors.InvalidSqlStatementName,  # of what the one before it failed to prepare: worth another try
+        psycopg.errors.InvalidParameterValue,
+        list,
+    ]
+    assert await run(wire, "SELECT 2 AS two") == [{"two": 2}]
+
+
+async def test_each_is_a_transaction_of_its_own(wire: Wire) -> None:
+    table = f"t_{uuid4().hex}"
+    await run(wire, f"CREATE TABLE {table} (n int CONSTRAINT {table}_late UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    insert = f"INSERT INTO {table} SELECT unnest($1::int[])"
+    answers = await asyncio.gather(
+        run(wire, insert, [1, 2]),
+        run(wire, insert, [3, 3]),  # refused by the commit itself
+        run(wire, insert, [4]),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [list, psycopg.errors.UniqueViolation, list]
+    found = await run(wire, f"DELETE FROM {table} RETURNING n")  # noqa: S608
+    assert sorted(row["n"] for row in found) == [1, 2, 4]
+    await run(wire, f"DROP TABLE {table}")
+
+
+async def test_a_value_that_nothing_can_hold_is_not_sent(wire: Wire) -> None:
+    with pytest.raises(psycopg.DataError):
+        await run(wire, "SELECT $1::text", "\0")
+    assert await run(wire, "SELECT $1::text AS t", "a") == [{"t": "a"}]
+
+
+async def test_who_stops_waiting_troubles_nobody(wire: Wire) -> None:
+    pid = (await run(wire, PID))[0]["pid"]
+    slow = asyncio.ensure_future(run(wire, "SELECT pg_sleep(0.2)"))
+    behind = asyncio.ensure_future(run(wire, "SELECT 'behind' AS who"))
+    gone = asyncio.ensure_future(run(wire, "SELECT 'gone' AS who"))
+    await asyncio.sleep(0)
+    slow.cancel()
+    gone.cancel()
+    assert await behind == [{"who": "behind"}]
+    with suppress(asyncio.CancelledError):
+        await gone
+    assert len(wire) == 0
+    assert await run(wire, PID) == [{"pid": pid}]
+
+
+async def test_what_was_never_sent_is_not_done(database_url: str) -> None:
+    """Cancelled while the connection was being opened."""
+    async with line(database_url) as made:
+        table = f"t_{uuid4().hex}"
+        made_table = asyncio.ensure_future(run(made.wire, f"CREATE TABLE {table} (n int)"))
+        await asyncio.sleep(0)
+        made_table.cancel()
+        assert await run(made.wire, "SELECT to_regclass($1) IS NULL AS absent", table) == [{"absent": True}]
+
+
+async def test_a_lost_connection_fails_what_is_under_way_and_is_opened_again(database_url: str) -> None:
+    async with line(database_url) as made:
+        (row,) = await run(made.wire, PID)
+        waiting = [asyncio.ensure_future(run(made.wire, "SELECT pg_sleep(60)")) for _ in range(3)]
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
+            while not (
+                await (
+                    await other.execute(
+                        "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND query ~ 'pg_sleep'",
+                        (row["pid"],),
+                    )
+                ).fetchone()
+            ):
+                pass
+            await other.execute("SELECT pg_terminate_backend(%s)", (row["pid"],))
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [ConnectionLost] * 3
+        assert (await run(made.wire, PID))[0]["pid"] != row["pid"]
+        assert made.attempts == 2
+
+
+async def test_a_connection_that_ended_while_idle_is_not_used(database_url: str) -> None:
+    async with line(database_url) as made:
+        (row,) = await run(made.wire, PID)
+        with psycopg.connect(database_url, autocommit=True) as other:  # nothing else gets a turn meanwhile
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", (row["pid"],))
+        assert (await run(made.wire, PID))[0]["pid"] != row["pid"]
+
+
+async def test_a_server_that_hangs_is_left(database_url: str) -> None:
+    async with Relay(database_url) as relay, line(relay.url, deadline=0.1) as made:
+        assert await run(made.wire, "SELECT 1 AS one") == [{"one": 1}]
+        relay.hang()
+        answers = await asyncio.gather(run(made.wire, "SELECT 1"), run(made.wire, "SELECT 2"), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [ConnectionLost] * 2
+        assert await run(made.wire, "SELECT 1 AS one") == [{"one": 1}]
+
+
+async def test_a_server_that_is_down_is_an_error_at_once_and_asked_again_soon(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_PAUSE", 0.01)
+    async with line("postgresql://nobody@127.0.0.1:9/nothing") as made:
+        for _ in range(3):
+            answers = await asyncio.gather(*(run(made.wire, "SELECT 1") for _ in range(5)), return_exceptions=True)
+            assert {type(answer) for answer in answers} == {psycopg.OperationalError}
+        assert made.attempts == 3
+        made.url = database_url
+        assert await run(made.wire, "SELECT 1 AS one") == [{"one": 1}]
+
+
+async def test_statements_are_prepared_once_and_only_so_many(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = "SELECT count(*) AS n FROM pg_prepared_statements"
+    for _ in range(3):
+        await run(wire, "SELECT $1::int / $2::int", 1, 1)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await run(wire, "SELECT $1::int / $2::int", 1, 0)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await run(wire, "SELECT 2 / 0")
+    assert await run(wire, count) == [{"n": 4}]
+    monkeypatch.setattr(transport, "MOST_PREPARED", 4)
+    assert await run(wire, "SELECT 'one more' AS t") == [{"t": "one more"}]
+    assert await run(wire, count) == [{"n": 4}]
+
+
+async def test_behind_a_pooler_nothing_is_prepared(database_url: str) -> None:
+    async with line(database_url, prepare=False) as made:
+        for _ in range(3):
+            assert await run(made.wire, "SELECT count(*) AS n FROM pg_prepared_statements") == [{"n": 0}]
+
+
+async def test_a_large_answer_and_a_large_question_arrive_whole(wire: Wire) -> None:
+    text = "x" * 3_000_000
+    answers = await asyncio.gather(*(run(wire, "SELECT $1::text AS t", text) for _ in range(5)))
+    assert all(answer == [{"t": text}] for answer in answers)
+
+
+async def test_closing_ends_what_is_under_way(database_url: str) -> None:
+    async with line(database_url) as made:
+        await run(made.wire, "SELECT 1")
+        waiting = asyncio.ensure_future(run(made.wire, "SELECT pg_sleep(60)"))
+        await asyncio.sleep(0)
+        await made.wire.close()
+        with pytest.raises(ConnectionLost):
+            await waiting
+
+
+@asynccontextmanager
+async def wires(url: str, **options: Any) -> AsyncIterator[Wires]:
+    settings = {"readers": 2, "writers": 2, "prepare": True, "wait": 0.05, "deadline": 30} | options
+    made = Wires(Line(url).connect, **settings)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def test_readers_go_round_one_who_takes_long(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "_STUCK", 0.0)
+    async with wires(database_url) as made:
+        await asyncio.gather(*(made.read(NOTHING, ("", ""), PID, ()) for _ in range(2)))
+        slow = asyncio.ensure_future(made.read(NOTHING, ("", ""), "SELECT pg_sleep(60)", ()))
+        await asyncio.sleep(0)
+        for _ in range(20):
+            await made.read(NOTHING, ("", ""), PID, ())
+        assert not slow.done()
+        slow.cancel()
+
+
+async def test_writers_wait_for_a_connection_of_their_own_and_not_for_ever(database_url: str) -> None:
+    async with wires(database_url) as made:
+        slow = [asyncio.ensure_future(made.write(NOTHING, ("", ""), "SELECT pg_sleep(60)", ())) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(PoolTimeout):
+            await made.write(NOTHING, ("", ""), PID, ())
+        assert await made.read(NOTHING, ("", ""), "SELECT 1 AS one", ()) == [{"one": 1}]
+        for task in slow:
+            task.cancel()
+
+
+async def test_too_many_readers_are_refused_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MOST_WAITING", 2)
+    async with wires(database_url, readers=1) as made:
+        reads = (made.read(NOTHING, ("", ""), "SELECT 1 AS one", ()) for _ in range(3))
+        answers = await asyncio.gather(*reads, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [list, list, PoolTimeout]
+
+
+async def test_a_read_is_asked_again_where_the_connection_was_lost_and_a_write_is_not(database_url: str) -> None:
+    """The statement ends its own session the first time that it runs."""
+    async with wires(database_url) as made:
+        for run, answer in (made.write, None), (made.read, [{"done": True}]):
+            sequence = f"s_{uuid4().hex}"
+            await made.write(NOTHING, ("", ""), f"CREATE SEQUENCE {sequence}", ())
+            once = f"SELECT nextval('{sequence}') > 1 OR NOT pg_terminate_backend(pg_backend_pid(), 5000) AS done"
+            if answer is None:
+                with pytest.raises(ConnectionLost):
+                    await run(NOTHING, ("", ""), once, ())
+            else:
+                assert await run(NOTHING, ("", ""), once, ()) == answer
