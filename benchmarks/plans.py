@@ -135,24 +135,14 @@ def become(connection: psycopg.Connection, owner: UUID) -> None:
     connection.execute("SELECT set_config('role', 'api_user', true), set_config('app.caller', %s, true)", (str(owner),))
 
 
-class Numbered(dict[str, str]):
-    """Names to `$1`, `$2` and so on, in the order in which they are first asked for."""
-
-    def __missing__(self, name: str) -> str:
-        self[name] = f"${len(self) + 1}"
-        return self[name]
-
-
 def explain(
     connection: psycopg.Connection, statement: Statement, values: Mapping[str, object], owner: UUID, mode: Mode
 ) -> list[dict[str, Any]]:
     """The nodes of the plan of a statement that is prepared, as one with known values or as one for any."""
-    numbers = Numbered()
-    sql = statement.sql % numbers
     bound = statement.bind(Actor.user(owner), values)
     connection.execute("SELECT set_config('plan_cache_mode', %s, true)", (f"force_{mode}_plan",))
-    connection.execute(f"PREPARE listing AS {sql}".encode())
-    arguments = SQL(", ").join(Value(bound[name]) for name in numbers)
+    connection.execute(f"PREPARE listing AS {statement.sql}".encode())
+    arguments = SQL(", ").join(Value(value) for value in bound)
     cursor = connection.execute(SQL("EXPLAIN (FORMAT JSON) EXECUTE listing ({})").format(arguments))
     ((plans,),) = cursor.fetchall()
     connection.execute("DEALLOCATE listing")
@@ -227,7 +217,8 @@ def milliseconds(
     times = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        connection.execute(statement.sql.encode(), bound, prepare=True, binary=True).fetchall()
+        cursor = psycopg.RawCursor(connection)
+        cursor.execute(statement.sql.encode(), bound, prepare=True, binary=True).fetchall()
         times.append((time.perf_counter() - started) * 1000)
     return median(times)
 

@@ -73,6 +73,7 @@ def test_only_the_executor_speaks_to_the_database() -> None:
         if not module.is_relative_to(BACKEND / "dev") and not module.is_relative_to(BACKEND / "migrations" / "versions")
     }
     assert calls == {
+        ("database.py", "connect"),
         ("database.py", "execute"),
         ("health.py", "execute"),
         ("migrations/__init__.py", "connect"),
