@@ -214,6 +214,8 @@ async def test_every_change_that_matters_is_told_and_nothing_else(api: Api, data
         for change, told in changes.items():
             update = f"UPDATE users SET {change} WHERE subject = %s".encode()  # noqa: S608  # of this test
             await connection.execute(update, (ada.subject,))
+            await connection.execute("SELECT")  # by whose answer all that was told has arrived
             assert [n.payload async for n in connection.notifies(timeout=0)] == [ada.subject] * told, change
         await connection.execute("DELETE FROM users WHERE subject = %s", (ada.subject,))
+        await connection.execute("SELECT")
         assert [n.payload async for n in connection.notifies(timeout=0)] == [ada.subject]
