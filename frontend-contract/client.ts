@@ -9,9 +9,9 @@ import type { components, paths } from "./schema.d.ts";
 export { type Change, changes, type LiveOptions } from "./client/changes.ts";
 export { ApiError, Conflict, IssuerError, type Problem, type ProblemError, SignedOut, type Task, TimedOut } from "./client/errors.ts";
 export { pages } from "./client/pages.ts";
-export type { Patience } from "./client/retry.ts";
+export { backoff, type Patience, sleep } from "./client/retry.ts";
 export { bearerSession, cookieSession, type TokenSource, tokenSource } from "./client/tokens.ts";
-export { type TaskChanges, update } from "./client/update.ts";
+export { same, type TaskChanges, update } from "./client/update.ts";
 export { uuid } from "./client/uuid.ts";
 export type { components, paths };
 

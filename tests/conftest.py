@@ -21,7 +21,7 @@ from backend.settings import Settings
 from backend.users.directory import Users
 from benchmarks.issuer import serve_keys
 
-pytest_plugins = ["tests.postgres", "tests.issuers", "tests.programs"]
+pytest_plugins = ["tests.postgres", "tests.issuers", "tests.contract.serving", "tests.programs"]
 
 ISSUER = "http://issuer.test"
 BASE = f"{ISSUER}/api/auth"

@@ -1,4 +1,4 @@
-"""The API as it is deployed, in a process of its own on a real port, for clients that are programs."""
+"""A pytest plugin: the API as it is deployed, in a process of its own on a real port, for clients that are programs."""
 
 import http.client
 import os
@@ -9,7 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
+
 from backend.dev import leash
+from backend.dev.issuer import Issuer
+from backend.settings import Settings
 
 
 @contextmanager
@@ -37,3 +41,13 @@ def serving(empty: Path, environment: Mapping[str, str]) -> Iterator[str]:
             yield f"http://{host}:{port}"
         finally:
             process.communicate()
+
+
+@pytest.fixture(scope="session")
+def servers(
+    better_auth: Issuer, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, str]]:
+    """Where the real ones are: `API_URL`, `AUTH_URL`."""
+    environment = {"DATABASE_URL": settings.database_url or "", "BETTER_AUTH_URL": better_auth.url, "RATE_LIMIT": "off"}
+    with serving(tmp_path_factory.mktemp("api"), environment) as url:
+        yield {"API_URL": url, "AUTH_URL": better_auth.base_url}

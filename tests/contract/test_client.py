@@ -6,14 +6,12 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from backend.dev.issuer import Issuer, find_node
-from backend.settings import Settings
-from tests.contract.serving import serving
+from backend.dev.issuer import find_node
 
 CONTRACT = Path(__file__).parents[2] / "frontend-contract"
 CLIENT = CONTRACT / "client"
@@ -57,16 +55,6 @@ def compiled() -> Path:
     """The client's tests as JavaScript, which every Node.js can read."""
     run(find_node(), CLIENT, TSC, "-p", "tests")
     return CLIENT / "tests/dist/client/tests"
-
-
-@pytest.fixture(scope="session")
-def servers(
-    better_auth: Issuer, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mapping[str, str]]:
-    """Where the real ones are: `API_URL`, `AUTH_URL`."""
-    environment = {"DATABASE_URL": settings.database_url or "", "BETTER_AUTH_URL": better_auth.url, "RATE_LIMIT": "off"}
-    with serving(tmp_path_factory.mktemp("api"), environment) as url:
-        yield {"API_URL": url, "AUTH_URL": better_auth.base_url}
 
 
 @each_node

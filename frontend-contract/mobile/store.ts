@@ -1,0 +1,35 @@
+/** What a phone remembers between two starts of the app. */
+
+/** Texts under keys. An implementation has to keep one promise: a commit is there as a whole after a crash, or not at all. */
+export interface Store {
+  load(): Promise<ReadonlyMap<string, string>>;
+  /** null removes. */
+  commit(changes: ReadonlyMap<string, string | null>): Promise<void>;
+}
+
+/** The part of expo-sqlite's `SQLiteDatabase` that a store needs. */
+export interface SQLite {
+  execSync(source: string): void;
+  runSync(source: string, ...params: string[]): unknown;
+  getAllSync<Row>(source: string): Row[];
+  withTransactionSync(task: () => void): void;
+}
+
+/** A store in SQLite: `sqliteStore(openDatabaseSync("tasks-<person>.db"))`. */
+export function sqliteStore(database: SQLite): Store {
+  database.execSync("PRAGMA journal_mode = WAL; CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT NOT NULL)");
+  return {
+    async load() {
+      const rows = database.getAllSync<{ key: string; value: string }>("SELECT key, value FROM kept");
+      return new Map(rows.map(({ key, value }) => [key, value]));
+    },
+    async commit(changes) {
+      database.withTransactionSync(() => {
+        for (const [key, value] of changes) {
+          if (value === null) database.runSync("DELETE FROM kept WHERE key = ?", key);
+          else database.runSync("INSERT OR REPLACE INTO kept (key, value) VALUES (?, ?)", key, value);
+        }
+      });
+    },
+  };
+}
