@@ -285,24 +285,26 @@ async def test_a_page_is_one_statement(api: Api, resource: Resource, said: list[
         assert len(said) == 1
 
 
-@pytest.mark.parametrize("end", ["erased", "purged"])
-async def test_nothing_outlives_the_account(api: Api, resource: Resource, end: str) -> None:
+@pytest.mark.parametrize(("end", "left"), [("erased", [0, 2]), ("purged", [0, 2]), ("merged", [0, 4])])
+async def test_nothing_outlives_the_account(api: Api, resource: Resource, end: str, left: list[int]) -> None:
     people = api.person(), api.person()
     for person in people:
         await make(person, resource, 2)
     ids = [UUID((await person.get("/api/v1/users/me")).json()["id"]) for person in people]
     system = Database(api.state["pool"], SYSTEM)
     table = SQLModel.metadata.tables[resource.name]
-    left = Statement(select(table.c.id).where(table.c.owner_id == bindparam("owner", type_=Uuid)))
+    of_owner = Statement(select(table.c.id).where(table.c.owner_id == bindparam("owner", type_=Uuid)))
 
     async def work(transaction: Transaction) -> None:
         if end == "erased":
             await lifecycle.erase(transaction, ids[0])
+        elif end == "merged":
+            assert await lifecycle.merge(transaction, *ids)
         else:
             await lifecycle.purge(transaction, ids[0], datetime.now(UTC))
 
     await system.transact(work)
-    assert [len(await system.rows(left, owner=id)) for id in ids] == [0, 2]
+    assert [len(await system.rows(of_owner, owner=id)) for id in ids] == left
 
 
 async def test_null_brings_the_default_back(api: Api, resource: Resource) -> None:
