@@ -73,15 +73,15 @@ class People:
     async def sign_up(self, email: str, password: str = DEMO_PASSWORD, name: str = "") -> Session:
         """Make an account and sign in; the name is the local part of the address unless given. Raises Refused."""
         name = name or email.partition("@")[0]
-        return _session(await self.request("POST", "/sign-up/email", email=email, password=password, name=name))
+        return session_of(await self.request("POST", "/sign-up/email", email=email, password=password, name=name))
 
     async def sign_in(self, email: str, password: str = DEMO_PASSWORD) -> Session:
         """Sign in. Raises Refused."""
-        return _session(await self.request("POST", "/sign-in/email", email=email, password=password))
+        return session_of(await self.request("POST", "/sign-in/email", email=email, password=password))
 
     async def sign_in_anonymously(self) -> Session:
         """Begin without an account."""
-        return _session(await self.request("POST", "/sign-in/anonymous"))
+        return session_of(await self.request("POST", "/sign-in/anonymous"))
 
     async def sign_out(self, session: Session) -> None:
         """End the session at the issuer. JWTs already made from it live on until they expire."""
@@ -119,7 +119,8 @@ def no_cookies() -> CookieJar:
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
-def _session(response: httpx.Response) -> Session:
+def session_of(response: httpx.Response) -> Session:
+    """The session that a sign-in or a sign-up, of whatever kind, has answered with."""
     pairs = (cookie.split(";", 1)[0].partition("=") for cookie in response.headers.get_list("set-cookie"))
     return Session(
         user_id=response.json()["user"]["id"],

@@ -1,5 +1,4 @@
 /** A Better Auth plugin that tells the API who was banned, signed out, given another role, deleted or merged, at once. */
-import { randomUUID } from "node:crypto";
 import type { AuthContext, BetterAuthPlugin, DBAdapter, GenericEndpointContext, Where } from "better-auth";
 import { BetterAuthError } from "better-auth";
 import { createAuthEndpoint } from "better-auth/api";
@@ -76,7 +75,7 @@ const MODEL = "securityEvent";
 const LEASE = 10_000;
 const REQUEST = 5_000;
 const POLL = 5_000;
-const PROBE = 1_000;
+const PROBE = 500;
 /** How long a change's answer waits for the API to have heard of it. */
 const PATIENCE = 300;
 const FIRST_RETRY = 250;
@@ -197,7 +196,7 @@ async function changes(adapter: Reads, { model, where, update }: Change): Promis
 function row(type: EventType, userId: string, more: Partial<Row> = {}): Row {
   const begunAt = now();
   const dueAt = new Date(begunAt.getTime() + LEASE);
-  const jti = randomUUID();
+  const jti = crypto.randomUUID();
   return { jti, type, userId, mergedInto: null, sign: null, begunAt, toe: null, attempts: 0, claimedAt: null, dueAt, ...more };
 }
 
@@ -259,8 +258,15 @@ class Outbox {
     if (begun.length === 0) return;
     try {
       const toe = now();
-      const where: Where[] = [{ field: "jti", operator: "in", value: begun.map(({ jti }) => jti) }];
-      await this.adapter.updateMany({ model: MODEL, where, update: { toe, dueAt: toe } });
+      const jtis = begun.map(({ jti }) => jti);
+      const where: Where[] = [{ field: "jti", operator: "in", value: jtis }];
+      const update = { toe, dueAt: toe };
+      if ((await this.adapter.updateMany({ model: MODEL, where, update })) !== begun.length) {
+        // The change took longer than the lease, and somebody found that it had not been made.
+        const left = await this.adapter.findMany<Row>({ model: MODEL, where });
+        const gone = begun.filter(({ jti }) => !left.some((row) => row.jti === jti));
+        for (const row of gone) await this.adapter.create({ model: MODEL, data: { ...row, ...update } });
+      }
     } catch (error) {
       // The change itself was made. The rows are looked at when their lease is over.
       this.context.logger.error("[security-events] a change is told of later", error);
@@ -285,9 +291,8 @@ class Outbox {
     const sending = inTurns([...people], (userId) => this.tell(userId)).catch((error: unknown) => void this.failed(error));
     this.context.runInBackground(sending);
     if (this.down) return;
-    const { promise: patience, resolve } = Promise.withResolvers<void>();
-    const timeout = setTimeout(resolve, PATIENCE);
-    await Promise.race([sending, patience]);
+    let timeout;
+    await Promise.race([sending, new Promise((resolve) => (timeout = setTimeout(resolve, PATIENCE)))]);
     clearTimeout(timeout);
   }
 
@@ -432,37 +437,34 @@ class Outbox {
     return this.post(token, row);
   }
 
-  private async post(token: string, { type, attempts }: Row): Promise<"done" | "refused" | "failed"> {
-    let why: string;
-    let isDown = true;
+  private async post(token: string, row: Row): Promise<"done" | "refused" | "failed"> {
+    let response: Response;
     try {
-      const response = await fetch(this.endpoint, {
+      response = await fetch(this.endpoint, {
         method: "POST",
         headers: { "content-type": "application/secevent+jwt", accept: "application/json" },
         body: token,
         redirect: "manual",
         signal: AbortSignal.timeout(REQUEST),
       });
-      if (response.status === 202) {
-        await response.body?.cancel();
-        await this.succeeded();
-        return "done";
-      }
-      if (response.status === 400) {
-        const reason = (await response.text()).slice(0, 500);
-        this.context.logger.error(`[security-events] ${type} was refused (attempt ${attempts}): ${reason}`);
-        this.failures = 0;
-        return "refused";
-      }
-      await response.body?.cancel();
-      why = `status ${response.status}`;
-      isDown = [429, 502, 503, 504].includes(response.status);
-      const seconds = Number(response.headers.get("retry-after"));
-      if (isDown && seconds > 0) this.silentUntil = Date.now() + Math.min(seconds * 1000, LONGEST_RETRY);
     } catch (error) {
-      why = String((error as Error).cause ?? error);
+      return this.unanswered(row, String((error as Error).cause ?? error));
     }
-    if (isDown && ++this.failures >= DOWN) this.silentUntil = Math.max(this.silentUntil, Date.now() + PROBE);
+    const { status, headers } = response;
+    const body = (await response.text().catch(() => "")).slice(0, 500);
+    if (status === 202) {
+      await this.succeeded();
+      return "done";
+    }
+    const seconds = Math.min(Number(headers.get("retry-after")) || 0, LONGEST_RETRY / 1000);
+    if ([429, 502, 503, 504].includes(status)) return this.unanswered(row, `status ${status}`, seconds);
+    this.context.logger.error(`[security-events] ${row.type} was refused (attempt ${row.attempts}): status ${status} ${body}`);
+    return status === 400 ? "refused" : "failed";
+  }
+
+  private unanswered({ type, attempts }: Row, why: string, seconds = 0): "failed" {
+    this.failures += 1;
+    this.silentUntil = Math.max(this.silentUntil, Date.now() + (this.down ? PROBE : 0), Date.now() + seconds * 1000);
     this.context.logger.warn(`[security-events] ${type} was not delivered (attempt ${attempts}), and will be: ${why}`);
     return "failed";
   }

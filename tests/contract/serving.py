@@ -17,12 +17,13 @@ from backend.settings import Settings
 
 
 @contextmanager
-def serving(empty: Path, environment: Mapping[str, str]) -> Iterator[str]:
+def serving(empty: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[str]:
     """Serve the API with these settings until the end; its address.
 
     empty: a working directory without a `.env`.
+    port: 0 for any free one.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         host, port = listener.getsockname()
         process = subprocess.Popen(
             leash.arguments([sys.executable, "-m", "backend.cli", "serve", "--fd", str(listener.fileno())], grace=5),
