@@ -23,10 +23,12 @@ from backend.settings import Settings
 from backend.tasks.purge import purging
 from backend.users.directory import Users
 from backend.users.invalidation import Listener
+from backend.users.security_events import SecurityEvents
 
 # One line a router. What is not named here is not imported: neither its routes nor its tables are known.
 ROUTERS = (
     "backend.users.router:router",
+    "backend.users.security_events:router",
     "backend.tasks.router:router",
     "backend.tasks.router:batch_router",
     "backend.tasks.router:tags_router",
@@ -41,6 +43,7 @@ class State(TypedDict):
     keys: RemoteKeys
     bearer: Bearer
     users: Users
+    security_events: SecurityEvents
     rate_limits: RateLimits | None
     proxies: TrustedProxies | None
     revision: str
@@ -76,6 +79,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     keys=keys,
                     bearer=Bearer(verifier, resource_metadata=resource_metadata.url(config.public_url)),
                     users=users,
+                    security_events=SecurityEvents(
+                        pool, users, keys=keys, issuers=config.issuers, audience=config.events_audience
+                    ),
                     rate_limits=rate_limits,
                     proxies=TrustedProxies(config.trusted_proxies) if config.trusted_proxies else None,
                     revision=migrations.head(),

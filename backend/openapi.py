@@ -82,10 +82,10 @@ def mended(document: dict[str, Any]) -> dict[str, Any]:
     """The document with its problems, headers, patches, ids and examples put right, in place."""
     schemas = document["components"]["schemas"]
     headers: Headers = document["components"].setdefault("headers", {})
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _name_problems(operation["responses"])
-            _name_headers(operation["responses"], headers, limited="security" in operation)
+            _name_headers(operation["responses"], headers, limited=path.startswith("/api/"))
             for parameter in operation.get("parameters", ()):
                 if (parameter["in"], parameter["name"]) == ("path", "id"):
                     parameter |= _ID

@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     token_max_lifetime: int = Field(
         default=3600, ge=60, le=86400, description="Longest accepted `exp - iat` of a token, in seconds."
     )
+    security_events_audience: str = Field(
+        default="",
+        description="`aud` of the security events that Better Auth sends here. "
+        "Default: `{PUBLIC_URL}/api/v1/security-events`.",
+    )
     cors_origins: Names = Field(
         default=(), description="Origins whose pages may call this API, comma-separated, exact. Default: none."
     )
@@ -201,6 +206,10 @@ class Settings(BaseSettings):
     @property
     def audiences(self) -> tuple[str, ...]:
         return self.better_auth_audiences or (self._origin, self.public_url)
+
+    @property
+    def events_audience(self) -> str:
+        return self.security_events_audience or f"{self.public_url}/api/v1/security-events"
 
     @property
     def jwks_url(self) -> str:

@@ -60,7 +60,7 @@ class Principal:
             client_id=_text(claims.get("client_id")),
             session_id=_text(claims.get("sid")),
             profile=_profile(claims),
-            roles=_roles(claims),
+            roles=read_roles(claims),
             is_anonymous=claims.get("isAnonymous") is True,
             impersonated_by=_text(claims.get("impersonatedBy")),
             banned=bool(claims.get("banned")),
@@ -148,7 +148,8 @@ def _profile(claims: Mapping[str, Any]) -> Mapping[str, ProfileValue]:
     return MappingProxyType(found)
 
 
-def _roles(claims: Mapping[str, Any]) -> tuple[str, ...] | None:
+def read_roles(claims: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The admin plugin's `role`, one string with commas, as `Principal.roles` has it."""
     if "role" not in claims:
         return None
     role = claims["role"]

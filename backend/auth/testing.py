@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import uuid4
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -170,6 +171,38 @@ class LocalIssuer:
         key = key or self.key
         kept = {name: value for name, value in payload.items() if name not in omit}
         return self.sign({"alg": key.alg, "typ": "at+jwt", "kid": key.kid} | dict(header or {}), kept, key=key)
+
+    def security_event(
+        self,
+        sub: str = "user1",
+        /,
+        *events: str | Mapping[str, Any],
+        toe: float | None = None,
+        audience: str | None = None,
+        header: Mapping[str, Any] | None = None,
+        key: SigningKey | None = None,
+        omit: Collection[str] = (),
+        **claims: Any,
+    ) -> str:
+        """A security event token (RFC 8417) of what happened to `sub` at `toe`, by default now.
+
+        An event is its URI, or a mapping of it to its members. `audience` is by default the tokens' audience and
+        `/api/v1/security-events`.
+        """
+        now = self.clock()
+        named = [{event: {}} if isinstance(event, str) else event for event in events]
+        payload = {
+            "iss": self.url,
+            "aud": audience or f"{self.audience}/api/v1/security-events",
+            "iat": int(now),
+            "jti": uuid4().hex,
+            "toe": now if toe is None else toe,
+            "sub_id": {"format": "iss_sub", "iss": self.url, "sub": sub},
+            "events": {uri: members for event in named for uri, members in event.items()},
+        } | claims
+        key = key or self.key
+        kept = {name: value for name, value in payload.items() if name not in omit}
+        return self.sign({"alg": key.alg, "typ": "secevent+jwt", "kid": key.kid} | dict(header or {}), kept, key=key)
 
     def sign(
         self, header: Mapping[str, Any] | bytes, payload: Mapping[str, Any] | bytes, *, key: SigningKey | None = None

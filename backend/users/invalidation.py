@@ -59,7 +59,6 @@ class Listener:
         self._monotonic = monotonic
         self._patience = patience
         self._connection: Connection | None = None
-        self._word = ""
         self._backoff = FIRST_BACKOFF
         self._failing = False
 
@@ -122,11 +121,11 @@ class Listener:
 
     async def _check(self, connection: Connection) -> None:
         """Say a word through the pool, and hear it here. Raises NotHeard."""
-        self._word = uuid4().hex
-        await self._database.rows(SAY, word=self._word)
+        word = uuid4().hex
+        await self._database.rows(SAY, word=word)
         async with aclosing(connection.notifies(timeout=self._patience)) as notices:
             async for notice in notices:
-                if notice.payload == self._word:
+                if notice.payload == word:
                     return
         raise NotHeard(NotHeard.__doc__)
 

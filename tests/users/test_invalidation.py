@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from backend.auth import Principal
@@ -33,19 +32,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-TRIGGER = """
-CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS
-  $$ BEGIN PERFORM pg_notify('users', old.subject); RETURN NULL; END $$;
-CREATE TRIGGER tell AFTER UPDATE OR DELETE ON users FOR EACH ROW EXECUTE FUNCTION tell();
-"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def trigger(database_url: str) -> None:
-    with psycopg.connect(database_url) as connection:
-        connection.execute(TRIGGER)
 
 
 @dataclass

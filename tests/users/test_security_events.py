@@ -1,0 +1,398 @@
+"""What Better Auth says of a person: judged by its signature, done once, in order, and in every worker at once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from backend.auth.encoding import decode_base64url
+from backend.auth.testing import LocalIssuer, SigningKey
+from backend.database import SYSTEM, Database, Pool
+from backend.settings import Settings
+from backend.users import lifecycle
+from backend.users.security_events import MAX_BODY, EventType
+from tests.conftest import BASE, ISSUER, Api, caught_up, running
+from tests.test_database import raw
+
+ME = "/api/v1/users/me"
+PATH = "/api/v1/security-events"
+KIND = "application/secevent+jwt"
+DISABLED, ENABLED, PURGED = EventType.account_disabled, EventType.account_enabled, EventType.account_purged
+REVOKED = EventType.session_revoked
+
+
+def roles(role: str | None) -> dict[str, Any]:
+    return {EventType.token_claims_change: {"claims": {"role": role}}}
+
+
+def merged(into: str, **members: Any) -> dict[str, Any]:
+    return {EventType.account_merged: {"into": {"format": "iss_sub", "iss": ISSUER, "sub": into} | members}}
+
+
+async def send(api: Api, token: str | bytes, kind: str = KIND) -> httpx.Response:
+    return await api.http.post(PATH, content=token, headers={"Content-Type": kind})
+
+
+async def tell(api: Api, sub: str, *events: str | Mapping[str, Any], **options: Any) -> None:
+    """An event that must be taken."""
+    response = await send(api, api.issuer.security_event(sub, *events, **options))
+    assert (response.status_code, response.content) == (202, b""), response.text
+
+
+async def noted(api: Api, subject: str) -> list[dict[str, Any]]:
+    """What the audit log has of a subject, the oldest first."""
+    statement = raw("SELECT * FROM audit_log WHERE subject = :subject ORDER BY id")
+    return await Database(api.state["pool"], SYSTEM).rows(statement, subject=subject)
+
+
+async def test_a_ban_and_its_end(api: Api) -> None:
+    ada = api.person()
+    assert (await ada.get(ME)).status_code == 200
+    await tell(api, ada.subject, DISABLED)
+    refused = await ada.get(ME)
+    assert (refused.status_code, refused.json()["code"]) == (403, "account_suspended")
+    await tell(api, ada.subject, ENABLED)
+    assert (await ada.get(ME)).status_code == 200
+
+
+async def test_a_sign_out_ends_the_tokens_from_before(api: Api) -> None:
+    now = time.time()
+    ada = api.person(iat=int(now) - 20, exp=int(now) + 600)
+    assert (await ada.get(ME)).status_code == 200
+    await tell(api, ada.subject, REVOKED, toe=now - 10)
+    refused = await ada.get(ME)
+    assert (refused.status_code, refused.json()["code"]) == (401, "invalid_token")
+    fresh = {"Authorization": f"Bearer {ada.token(iat=int(now) - 9)}"}
+    assert (await ada.get(ME, headers=fresh)).status_code == 200
+    await tell(api, ada.subject, REVOKED, toe=now - 15)
+    assert (await ada.get(ME, headers=fresh)).status_code == 200
+    assert (await ada.get(ME)).status_code == 401
+
+
+async def test_a_deletion_leaves_nothing_but_a_refusal(api: Api) -> None:
+    ada = api.person()
+    await ada.task()
+    await tell(api, ada.subject, PURGED)
+    refused = await ada.get(ME)
+    assert (refused.status_code, refused.json()["code"]) == (403, "account_purged")
+    await tell(api, ada.subject, ENABLED, roles("admin"))
+    assert (await ada.get(ME)).json()["code"] == "account_purged"
+
+
+async def test_roles_are_those_of_the_event_and_older_claims_do_not_restore_them(api: Api) -> None:
+    now = time.time()
+    ada = api.person(role="admin,user", iat=int(now) - 60, exp=int(now) + 600)
+    assert (await ada.get(ME)).json()["roles"] == ["admin", "user"]
+    await tell(api, ada.subject, roles(" user ,"), toe=now - 30.5)
+    assert (await ada.get(ME)).json()["roles"] == ["user"]
+    for iat, expected in {int(now) - 32: ["user"], int(now) - 20: ["admin"]}.items():
+        token = ada.token(role="admin", iat=iat)
+        assert (await ada.get(ME, headers={"Authorization": f"Bearer {token}"})).json()["roles"] == expected
+    await tell(api, ada.subject, roles(None))
+    assert (await ada.get(ME)).json()["roles"] == []
+
+
+async def test_other_claims_are_not_kept_here(api: Api) -> None:
+    ada = api.person(role="admin")
+    await tell(api, ada.subject, {EventType.token_claims_change: {"claims": {"plan": "pro"}}})
+    assert (await ada.get(ME)).json()["roles"] == ["admin"]
+    assert [entry["details"]["done"] for entry in await noted(api, ada.subject)] == [False]
+
+
+async def test_an_anonymous_account_becomes_a_real_one(api: Api) -> None:
+    guest, ada = api.person(isAnonymous=True), api.person()
+    task = await guest.task("kept")
+    await tell(api, guest.subject, merged(ada.subject))
+    assert (await ada.get(f"/api/v1/tasks/{task['id']}")).json()["title"] == "kept"
+    assert (await guest.get(ME)).json()["code"] == "account_purged"
+    await tell(api, guest.subject, merged(ada.subject))
+    assert len((await ada.get("/api/v1/tasks")).json()["items"]) == 1
+
+
+async def test_what_is_said_before_the_first_visit_holds(api: Api) -> None:
+    now = time.time()
+    banned, gone, demoted = (api.person(role="admin", iat=int(now) - 60, exp=int(now) + 600) for _ in range(3))
+    await tell(api, banned.subject, DISABLED)
+    await tell(api, gone.subject, PURGED)
+    await tell(api, demoted.subject, roles("user"), toe=now - 1)
+    assert (await banned.get(ME)).json()["code"] == "account_suspended"
+    assert (await gone.get(ME)).json()["code"] == "account_purged"
+    assert (await demoted.get(ME)).json()["roles"] == ["user"]
+
+
+async def test_another_worker_refuses_at_once(api: Api, settings: Settings, issuer: LocalIssuer) -> None:
+    async with running(settings, issuer) as other:
+        ada = api.person()
+        elsewhere = other.person(sub=ada.subject)
+        assert (await elsewhere.get(ME)).status_code == 200
+        await tell(api, ada.subject, DISABLED)
+        await caught_up(other.state["users"])
+        assert (await elsewhere.get(ME)).json()["code"] == "account_suspended"
+
+
+async def test_a_token_has_its_effect_once(api: Api) -> None:
+    now = time.time()
+    ada = api.person()
+    id = uuid4().hex
+    await tell(api, ada.subject, DISABLED, jti=id, toe=now - 3)
+    await tell(api, ada.subject, ENABLED, toe=now - 2)
+    # The same id with a later time: if its id were not known, this would be obeyed.
+    await tell(api, ada.subject, DISABLED, jti=id, toe=now - 1, iss=BASE)
+    assert (await ada.get(ME)).status_code == 200
+    assert len(await noted(api, ada.subject)) == 2
+
+
+async def test_a_token_that_is_sent_many_times_at_once_has_its_effect_once(api: Api) -> None:
+    ada = api.person()
+    await asyncio.gather(*(tell(api, ada.subject, DISABLED, jti=f"once-{ada.subject}") for _ in range(30)))
+    assert len(await noted(api, ada.subject)) == 1
+    assert (await ada.get(ME)).status_code == 403
+
+
+async def test_it_is_the_time_of_the_event_that_orders(api: Api) -> None:
+    now = time.time()
+    ada = api.person(iat=int(now) - 60, exp=int(now) + 600)
+    await tell(api, ada.subject, ENABLED, roles("user"), toe=now - 1.25)
+    await tell(api, ada.subject, DISABLED, roles("admin"), toe=now - 1.5)
+    assert (await ada.get(ME)).json()["roles"] == ["user"]
+    assert [entry["details"]["done"] for entry in await noted(api, ada.subject)] == [True, True, False, False]
+    # Without one, it is that of the token.
+    await tell(api, ada.subject, DISABLED, iat=int(now) - 100, omit=["toe"])
+    assert (await ada.get(ME)).status_code == 200
+
+
+async def test_events_of_one_token_happen_together_or_not_at_all(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    ada = api.person(role="admin", iat=int(now) - 60, exp=int(now) + 600)
+    assert (await ada.get(ME)).status_code == 200
+    token = api.issuer.security_event(ada.subject, roles("user"), DISABLED, toe=now)
+
+    async def fail(*_: object) -> bool:
+        raise psycopg.OperationalError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "set_status", fail)
+        response = await send(api, token)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert (await ada.get(ME)).json()["roles"] == ["admin"]
+    assert (await send(api, token)).status_code == 202
+    assert (await ada.get(ME)).status_code == 403
+    assert [entry["action"] for entry in await noted(api, ada.subject)] == ["token-claims-change", "account-disabled"]
+
+
+async def test_an_unknown_event_is_noted_and_no_more(api: Api) -> None:
+    ada = api.person()
+    await tell(api, ada.subject, "https://schemas.openid.net/secevent/caep/event-type/device-compliance-change")
+    assert (await ada.get(ME)).status_code == 200
+    (entry,) = await noted(api, ada.subject)
+    assert (entry["source"], entry["action"], entry["details"]["done"]) == ("event", "unknown-event", False)
+    assert entry["details"]["event"].endswith("device-compliance-change")
+
+
+async def test_what_is_done_is_noted(api: Api) -> None:
+    ada = api.person()
+    response = await api.http.post(
+        PATH,
+        content=api.issuer.security_event(ada.subject, DISABLED, jti="an-id", toe=1700000000.125),
+        headers={"Content-Type": KIND, "X-Request-ID": "request-1"},
+    )
+    assert response.status_code == 202
+    (entry,) = await noted(api, ada.subject)
+    assert (entry["action"], entry["actor"], entry["request_id"]) == ("account-disabled", None, "request-1")
+    assert entry["details"] == {"jti": "an-id", "toe": "2023-11-14T22:13:20.125000+00:00", "done": True}
+
+
+Forge = Callable[[LocalIssuer], str | bytes]
+
+
+class Now(float):
+    """So many seconds from the moment at which the token is made."""
+
+
+def event(*events: str | Mapping[str, Any], **options: Any) -> Forge:
+    def forge(issuer: LocalIssuer) -> str:
+        claims: dict[str, Any] = {
+            name: issuer.clock() + value if isinstance(value, Now) else value for name, value in options.items()
+        }
+        return issuer.security_event("user1", *(events or [DISABLED]), **claims)
+
+    return forge
+
+
+def raw_member(name: str, text: str) -> Forge:
+    """A token whose member has this very text as its value."""
+
+    def forge(issuer: LocalIssuer) -> str:
+        claims: dict[str, Any] = {name: "$"}
+        token = issuer.security_event("user1", DISABLED, **claims)
+        payload = decode_base64url(token.split(".")[1]).decode().replace('"$"', text)
+        return issuer.sign({"alg": issuer.key.alg, "kid": issuer.key.kid, "typ": "secevent+jwt"}, payload.encode())
+
+    return forge
+
+
+def subject(**members: Any) -> dict[str, Any]:
+    return {"format": "iss_sub", "iss": ISSUER, "sub": "user1"} | members
+
+
+STRANGER = SigningKey.generate("EdDSA", "stranger")
+
+REJECTED: list[tuple[str, Forge]] = [
+    ("invalid_request", lambda _: b""),
+    ("invalid_request", lambda _: b"\xff\x00"),
+    ("invalid_request", lambda _: b"a.b"),
+    ("invalid_request", lambda _: '{"iss": "x"}'),
+    ("invalid_request", lambda issuer: issuer.security_event("user1", DISABLED) + "\n"),
+    ("invalid_request", lambda issuer: issuer.token()),
+    ("invalid_request", lambda issuer: issuer.access_token()),
+    ("invalid_request", event(header={"typ": "JWT"})),
+    ("invalid_request", event(header={"typ": "logout+jwt"})),
+    ("invalid_request", event(header={"typ": "application/secevent+jwt"})),
+    ("invalid_request", event(header={"typ": None})),
+    ("invalid_request", event(header={"crit": ["exp"]})),
+    ("invalid_key", event(header={"alg": "none"})),
+    ("invalid_key", event(header={"alg": "HS256"})),
+    ("invalid_key", event(header={"kid": 1})),
+    ("invalid_key", event(header={"kid": "nobody"})),
+    ("authentication_failed", event(header={"alg": "ES256"})),
+    ("authentication_failed", lambda issuer: issuer.security_event("user1", DISABLED)[:-4] + "AAAA"),
+    (
+        "authentication_failed",
+        lambda issuer: issuer.security_event("user1", DISABLED, key=STRANGER, header={"kid": issuer.key.kid}),
+    ),
+    ("invalid_issuer", event(iss="https://elsewhere.example")),
+    ("invalid_request", event(iss=[ISSUER])),
+    ("invalid_request", event(omit=["iss"])),
+    ("invalid_audience", event(audience="http://localhost:8000")),
+    ("invalid_audience", event(aud=[])),
+    ("invalid_request", event(omit=["aud"])),
+    ("invalid_request", event(iat=Now(-400))),
+    ("invalid_request", event(iat=Now(400))),
+    ("invalid_request", event(omit=["iat"])),
+    ("invalid_request", event(iat="1700000000")),
+    ("invalid_request", event(iat=True)),
+    ("invalid_request", raw_member("iat", "NaN")),
+    ("invalid_request", raw_member("iat", "1e400")),
+    ("invalid_request", raw_member("toe", "1" * 400)),
+    ("invalid_request", event(toe=Now(60))),
+    ("invalid_request", event(toe=-1)),
+    ("invalid_request", event(toe=1e12)),
+    ("invalid_request", event(exp=Now(-60))),
+    ("invalid_request", event(nbf=Now(60))),
+    ("invalid_request", event(omit=["jti"])),
+    ("invalid_request", event(jti="")),
+    ("invalid_request", event(jti="x" * 256)),
+    ("invalid_request", event(jti="a\0b")),
+    ("invalid_request", event(jti=7)),
+    ("invalid_request", event(omit=["sub_id"], sub="user1")),
+    ("invalid_request", event(sub_id="user1")),
+    ("invalid_request", event(sub_id=subject(format="email"))),
+    ("invalid_request", event(sub_id=subject(sub=""))),
+    ("invalid_request", event(sub_id=subject(sub="  "))),
+    ("invalid_request", event(sub_id=subject(sub="x" * 256))),
+    ("invalid_request", event(sub_id=subject(sub="\ud800"))),
+    ("access_denied", event(sub_id=subject(iss="https://elsewhere.example"))),
+    ("invalid_request", event(omit=["events"])),
+    ("invalid_request", event(events={})),
+    ("invalid_request", event(events=[DISABLED])),
+    ("invalid_request", event({DISABLED: True})),
+    ("invalid_request", event({"urn:\0": {}})),
+    ("invalid_request", event({EventType.token_claims_change: {}})),
+    ("invalid_request", event({EventType.token_claims_change: {"claims": {"role": ["admin"]}}})),
+    ("invalid_request", event({EventType.account_merged: {}})),
+    ("invalid_request", event(merged("user1"))),
+    ("access_denied", event(merged("user2", iss="https://elsewhere.example"))),
+]
+
+
+@pytest.mark.parametrize(("err", "forge"), REJECTED, ids=[f"{i}-{err}" for i, (err, _) in enumerate(REJECTED)])
+async def test_rejected(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, err: str, forge: Forge
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(Pool, "connection", lambda _: pytest.fail("a connection was taken"))
+    token = forge(api.issuer)
+    while (response := await send(api, token)).status_code == 503:
+        # No budget to look for a kid: what is not known is no rejection.
+        assert err in {"invalid_key", "authentication_failed"}
+        monkeypatch.setattr(api.state["keys"]._budget, "_level", 1)
+    assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
+    assert response.headers["content-language"] == "en"
+    answer = response.json()
+    assert list(answer) == ["err", "description"]
+    assert answer["err"] == err
+    text = token.decode("latin-1") if isinstance(token, bytes) else token
+    for part in text.split("."):
+        assert len(part) < 8 or not any(part in f"{record.getMessage()}{record.__dict__}" for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        event(iss=BASE),
+        event(aud=["http://other.example", "http://localhost:8000/api/v1/security-events"]),
+        event(header={"typ": "SecEvent+JWT"}),
+        event(header={"jku": "http://127.0.0.1:9/keys"}),
+        event(sub_id=subject(iss=BASE)),
+        event(exp=Now(600), nbf=Now(-1)),
+        event(iat=Now(-290.5)),
+        event(toe=0),
+        event(omit=["toe"]),
+        event(sub="somebody else", extra={"deep": [1]}),
+        event({EventType.account_disabled: {"reason": "hijacking"}}),
+    ],
+)
+async def test_accepted(api: Api, forge: Forge) -> None:
+    assert (await send(api, forge(api.issuer))).status_code == 202
+
+
+async def test_only_security_event_tokens_of_a_bounded_size_are_read(api: Api) -> None:
+    token = api.issuer.security_event("user1", DISABLED)
+    for kind in "application/json", "application/jwt", "text/plain", "":
+        response = await send(api, token, kind)
+        assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
+    assert (await send(api, token, f"{KIND.upper()}; charset=utf-8")).status_code == 202
+    long = api.issuer.security_event("user1", DISABLED, extra="x" * MAX_BODY)
+    response = await send(api, long)
+    assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+    assert (await api.http.get(PATH)).status_code == 405
+
+
+async def test_a_flood_of_forgeries_costs_neither_fetches_nor_connections(
+    settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(settings, issuer) as api:
+        ada = api.person()
+        assert (await ada.get(ME)).status_code == 200
+        before = sum(api.state["keys"].status().fetches.values())
+        flood = [issuer.security_event("u", DISABLED, key=STRANGER, header={"kid": f"kid{n}"}) for n in range(100)]
+        flood += [issuer.security_event("u", DISABLED, key=STRANGER, header={"kid": issuer.key.kid})] * 100
+        with monkeypatch.context() as patched:
+            patched.setattr(Pool, "connection", lambda _: pytest.fail("a connection was taken"))
+            answers = await asyncio.gather(*(send(api, token) for token in flood))
+        assert {answer.status_code for answer in answers} <= {400, 503}
+        assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
+        assert sum(api.state["keys"].status().fetches.values()) - before <= 2
+        await tell(api, ada.subject, DISABLED)
+        assert (await ada.get(ME)).status_code == 403
+
+
+async def test_without_keys_it_should_be_sent_again(settings: Settings, issuer: LocalIssuer) -> None:
+    config = settings.model_copy(update={"better_auth_jwks_url": "http://127.0.0.1:9/jwks"})
+    async with running(config, issuer) as api:
+        response = await send(api, issuer.security_event("user1", DISABLED))
+        assert (response.status_code, response.json()["code"]) == (503, "keys_unavailable")
+        assert "retry-after" in response.headers
+
+
+async def test_the_audience_is_the_setting(settings: Settings, issuer: LocalIssuer) -> None:
+    async with running(settings.model_copy(update={"security_events_audience": "tasks"}), issuer) as api:
+        await tell(api, "user1", ENABLED, audience="tasks")
+        response = await send(api, issuer.security_event("user1", ENABLED))
+        assert response.json()["err"] == "invalid_audience"
