@@ -28,6 +28,7 @@ from backend.users.security_events import SecurityEvents
 # One line a router. What is not named here is not imported: neither its routes nor its tables are known.
 ROUTERS = (
     "backend.users.router:router",
+    "backend.users.router:person_router",
     "backend.users.security_events:router",
     "backend.tasks.router:router",
     "backend.tasks.router:batch_router",

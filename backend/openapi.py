@@ -105,11 +105,12 @@ def _name_problems(answers: dict[str, Any]) -> None:
     """Problems have a media type of their own; FastAPI's own 422 stands only where there can be none."""
     for status, response in list(answers.items()):
         content = response.get("content", {})
-        match content.get("application/json", {}).get("schema"):
-            case {"$ref": "#/components/schemas/Problem"}:
-                content["application/problem+json"] = content.pop("application/json")
-            case {"$ref": "#/components/schemas/HTTPValidationError"}:
-                del answers[status]
+        for kind, media in list(content.items()):  # an answer that is no JSON lends its type to the others
+            match media.get("schema"):
+                case {"$ref": "#/components/schemas/Problem"}:
+                    content["application/problem+json"] = content.pop(kind)
+                case {"$ref": "#/components/schemas/HTTPValidationError"}:
+                    del answers[status]
 
 
 def _name_headers(answers: dict[str, Any], components: Headers, *, limited: bool) -> None:

@@ -67,7 +67,7 @@ async def test_the_unknown_needs_no_token(api: Api, method: str, path: str, stat
     [
         (TASKS, "GET, POST"),
         (f"{TASKS}/019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", "DELETE, GET, PATCH, PUT"),
-        ("/api/v1/users/me", "GET, PATCH"),
+        ("/api/v1/users/me", "DELETE, GET, PATCH"),
         ("/livez", "GET"),
     ],
 )

@@ -36,7 +36,8 @@ USER, OLD, NEW = (bindparam(name, type_=Uuid) for name in ("user_id", "old_id", 
 ONE: ColumnElement[int] = literal_column("1")
 
 
-def _is_bookkeeping(item: Table | Column[Any]) -> bool:
+def is_bookkeeping(item: Table | Column[Any]) -> bool:
+    """Whether it is nobody's data."""
     return bool(item.info.get("bookkeeping"))
 
 
@@ -50,7 +51,7 @@ def tables() -> Sequence[Table]:
 def clearing() -> Sequence[Statement]:
     """Delete everything of the parameter `user_id`. What counts the rows of others goes last."""
     last_first = list(reversed(tables()))
-    last_first.sort(key=_is_bookkeeping)
+    last_first.sort(key=is_bookkeeping)
     return [
         Statement(delete(table).where(table.c.owner_id == bindparam("user_id", type_=Uuid))) for table in last_first
     ]
@@ -64,15 +65,15 @@ def moving() -> Sequence[Statement]:
     A row that would be a second one of a unique key, such as a tag of an equal name, becomes the one that is there,
     and what refers to it follows. A row that moves is a new version of it.
     """
-    moved = [Moved(table) for table in tables() if not _is_bookkeeping(table)]
-    first_counters = sorted(tables(), key=_is_bookkeeping, reverse=True)
+    moved = [Moved(table) for table in tables() if not is_bookkeeping(table)]
+    first_counters = sorted(tables(), key=is_bookkeeping, reverse=True)
     return [*map(_lock, first_counters), *(statement for table in moved for statement in table.statements())]
 
 
 def _lock(table: Table) -> Statement:
     """Writers of one owner take the counter first, and what they change later: so does this."""
     owner = table.c.owner_id
-    of = or_(owner == OLD, owner == NEW) if _is_bookkeeping(table) else owner == OLD
+    of = or_(owner == OLD, owner == NEW) if is_bookkeeping(table) else owner == OLD
     locked = select(ONE).select_from(table).where(of).with_for_update().subquery()
     return Statement(select(func.count()).select_from(locked))
 
@@ -83,7 +84,7 @@ class Moved:
     def __init__(self, table: Table) -> None:
         self.there = table
         self.source = table.alias("source")
-        self.columns = [c for c in table.c if c.computed is None and c.name != "owner_id" and not _is_bookkeeping(c)]
+        self.columns = [c for c in table.c if c.computed is None and c.name != "owner_id" and not is_bookkeeping(c)]
         self.key = [column for column in table.primary_key if column.name != "owner_id"]
         self.uniques = list(_uniques(table))
         references = [(c, key) for key in table.foreign_key_constraints for c in key.columns if c.name != "owner_id"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 
 from backend import openapi
-from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason
+from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason, forbidden
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Actor, Database
 from backend.rate_limits import spend_as_user
@@ -23,11 +23,20 @@ def route_for(*, read: str, write: str, body_limit: int = 64 * 1024) -> type["Pe
     return type("Route", (PersonRoute,), {"scopes": (read, write), "body_limit": body_limit})
 
 
-class PersonRoute(BearerRoute):
-    """The order of refusals: token, rate, person, scope, account, content type, size, and then what the body says."""
+def require_role(role: str) -> type["PersonRoute"]:
+    """A route class for people whose row has the role. No OAuth access token will do.
 
-    scopes: tuple[str, str]  # for GET, for the rest
-    body_limit: int  # bytes
+    What the token says of roles does not count: it may be older than the row.
+    """
+    return type("Route", (PersonRoute,), {"role": role})
+
+
+class PersonRoute(BearerRoute):
+    """The order of refusals: token, rate, person, scope, account, role, content type, size, then what the body says."""
+
+    scopes: tuple[str, ...] = ()  # for GET, for the rest; without any, no OAuth access token is let in
+    role: str | None = None
+    body_limit: int = 64 * 1024  # bytes
 
     async def judge(self, request: Request) -> None:
         await super().judge(request)
@@ -36,11 +45,16 @@ class PersonRoute(BearerRoute):
         principal: Principal = state.principal
         users: Users = state.users
         state.bearer.require_person(principal)
-        state.bearer.require_scopes(principal, self.scopes[request.method != "GET"])
+        if self.scopes:
+            state.bearer.require_scopes(principal, self.scopes[request.method != "GET"])
+        elif principal.scopes is not None:
+            raise forbidden("This is for the person alone: an OAuth access token will not do.")
         user = await users.resolve(principal)
         if principal.issued_at <= user.tokens_valid_after:
             raise state.bearer.refusal(InvalidToken(Reason.REVOKED))
         state.user = user
+        if self.role is not None and self.role not in user.roles:
+            raise forbidden("This needs a role that the account does not have.")
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()

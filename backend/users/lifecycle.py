@@ -152,12 +152,14 @@ async def revoke_tokens(transaction: Transaction, user_id: UUID, at: datetime) -
     await transaction.rows(REVOKE_TOKENS, user_id=user_id, at=at)
 
 
-async def erase(transaction: Transaction, user_id: UUID) -> None:
-    """Everything of the account goes, its row, too. The next token makes a fresh one, under a new id."""
-    await lock(transaction, user_id)
+async def erase(transaction: Transaction, user_id: UUID) -> bool:
+    """Everything of the account goes, its row, too; whether there was one. The next token makes a fresh one."""
+    if await lock(transaction, user_id) is None:
+        return False
     await _clear(transaction, user_id)
     await transaction.rows(REMEMBER, user_id=user_id)
     await transaction.rows(ERASE, user_id=user_id)
+    return True
 
 
 async def purge(transaction: Transaction, user_id: UUID, at: datetime) -> None:

@@ -2,14 +2,18 @@
 
 from datetime import UTC, datetime
 from functools import lru_cache
+from uuid import UUID
 
 from sqlalchemy import Uuid, bindparam, case, func, tuple_, update
 from sqlmodel import SQLModel, col, select
 
 from backend.auth import Principal
-from backend.database import Database, Row, Statement
+from backend.database import Database, Row, Statement, Transaction
 from backend.problems import NotFound
-from backend.users.models import User
+from backend.users import export, lifecycle
+from backend.users.audit import record
+from backend.users.directory import Users
+from backend.users.models import AuditSource, User
 from backend.users.schemas import Me, MeUpdate
 
 # How the token was judged is not in the row.
@@ -17,6 +21,8 @@ OF_THE_TOKEN = {"issuer", "scopes", "expires_at"}
 READ = [col(getattr(User, name)) for name in Me.model_fields if name not in OF_THE_TOKEN]
 OWN = col(User.id) == bindparam("caller", type_=Uuid)
 TABLE = SQLModel.metadata.tables["users"]
+
+ERASED = "This account was just erased."
 
 GET = Statement(select(*READ).where(OWN))
 
@@ -44,9 +50,18 @@ class UserService:
             return await self.get()
         return self._judged(await self._database.row(change(frozenset(values)), **values))
 
+    async def export(self) -> export.Lines:
+        """Everything of the caller. Raises before anything is sent, or not at all while the database is there."""
+        me = await self._database.row(export.ME)
+        if me is None:
+            raise NotFound(ERASED)
+        today = datetime.now(UTC).date().isoformat()
+        disposition = {"Content-Disposition": f'attachment; filename="export-{today}.ndjson"'}
+        return export.Lines(export.lines(self._database, me), headers=disposition)
+
     def _judged(self, row: Row | None) -> Row:
         if row is None:
-            raise NotFound("This account was just erased.")
+            raise NotFound(ERASED)
         scopes = self._principal.scopes
         judged = {
             "issuer": self._principal.issuer,
@@ -54,3 +69,23 @@ class UserService:
             "expires_at": datetime.fromtimestamp(self._principal.expires_at, UTC),
         }
         return {name: judged.get(name, row.get(name)) for name in Me.model_fields}
+
+
+async def erase(system: Database, users: Users, principal: Principal, user_id: UUID, request_id: str) -> None:
+    """Erase everything of the caller. Doing it twice is no error."""
+    details = {"impersonated_by": principal.impersonated_by} if principal.impersonated_by else {}
+
+    async def work(transaction: Transaction) -> None:
+        if await lifecycle.erase(transaction, user_id):
+            await record(
+                transaction,
+                source=AuditSource.self,
+                action="erase",
+                subject=principal.subject,
+                user_id=user_id,
+                details=details,
+                request_id=request_id,
+            )
+
+    await system.transact(work)
+    users.forget(principal.subject)

@@ -1,5 +1,6 @@
 """Nobody reaches anybody else's rows: by any route, with ids guessed rightly, even where the filter is forgotten."""
 
+import json
 from contextlib import nullcontext
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from backend.tasks import idempotency
 from backend.tasks import statements as task_statements
 from backend.tasks import tags as tag_service
 from backend.tasks.models import Task
+from backend.users import export
 from backend.users import service as user_service
 from tests.conftest import Api, Person
 from tests.isolation import forgotten_filter, owned_insert, owner_filter
@@ -21,7 +23,8 @@ from tests.test_resources import RESOURCES
 
 TASKS = "/api/v1/tasks"
 TAGS = "/api/v1/tags"
-MODULES = task_statements, tag_service, idempotency, user_service
+ME = "/api/v1/users/me"
+MODULES = task_statements, tag_service, idempotency, user_service, export
 
 
 def statements() -> dict[str, Statement]:
@@ -42,6 +45,8 @@ def statements() -> dict[str, Statement]:
         "change": task_statements.change(frozenset({"title"}), excluding=True),
         "change of tags": task_statements.change(frozenset({"tags"})),
         "users.change": user_service.change(frozenset({"locale"})),
+        **{f"export of {name}": found.first for name, found in export.listings().items()},
+        **{f"further export of {name}": found.next for name, found in export.listings().items()},
     }
     return fixed | shaped
 
@@ -68,8 +73,10 @@ OPERATIONS = {
     ("POST", TAGS),
     ("PATCH", f"{TAGS}/{{id}}"),
     ("DELETE", f"{TAGS}/{{id}}"),
-    ("GET", "/api/v1/users/me"),
-    ("PATCH", "/api/v1/users/me"),
+    ("GET", ME),
+    ("PATCH", ME),
+    ("DELETE", ME),
+    ("GET", f"{ME}/export"),
 }
 
 # What tests/test_resources.py tries of each resource that it knows.
@@ -95,6 +102,10 @@ class Belongings:
         self.bin: dict[str, str] = {}
         self.tags: dict[str, str] = {}
 
+    def clear(self) -> None:
+        for kind in self.live, self.bin, self.tags:
+            kind.clear()
+
 
 async def act_on_tags(person: Person, own: Belongings, method: str, path: str, target: str) -> None:
     name = uuid4().hex
@@ -114,11 +125,26 @@ async def act_on_tags(person: Person, own: Belongings, method: str, path: str, t
         del own.tags[target]
 
 
+async def act_on_oneself(person: Person, own: Belongings, method: str, path: str) -> None:
+    response = await person.request(method, path, json={"locale": "de"} if method == "PATCH" else None)
+    if method == "DELETE":
+        assert response.status_code == 204
+        own.clear()
+    elif path == ME:
+        assert response.json()["subject"] == person.subject
+    else:
+        lines = [json.loads(line) for line in response.text.splitlines()]
+        rows = {name: [line["row"] for line in lines if line["kind"] == name] for name in ("users", "tasks", "tags")}
+        assert [row["subject"] for row in rows["users"]] == [person.subject]
+        assert {row["id"]: row["title"] for row in rows["tasks"]} == own.live | own.bin
+        assert {row["id"]: row["name"] for row in rows["tags"]} == own.tags
+        assert lines[-1] == {"kind": "end", "rows": len(lines) - 2}
+
+
 async def act(person: Person, own: Belongings, method: str, path: str, target: str) -> None:
     """One call, and what it must answer to somebody who has these belongings."""
-    if path.startswith("/api/v1/users"):
-        response = await person.request(method, path, json={"locale": "de"} if method == "PATCH" else None)
-        assert response.json()["subject"] == person.subject
+    if path.startswith(ME):
+        await act_on_oneself(person, own, method, path)
         return
     title = uuid4().hex
     if path == f"{TASKS}/batch":
@@ -182,7 +208,7 @@ async def test_three_people_who_guess_each_others_ids(
         await act(person, own, "POST", TASKS, "")
     with forgotten_filter(*MODULES) if filter == "forgotten" else nullcontext():
         for who, (method, path), which in calls:
-            ids = sorted({id for _, own in people for id in own.live | own.bin})
+            ids = sorted({id for _, own in people for id in own.live | own.bin}) or [str(uuid4())]
             tag_ids = sorted({id for _, own in people for id in own.tags}) or [str(uuid4())]
             if path.startswith(TAGS):
                 await act_on_tags(*people[who], method, path, tag_ids[which % len(tag_ids)])

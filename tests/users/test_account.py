@@ -1,0 +1,204 @@
+"""What a person may do with their whole account here: take everything along, and erase it."""
+
+import asyncio
+import json
+import tracemalloc
+from typing import Any
+
+import psycopg
+import pytest
+from starlette.types import Message
+
+from backend.database import SYSTEM, Database
+from backend.users import export
+from tests.conftest import BASE, Api, Person
+from tests.test_database import raw
+from tests.users.test_lifecycle import fill, id_of, owned_by
+
+ME = "/api/v1/users/me"
+EXPORT = f"{ME}/export"
+TASKS = "/api/v1/tasks"
+
+MANY = raw(
+    "INSERT INTO tasks (owner_id, title, status, priority)"
+    " SELECT :id, 'task ' || n, 'todo', 'low' FROM generate_series(1, cast(:number AS int)) n"
+)
+
+
+async def with_tasks(api: Api, number: int) -> Person:
+    person = api.person()
+    await Database(api.state["pool"], SYSTEM).rows(MANY, id=await id_of(person), number=number)
+    return person
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def test_everything_is_in_the_export(api: Api) -> None:
+    ada, eve = api.person(name="Ada", email="ada@example.com"), api.person()
+    for person in ada, eve:
+        await fill(person)
+    id = await id_of(ada)
+    answer = await ada.get(EXPORT)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
+    assert answer.headers["content-disposition"].startswith('attachment; filename="export-20')
+    assert answer.headers["cache-control"] == "no-store"
+    first, *rows, last = lines_of(answer.text)
+    assert (first["kind"], first["format"], first["subject"]) == ("export", 1, ada.subject)
+    assert last == {"kind": "end", "rows": len(rows)}
+    found = {name: sum(row["kind"] == name for row in rows) for name in first["tables"]}
+    assert found == {"users": 1, **{name: n for name, n in (await owned_by(api, id)).items() if name in found}}
+    assert set(found) >= {"users", "tasks", "tags", "task_tags", "idempotency_keys"}
+    assert rows[0]["row"]["email"] == "ada@example.com"
+    assert not any("owner_id" in row["row"] for row in rows)
+
+
+async def test_an_export_of_many_batches_has_every_row_once(api: Api) -> None:
+    for number in 0, export.BATCH, 2 * export.BATCH + 1:
+        ada = await with_tasks(api, number)
+        for encoding in "identity", "gzip":
+            answer = await ada.get(EXPORT, headers={"Accept-Encoding": encoding})
+            titles = [line["row"]["title"] for line in lines_of(answer.text) if line["kind"] == "tasks"]
+            assert len(titles) == len(set(titles)) == number
+
+
+class Reader:
+    """A client that reads as slowly as the test lets it."""
+
+    def __init__(self, api: Api, person: Person) -> None:
+        self.api = api
+        headers = [(name.lower().encode(), value.encode()) for name, value in person.bearer.items()]
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": EXPORT,
+            "raw_path": EXPORT.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), *headers],
+            "client": ("127.0.0.1", 1),
+            "server": ("localhost", 80),
+            "state": dict(api.state),
+        }
+        self.pieces = 0
+        self.peak = 0
+        self.lent: set[int] = set()
+        self.last = b""
+        self.gone = asyncio.Event()
+
+    async def receive(self) -> Message:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.lent.add(self.api.state["pool"]._lent)
+        self.pieces += 1
+        self.peak = max(self.peak, tracemalloc.get_traced_memory()[0])
+        self.last = message.get("body") or self.last
+
+    async def read(self) -> None:
+        await self.api.app(self.scope, self.receive, self.send)
+
+
+async def test_an_export_of_any_length_takes_the_same_memory_and_no_connection_while_it_is_read(api: Api) -> None:
+    peaks = []
+    for batches in 5, 25:
+        reader = Reader(api, await with_tasks(api, batches * export.BATCH))
+        tracemalloc.start()
+        await reader.read()
+        tracemalloc.stop()
+        assert reader.pieces > batches
+        assert reader.lent == {0}
+        assert json.loads(reader.last.splitlines()[-1])["kind"] == "end"
+        peaks.append(reader.peak)
+    assert peaks[1] < 1.5 * peaks[0] + 500_000, peaks
+
+
+async def test_an_export_ends_when_nobody_reads_it(api: Api) -> None:
+    reader = Reader(api, await with_tasks(api, 10 * export.BATCH))
+    waiting = asyncio.Event()
+
+    async def send(_: Message) -> None:
+        if reader.pieces == 3:
+            waiting.set()
+            await asyncio.Event().wait()
+        reader.pieces += 1
+
+    reading = asyncio.create_task(api.app(reader.scope, reader.receive, send))
+    await waiting.wait()
+    reader.gone.set()
+    async with asyncio.timeout(10):
+        await reading
+    assert reader.pieces == 3
+
+
+async def test_an_export_that_is_cut_off_has_no_last_line(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(api, await with_tasks(api, 3 * export.BATCH))
+    original = Database.rows
+
+    async def lost(self: Database, *arguments: Any, **values: Any) -> Any:
+        if "after_id" in values:
+            raise psycopg.OperationalError
+        return await original(self, *arguments, **values)
+
+    monkeypatch.setattr(Database, "rows", lost)
+    await reader.read()
+    assert json.loads(reader.last.splitlines()[-1])["kind"] == "tasks"
+
+
+async def test_an_erasure_takes_everything_and_the_next_request_starts_anew(api: Api) -> None:
+    ada, eve = api.person(name="Ada"), api.person()
+    for person in ada, eve:
+        await fill(person)
+    id, theirs = await id_of(ada), await owned_by(api, await id_of(eve))
+    answer = await ada.delete(ME)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert not any((await owned_by(api, id)).values())
+    assert await owned_by(api, await id_of(eve)) == theirs
+    count = raw("SELECT count(*) AS n FROM users WHERE subject = :subject")
+    assert await Database(api.state["pool"], SYSTEM).row(count, subject=ada.subject) == {"n": 0}
+    assert (await ada.get(TASKS)).json()["items"] == []
+    me = (await ada.get(ME)).json()
+    assert me["id"] != str(id)
+    assert (me["name"], me["time_zone"], me["status"]) == ("Ada", None, "active")
+
+
+async def test_erasures_at_once_are_one(api: Api) -> None:
+    ada = api.person()
+    await fill(ada)
+    answers = await asyncio.gather(*(ada.delete(ME) for _ in range(5)))
+    assert {answer.status_code for answer in answers} == {204}
+
+
+async def test_an_erasure_is_noted_with_whoever_acted_for_the_person(api: Api) -> None:
+    ada = api.person(impersonatedBy="root")
+    id = await id_of(ada)
+    await ada.delete(ME, headers={"X-Request-ID": "r1"})
+    noted = raw("SELECT source, action, actor, user_id, details, request_id FROM audit_log WHERE subject = :subject")
+    assert await Database(api.state["pool"], SYSTEM).rows(noted, subject=ada.subject) == [
+        {
+            "source": "self",
+            "action": "erase",
+            "actor": None,
+            "user_id": id,
+            "details": {"impersonated_by": "root"},
+            "request_id": "r1",
+        }
+    ]
+
+
+async def test_no_client_takes_or_erases_everything_for_a_person(api: Api) -> None:
+    """An OAuth access token that may see who somebody is gets neither their data nor rid of them."""
+    ada = api.person()
+    await fill(ada)
+    scope = "profile tasks:read tasks:write"
+    bearer = {"Authorization": f"Bearer {api.issuer.access_token(sub=ada.subject, scope=scope, iss=BASE)}"}
+    assert (await ada.get(ME, headers=bearer)).status_code == 200
+    for method, path in ("GET", EXPORT), ("DELETE", ME):
+        answer = await ada.request(method, path, headers=bearer)
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert (await ada.get(TASKS)).json()["items"]
