@@ -1,6 +1,6 @@
 """The application: every piece made once, at start-up, and put where the next one finds it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pkgutil import resolve_name
@@ -13,9 +13,10 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend import __version__, health, migrations, openapi, problems, resource_metadata
+from backend import __version__, health, metrics, migrations, openapi, problems, resource_metadata
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
 from backend.database import Pool
+from backend.metrics import Metrics
 from backend.observability import Observability
 from backend.proxies import TrustedProxies
 from backend.rate_limits import Quota, RateLimiting, RateLimits
@@ -47,6 +48,7 @@ class State(TypedDict):
     security_events: SecurityEvents
     rate_limits: RateLimits | None
     proxies: TrustedProxies | None
+    metrics: Metrics | None
     revision: str
 
 
@@ -60,20 +62,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         config = settings or Settings()
+        observer = Metrics() if config.metrics == "on" else None
         async with (
-            RemoteKeys(config.jwks_url, max_stale=config.token_max_lifetime) as keys,
+            RemoteKeys(config.jwks_url, max_stale=config.token_max_lifetime, observer=observer) as keys,
             Pool(config.database_url, size=config.database_pool_size, prepare=config.database_prepare == "on") as pool,
             purging(pool),
-            limiting(config) as rate_limits,
+            limiting(config, observer) as rate_limits,
         ):
             verifier = TokenVerifier(
                 keys=keys,
                 issuers=config.issuers,
                 audiences=config.audiences,
                 max_lifetime=config.token_max_lifetime,
+                observer=observer,
             )
             users = Users(pool, config.issuers[0])
-            async with Listener(config.direct_url, pool, users):
+            async with Listener(config.direct_url, pool, users), measuring(observer, pool, keys, users, rate_limits):
                 yield State(
                     settings=config,
                     pool=pool,
@@ -85,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     ),
                     rate_limits=rate_limits,
                     proxies=TrustedProxies(config.trusted_proxies) if config.trusted_proxies else None,
+                    metrics=observer,
                     revision=migrations.head(),
                 )
 
@@ -106,26 +111,47 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RateLimiting)
     app.add_middleware(Edge)
     app.add_middleware(Observability)
-    for router in health.router, resource_metadata.router, *map(resolve_name, ROUTERS):
+    for router in health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS):
         app.include_router(router)
     return app
 
 
 @asynccontextmanager
-async def limiting(settings: Settings) -> AsyncIterator[RateLimits | None]:
+async def limiting(settings: Settings, metrics: Metrics | None) -> AsyncIterator[RateLimits | None]:
     """The rate limits that the settings ask for, shared where there is a Redis."""
     if settings.rate_quota is None:
         yield None
         return
-    quota = Quota(*settings.rate_quota)
+    quota, refused = Quota(*settings.rate_quota), metrics.limited if metrics else None
     if not settings.redis_url:
-        yield RateLimits(quota)
+        yield RateLimits(quota, refused=refused)
         return
     from backend.shared_counters import SharedCounters  # the client takes 0.1 s to load
 
-    shared = SharedCounters(settings.redis_url, window=quota.window)
-    async with shared.running():
-        yield RateLimits(quota, shared=shared)
+    async with SharedCounters(settings.redis_url, window=quota.window) as shared:
+        yield RateLimits(quota, shared=shared, refused=refused)
+
+
+@asynccontextmanager
+async def measuring(
+    metrics: Metrics | None, pool: Pool, keys: RemoteKeys, users: Users, limits: RateLimits | None
+) -> AsyncIterator[None]:
+    """Have the metrics look at the parts."""
+    if metrics is None:
+        yield
+        return
+    sources: dict[str, Callable[[], float]] = {
+        "database_connections": lambda: pool.in_use,
+        "database_connections_limit": lambda: pool.size,
+        "database_waiting": lambda: pool.waiting,
+        "key_set_ready": lambda: keys.ready,
+        "users_remembered": lambda: len(users),
+        "users_believed": lambda: users.believed,
+    }
+    if limits is not None and limits.shared is not None:
+        sources["rate_limits_shared"] = limits.shared.up.is_set
+    async with metrics.sampling(lambda: users.loads, **sources):
+        yield
 
 
 DESCRIPTION = """

@@ -56,9 +56,12 @@ def dev(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """Serve the API as in production; refuse to start on a database that has not been migrated"""
+    from contextlib import nullcontext
+
     import uvicorn
 
     from backend import migrations
+    from backend.metrics import shared_by_workers
     from backend.observability import configure_logging
 
     settings = _settings(database=True)
@@ -70,21 +73,23 @@ def serve(options: argparse.Namespace) -> int:
     except migrations.MigrationError as error:
         raise CommandError(" ".join(str(error).split())) from error
     configure_logging(settings.log_level, settings.log_format)
-    uvicorn.run(
-        "backend.cli:application",
-        factory=True,
-        host=options.host,
-        port=options.port,
-        fd=options.fd,
-        workers=options.workers,
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=25,
-    )
+    several = options.workers > 1 and settings.metrics == "on"
+    with shared_by_workers() if several else nullcontext():
+        uvicorn.run(
+            "backend.cli:application",
+            factory=True,
+            host=options.host,
+            port=options.port,
+            fd=options.fd,
+            workers=options.workers,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=25,
+        )
     return 0
 
 

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any, LiteralString, NamedTuple, Self, TypeVar
+from typing import Any, Final, LiteralString, NamedTuple, Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -103,6 +103,7 @@ class Pool:
             return connection
 
         self.prepare = prepare
+        self.size: Final = size
         self.wires = Wires(connect, readers=readers, writers=writers, prepare=prepare, wait=wait, deadline=deadline)
         self._deadline = deadline
         self._lent = 0
@@ -127,6 +128,16 @@ class Pool:
     async def __aexit__(self, *_: object) -> None:
         await self.wires.close()
         await self._pool.close()
+
+    @property
+    def in_use(self) -> int:
+        """Connections on which there is work."""
+        return self._lent + self.wires.in_use
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return self._pool.get_stats().get("requests_waiting", 0) + self.wires.waiting
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:

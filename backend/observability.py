@@ -38,12 +38,17 @@ class Observability:
         state["request_id"] = request_id
         if (proxies := state.get("proxies")) is not None:
             proxies.apply(scope)
+        metrics = state.get("metrics")
+        if metrics is not None:
+            metrics.in_progress.inc()
         started = time.perf_counter()
+        answered = 0.0
         status = 500
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal answered, status
             if message["type"] == "http.response.start":
+                answered = time.perf_counter()
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
@@ -63,6 +68,9 @@ class Observability:
         try:
             await self.app(scope, receive, send_with_headers)
         finally:
+            if metrics is not None:
+                metrics.in_progress.dec()
+                metrics.answered(scope["method"], _route(scope), status, (answered or time.perf_counter()) - started)
             if access.isEnabledFor(logging.INFO):
                 access.info("request", extra={"fields": _fields(scope, status, time.perf_counter() - started)})
 
@@ -74,14 +82,18 @@ def _request_id(scope: Scope) -> str:
     return uuid4().hex
 
 
-def _fields(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
+def _route(scope: Scope) -> str | None:
     """The route's template, never the path: a path may hold anything, and has no bound."""
-    state = scope["state"]
     route = scope.get("route")
+    return getattr(route, "path_format", None) or getattr(route, "path", None)
+
+
+def _fields(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
+    state = scope["state"]
     fields = {
         "request_id": state["request_id"],
         "method": scope["method"],
-        "route": getattr(route, "path_format", None) or getattr(route, "path", None),
+        "route": _route(scope),
         "status": status,
         "ms": round(seconds * 1000, 2),
     }

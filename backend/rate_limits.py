@@ -1,5 +1,6 @@
 """How often somebody may ask: per user once a token is good, per address before that."""
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -99,6 +100,8 @@ class Counters:
 class Shared(Protocol):
     """Counters that other workers count in, too."""
 
+    up: asyncio.Event
+
     async def hit(self, key: str) -> tuple[int, float] | None:
         """As `Counters.hit`, or None when they are not to be had."""
 
@@ -112,11 +115,11 @@ class RateLimits:
         *,
         shared: Shared | None = None,
         clock: Callable[[], float] = time.monotonic,
-        refused: Callable[[Who], None] = lambda _: None,
+        refused: Callable[[Who], None] | None = None,
     ) -> None:
         """`refused` is called for each request that is answered 429."""
         self.quota: Final = quota
-        self._shared = shared
+        self.shared: Final = shared
         self._refused = refused
         # Apart, so that a flood from many addresses pushes no user's count out.
         self._local: dict[Who, Counters] = {
@@ -128,9 +131,9 @@ class RateLimits:
         """Count a request. One that is known to be too many is counted here alone."""
         local = self._local[who]
         found: tuple[int, float] | None = None
-        if self._shared is not None and local.get(key)[0] <= self.quota.amount:
+        if self.shared is not None and local.get(key)[0] <= self.quota.amount:
             # A deployment with another quota has other windows.
-            found = await self._shared.hit(f"resource-server:{self.quota.amount}/{self.quota.window}:{who}:{key}")
+            found = await self.shared.hit(f"resource-server:{self.quota.amount}/{self.quota.window}:{who}:{key}")
         if found is None:
             found = local.hit(key)
         else:
@@ -143,7 +146,8 @@ class RateLimits:
         return self._verdict(who, count + 1, seconds) if count >= self.quota.amount else None
 
     def refuse(self, verdict: Verdict) -> RateLimited:
-        self._refused(verdict.who)
+        if self._refused is not None:
+            self._refused(verdict.who)
         return RateLimited(verdict)
 
     def _verdict(self, who: Who, count: int, seconds: float) -> Verdict:

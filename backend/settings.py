@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.auth.fetch import check_url
@@ -152,6 +152,10 @@ class Settings(BaseSettings):
         validate_default=False,
         description="A Redis in which all workers share the rate limits. Default: each worker counts alone.",
     )
+    metrics: Literal["on", "off"] = Field(default="on", description="Prometheus metrics at `/metrics`.")
+    metrics_token: SecretStr = Field(
+        default=SecretStr(""), description="What `/metrics` wants as a bearer. Default: it is open to all."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
     log_format: Literal["json", "console"] | None = Field(
         default=None,
@@ -162,7 +166,7 @@ class Settings(BaseSettings):
     @classmethod
     def _names_in_lower_case(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for name in ("log_level", "log_format", "database_prepare", "rate_limit"):
+            for name in ("log_level", "log_format", "database_prepare", "rate_limit", "metrics"):
                 if isinstance(data.get(name), str):
                     data[name] = data[name].lower()
         return data

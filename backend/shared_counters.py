@@ -5,7 +5,7 @@ import logging
 from asyncio import sleep as pause
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, Self
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -14,7 +14,9 @@ from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE: Final = 0.05  # seconds that a request waits for Redis at most
+# A request waits for Redis 50 ms at most, in turns: a worker that was late itself has only missed one of them.
+TURNS: Final = 5
+TURN: Final = 0.01  # seconds
 PAUSE: Final = 1.0  # seconds between attempts to find Redis again
 
 # One round trip, and nothing that a window left behind outlives it. EVAL, since a Redis that was restarted has
@@ -45,16 +47,15 @@ class SharedCounters:
         self.up = asyncio.Event()
         self.up.set()
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._run(), name="shared rate limits")
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-            self._answer(self._pending, None)
-            await self._redis.aclose()
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="shared rate limits")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        self._answer(self._pending, None)
+        await self._redis.aclose()
 
     async def hit(self, key: str) -> tuple[int, float] | None:
         """How many hits there are with this one, and for how many seconds they count; None without Redis."""
@@ -94,7 +95,7 @@ class SharedCounters:
 
     async def _ask(self, keys: list[str]) -> list[tuple[int, float]]:
         try:
-            async with asyncio.timeout(PATIENCE), self._redis.pipeline(transaction=False) as pipeline:
+            async with _patience(), self._redis.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.eval(_HIT, 1, key, str(self._window))
                 if not keys:
@@ -112,3 +113,24 @@ class SharedCounters:
         for index, (_, answer) in enumerate(batch):
             if not answer.done():  # whoever asked may have gone
                 answer.set_result(found[index] if found else None)
+
+
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """Raises TimeoutError after the last turn."""
+    loop = asyncio.get_running_loop()
+    turn: asyncio.TimerHandle
+    async with asyncio.timeout(None) as timeout:
+
+        def take(left: int) -> None:
+            nonlocal turn
+            if left:
+                turn = loop.call_later(TURN, take, left - 1)
+            else:
+                timeout.reschedule(loop.time())
+
+        turn = loop.call_later(TURN, take, TURNS - 1)
+        try:
+            yield
+        finally:
+            turn.cancel()

@@ -361,6 +361,11 @@ class Wires:
         self._free = list(self.writers)
         self._vacancy = asyncio.Semaphore(writers)
         self._wait = wait
+        self.waiting = 0
+
+    @property
+    def in_use(self) -> int:
+        return sum(len(wire) > 0 for wire in (*self.readers, *self.writers))
 
     async def read(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a statement that changes nothing: asked for again where a connection was lost."""
@@ -379,11 +384,14 @@ class Wires:
 
     async def write(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> list[Row]:
         if self._vacancy.locked():
+            self.waiting += 1
             try:
                 async with asyncio.timeout(self._wait):
                     await self._vacancy.acquire()
             except TimeoutError as error:
                 raise PoolTimeout("every connection is in use") from error
+            finally:
+                self.waiting -= 1
         else:
             await self._vacancy.acquire()
         wire = self._free.pop()

