@@ -15,6 +15,7 @@ from backend.database import SYSTEM, Database, Pool, Statement, Transaction
 from backend.tasks.idempotency import FRESH
 from backend.tasks.models import KeptAnswer, Task
 from backend.tasks.statements import RETENTION
+from backend.users.models import Erasure, ReceivedEvent
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,23 @@ TASKS = expired(Task, Task.id, col(Task.deleted_at) <= func.now() - RETENTION)
 KEYS = expired(KeptAnswer, KeptAnswer.key, not_(FRESH))
 
 
+def noted_long_ago(model: type[ReceivedEvent] | type[Erasure], id: Any, at: Any) -> Statement:
+    """Delete a batch of notes of 30 days ago. Nobody but an event of that very person or id waits for them."""
+    key = (col(model.issuer), col(id))
+    batch = select(*key).where(col(at) <= func.now() - RETENTION).limit(BATCH)
+    return Statement(delete(model).where(tuple_(*key).in_(batch)).returning(col(id)))
+
+
+EVENTS = noted_long_ago(ReceivedEvent, ReceivedEvent.jti, ReceivedEvent.received_at)
+ERASURES = noted_long_ago(Erasure, Erasure.subject, Erasure.erased_at)
+
+
 async def purge(pool: Pool) -> int:
-    """Remove tasks 30 days after they were deleted, and answers after 24 hours; how many. Any number of workers may."""
+    """Remove what has expired; how many rows. Any number of workers may.
+
+    Tasks 30 days after they were deleted, kept answers after 24 hours, the ids of security events and what outlives an
+    erased account after 30 days.
+    """
     total = 0
     while count := await Database(pool, SYSTEM).transact(_purge_batch):
         total += count
@@ -48,7 +64,7 @@ async def _purge_batch(transaction: Transaction) -> int:
     lock = await transaction.row(LOCK)
     if not (lock and lock["ours"]):
         return 0
-    return len(await transaction.rows(TASKS)) + len(await transaction.rows(KEYS))
+    return sum([len(await transaction.rows(statement)) for statement in (TASKS, KEYS, EVENTS, ERASURES)])
 
 
 async def _a_while() -> None:

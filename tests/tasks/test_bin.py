@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -80,6 +81,29 @@ async def test_the_purge_takes_what_has_expired_and_nothing_else(api: Api) -> No
     assert await purge(api.state["pool"]) >= 3
     assert (await remaining(api, old), await remaining(api, kept)) == (0, 2)
     assert await purge(api.state["pool"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("note", "left"),
+    [
+        (
+            "INSERT INTO security_events (issuer, jti, received_at) VALUES (:of, :age, now() - cast(:age AS interval))",
+            "SELECT jti AS age FROM security_events WHERE issuer = :of",
+        ),
+        (
+            "INSERT INTO erasures (issuer, subject, roles, erased_at)"
+            " VALUES (:of, :age, '{}', now() - cast(:age AS interval))",
+            "SELECT subject AS age FROM erasures WHERE issuer = :of",
+        ),
+    ],
+    ids=["events", "erasures"],
+)
+async def test_what_was_noted_of_people_goes_after_30_days(api: Api, note: str, left: str) -> None:
+    system, of = Database(api.state["pool"], SYSTEM), uuid4().hex
+    for age in "29 days 23 hours", "30 days 1 second":
+        await system.rows(raw(note), of=of, age=age)
+    assert await purge(api.state["pool"]) >= 1
+    assert await system.rows(raw(left), of=of) == [{"age": "29 days 23 hours"}]
 
 
 async def test_several_workers_purge_each_task_once(api: Api, database_url: str) -> None:
