@@ -87,12 +87,13 @@ async def test_the_purge_takes_what_has_expired_and_nothing_else(api: Api) -> No
     ("note", "left"),
     [
         (
-            "INSERT INTO security_events (issuer, jti, received_at) VALUES (:of, :age, now() - cast(:age AS interval))",
+            "INSERT INTO security_events (issuer, jti, received_at)"
+            " VALUES (:of, :age, now() - cast(cast(:age AS text) AS interval))",
             "SELECT jti AS age FROM security_events WHERE issuer = :of",
         ),
         (
             "INSERT INTO erasures (issuer, subject, roles, erased_at)"
-            " VALUES (:of, :age, '{}', now() - cast(:age AS interval))",
+            " VALUES (:of, :age, '{}', now() - cast(cast(:age AS text) AS interval))",
             "SELECT subject AS age FROM erasures WHERE issuer = :of",
         ),
     ],
