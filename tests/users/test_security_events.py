@@ -13,7 +13,7 @@ import pytest
 
 from backend.auth.encoding import decode_base64url
 from backend.auth.testing import LocalIssuer, SigningKey
-from backend.database import SYSTEM, Database, Pool
+from backend.database import SYSTEM, Database
 from backend.settings import Settings
 from backend.users import lifecycle
 from backend.users.security_events import MAX_BODY, EventType
@@ -311,12 +311,17 @@ REJECTED: list[tuple[str, Forge]] = [
 ]
 
 
+def without_database(patch: pytest.MonkeyPatch) -> None:
+    for way in "rows", "transact":
+        patch.setattr(Database, way, lambda *_, **__: pytest.fail("the database was asked"))
+
+
 @pytest.mark.parametrize(("err", "forge"), REJECTED, ids=[f"{i}-{err}" for i, (err, _) in enumerate(REJECTED)])
 async def test_rejected(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, err: str, forge: Forge
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(Pool, "connection", lambda _: pytest.fail("a connection was taken"))
+    without_database(monkeypatch)
     token = forge(api.issuer)
     while (response := await send(api, token)).status_code == 503:
         # No budget to look for a kid: what is not known is no rejection.
@@ -374,7 +379,7 @@ async def test_a_flood_of_forgeries_costs_neither_fetches_nor_connections(
         flood = [issuer.security_event("u", DISABLED, key=STRANGER, header={"kid": f"kid{n}"}) for n in range(100)]
         flood += [issuer.security_event("u", DISABLED, key=STRANGER, header={"kid": issuer.key.kid})] * 100
         with monkeypatch.context() as patched:
-            patched.setattr(Pool, "connection", lambda _: pytest.fail("a connection was taken"))
+            without_database(patched)
             answers = await asyncio.gather(*(send(api, token) for token in flood))
         assert {answer.status_code for answer in answers} <= {400, 503}
         assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
