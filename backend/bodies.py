@@ -1,5 +1,6 @@
 """Request bodies: of the right kind, of a bounded size, and JSON without room for interpretation."""
 
+import asyncio
 import json
 from typing import Any, NoReturn
 
@@ -8,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 JSON = ("application/json",)
+BODY_SECONDS = 30.0
 MERGE_PATCH = ("application/merge-patch+json", "application/json")
 
 
@@ -24,7 +26,7 @@ class JSONRequest(Request):
         self._limit = limit
 
     async def body(self) -> bytes:
-        """Raises 415 for another content type or an encoded body, 413 past the limit, before more is read."""
+        """Raises 415 for another content type or an encoded body, 413 past the limit, 408 when it takes too long."""
         if not hasattr(self, "_body"):
             length = self.headers.get("content-length")
             if length != "0" and (length is not None or "transfer-encoding" in self.headers):
@@ -32,11 +34,16 @@ class JSONRequest(Request):
             if length is not None and length.isdecimal() and int(length) > self._limit:
                 self._refuse_size()
             chunks, size = [], 0
-            async for chunk in self.stream():
-                size += len(chunk)
-                if size > self._limit:
-                    self._refuse_size()
-                chunks.append(chunk)
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    async for chunk in self.stream():
+                        size += len(chunk)
+                        if size > self._limit:
+                            self._refuse_size()
+                        chunks.append(chunk)
+            except TimeoutError:
+                # Whoever trickles shall not go on with what would have been the next request.
+                raise HTTPException(408, "The body took too long.", {"Connection": "close"}) from None
             self._body = b"".join(chunks)
         return self._body
 

@@ -83,7 +83,7 @@ def serve(options: argparse.Namespace) -> int:
             fd=options.fd,
             workers=options.workers,
             loop="uvloop",
-            http="httptools",
+            http="backend.protocol:Protocol",
             log_config=None,
             access_log=False,
             proxy_headers=False,

@@ -15,6 +15,7 @@ DESCRIPTIONS = {
     404: "There is no such thing, or it is not the caller's.",
     409: "It exists already, or the request is being worked on.",
     412: "The version is not one that If-Match names.",
+    408: "The body took too long to arrive.",
     413: "The body is too long.",
     415: "The body is of another content type.",
     422: "The request does not make sense; `errors` names each member that is wrong.",
@@ -74,6 +75,8 @@ _ID = {
 
 def responses(*statuses: int, headers: Mapping[int, Any] = MappingProxyType({})) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route or router: the problems it may answer with, and the headers of its good answers."""
+    if 413 in statuses:  # where a body is read at all
+        statuses = (408, *statuses)
     good: dict[int | str, dict[str, Any]] = {status: {"headers": names} for status, names in headers.items()}
     return good | {status: {"description": DESCRIPTIONS[status], "model": Problem} for status in statuses}
 

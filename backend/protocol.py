@@ -1,0 +1,142 @@
+"""uvicorn's HTTP/1.1 with the bounds it lacks: for what comes before a request, for slow clients, for their number."""
+
+import asyncio
+import json
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from backend.problems import TITLES
+
+MAX_HEAD: Final = 64 * 1024  # bytes: request line and header fields
+HEAD_SECONDS: Final = 10.0  # until the head of a request is there, or a body that nobody waits for has ended
+LINGER_SECONDS: Final = 2.0
+STALL_SECONDS: Final = 30.0  # without a reader taking anything
+MOST_CONNECTIONS: Final = 10_000  # of a worker, if the system lets it have as many files
+_OTHER_FILES: Final = 200  # database, Redis, log, listening socket, libraries
+
+
+class Protocol(HttpToolsProtocol):
+    """A connection. What it refuses by itself is a problem, too, and ends it."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+    _in_head = False
+    _head = 0  # bytes, at the least
+    _refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            self._refuse(503, "unavailable", "Too many connections.", retry_after=1)
+        else:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._disarm()
+        if self._stall is not None:
+            self._stall.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._in_head:
+            # What else was in it is too little to matter.
+            self._head += len(data)
+            self._check_head()
+        cycle: Any = self.cycle  # uvicorn's type forgets that there may be none yet
+        if self._deadline is None and (cycle is None or cycle.response_complete):
+            # uvicorn's own time for silence ends with the first byte, whatever it is.
+            self._expect_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        self._disarm()
+        self._check_head()
+        if self._refused:
+            raise ValueError("refused")  # ends the parser, which has the rest of it
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "bad_request", msg)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _check_head(self) -> None:
+        if self._head > MAX_HEAD:
+            self._refuse(431, "headers_too_large", f"The header is longer than {MAX_HEAD} bytes.")
+
+    def _expect_head(self) -> None:
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _watch_reader(self) -> None:
+        """Cut the connection when its reader takes nothing for long."""
+        waiting = self.transport.get_write_buffer_size()
+
+        def look() -> None:
+            if self.transport.get_write_buffer_size() >= waiting:
+                self.transport.abort()
+            else:
+                self._watch_reader()
+
+        self._stall = self.loop.call_later(STALL_SECONDS, look)
+
+    def _refuse(self, status: int, code: str, detail: str, *, retry_after: int | None = None) -> None:
+        """Answer, and read no more.
+
+        Who is still sending would have the answer taken away by a reset, so the end waits until they have seen it.
+        """
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        title = TITLES.get(status) or HTTPStatus(status).phrase
+        problem: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+        body = json.dumps(problem | {"code": code, "request_id": None}).encode()
+        fields = {"Content-Type": "application/problem+json", "Content-Length": len(body), "Connection": "close"}
+        if retry_after:
+            fields["Retry-After"] = retry_after
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self.transport.write(f"HTTP/1.1 {status} {title}\r\n{head}\r\n".encode() + body)
+        self._disarm()
+        if retry_after:  # nothing has been sent yet, and there is no room for those who wait
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+            self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+@lru_cache(1)
+def most_connections() -> int:
+    """As many as the process may have files for, once it has asked for all that it can get."""
+    try:
+        import resource
+    except ImportError:
+        return MOST_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + _OTHER_FILES
+    if 0 <= soft < wanted:
+        soft = wanted if hard < 0 else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(MOST_CONNECTIONS, soft - _OTHER_FILES) if soft >= 0 else MOST_CONNECTIONS

@@ -1,0 +1,210 @@
+"""Clients that are slow, endless or too many: over real sockets, through uvicorn."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from backend import protocol
+from backend.auth.testing import LocalIssuer
+from backend.protocol import MAX_HEAD, Protocol, most_connections
+from backend.settings import Settings
+from tests.conftest import running
+
+BIG = 20_000_000
+
+
+async def answer(scope: Scope, _: Receive, send: Send) -> None:
+    """`/` says ok without reading the body, `/big` more than any buffer holds."""
+    size = BIG if scope["path"] == "/big" else 2
+    headers = [(b"content-length", str(size).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"x" * size if size == BIG else b"ok"})
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    async for port in serving(answer):
+        yield port
+
+
+async def serving(app: Any) -> AsyncIterator[int]:
+    config = uvicorn.Config(app, port=0, http=Protocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        await server.shutdown()
+
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def connect(port: int) -> Connection:
+    return await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+
+
+async def exchange(port: int, data: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send it, and read until the server ends the connection."""
+    reader, writer = await connect(port)
+    writer.write(data)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    first, *fields = head.decode().split("\r\n")
+    headers = dict(field.lower().split(": ", 1) for field in fields)
+    return int(first.split()[1]), headers, body
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+
+
+def problem(found: tuple[int, dict[str, str], bytes]) -> tuple[int, str]:
+    status, headers, body = found
+    assert headers["content-type"] == "application/problem+json"
+    assert headers["connection"] == "close"
+    assert int(headers["content-length"]) == len(body)
+    told = json.loads(body)
+    assert told.keys() == {"type", "title", "status", "detail", "code", "request_id"}
+    assert told["status"] == status
+    return status, told["code"]
+
+
+async def test_a_request_goes_through_and_its_connection_stays(port: int) -> None:
+    reader, writer = await connect(port)
+    for _ in range(3):
+        for piece in b"GET / HT", b"TP/1.1\r\nHost: x\r", b"\n\r\n":
+            writer.write(piece)
+            await writer.drain()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert await reader.readexactly(2) == b"ok"
+    long = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"x" * 200_000
+    writer.write(long + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert (await reader.read()).count(b"HTTP/1.1 200") == 2
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 2 * MAX_HEAD,
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * MAX_HEAD + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: x\r\n" * (MAX_HEAD // 2) + b"\r\n",
+        b"GET /" + b"x" * 2 * MAX_HEAD,
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /" + b"x" * 2 * MAX_HEAD,
+    ],
+    ids=["endless field", "long field", "many fields", "endless path", "of the second request"],
+)
+async def test_a_head_that_is_too_long_is_refused(port: int, data: bytes) -> None:
+    status, headers, body = await exchange(port, data)
+    if status == 200:  # of the first request
+        head, _, body = body.removeprefix(b"ok").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 431")
+        assert json.loads(body)["code"] == "headers_too_large"
+    else:
+        assert problem((status, headers, body)) == (431, "headers_too_large")
+
+
+async def test_a_long_head_is_fine(port: int) -> None:
+    data = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: " + b"x" * 40_000 + b"\r\n\r\n"
+    assert (await exchange(port, data))[0] == 200
+
+
+async def test_what_is_no_http_is_a_problem(port: int) -> None:
+    assert problem(await exchange(port, b"HELO\r\n\r\n")) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        (b"", b""),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"x"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nX: ", b"x"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", b"x"),
+    ],
+    ids=["silence", "half a head", "half of the second", "empty lines", "a body that nobody waits for"],
+)
+async def test_who_trickles_is_cut(port: int, start: bytes, more: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    reader, writer = await connect(port)
+    writer.write(start)
+    if b"\r\n\r\n" in start:
+        await reader.readuntil(b"ok")
+
+    async def trickle() -> None:
+        while more:
+            writer.write(more)
+            await asyncio.sleep(0.05)
+
+    trickling = asyncio.create_task(trickle())
+    assert await ended(reader) == b""
+    trickling.cancel()
+    writer.close()
+
+
+async def test_who_reads_nothing_is_cut(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "STALL_SECONDS", 0.2)
+    lost = asyncio.Event()
+    connection_lost = Protocol.connection_lost
+
+    def noted(self: Protocol, error: Exception | None) -> None:
+        connection_lost(self, error)
+        lost.set()
+
+    monkeypatch.setattr(Protocol, "connection_lost", noted)
+    _, writer = await connect(port)
+    writer.write(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
+    await lost.wait()
+    writer.close()
+
+
+async def test_who_reads_slowly_is_not(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "STALL_SECONDS", 0.5)
+    reader, writer = await connect(port)
+    writer.write(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    read = 0
+    while chunk := await reader.read(2_000_000):
+        read += len(chunk)
+        await asyncio.sleep(0.02)
+    assert read == BIG
+    writer.close()
+
+
+async def test_one_connection_too_many_is_told(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "most_connections", lambda: 1)
+    reader, writer = await connect(port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"ok")
+    found = await exchange(port, b"")
+    assert problem(found) == (503, "unavailable")
+    assert found[1]["retry-after"] == "1"
+    writer.close()
+
+
+def test_there_is_room_for_connections() -> None:
+    assert 500 <= most_connections() <= 10_000
+
+
+async def test_a_body_that_trickles_is_a_408(
+    settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.bodies.BODY_SECONDS", 0.3)
+    async with running(settings, issuer) as api:
+        ada = api.person()
+        assert (await ada.get("/api/v1/tasks")).status_code == 200
+        head = f"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: {ada.bearer['Authorization']}\r\n"
+        head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        async for port in serving(api.http._transport.app):  # type: ignore[attr-defined]  # of httpx.ASGITransport
+            assert problem(await exchange(port, head.encode())) == (408, "request_timeout")
