@@ -341,6 +341,21 @@ test("of many changes that nobody heard, the last of each kind is told", async (
   assert.deepEqual(api.types(), ["token-claims-change", "session-revoked"]);
 });
 
+test("the first that is accepted after an outage takes the others along, however long they were to wait", async (t) => {
+  const api = await receiver(t);
+  const { auth, join, boss, database, later } = await issuer(t, api, { timer: false });
+  api.close();
+  for (const name of ["ada", "bob", "eve"]) {
+    const { id: userId } = await join(name);
+    await auth.api.setRole({ headers: boss.headers, body: { userId, role: "admin" } });
+  }
+  await later();
+  database.exec("UPDATE securityEvent SET dueAt = '2099-01-01T00:00:00.000Z' WHERE begunAt > (SELECT min(begunAt) FROM securityEvent)");
+  api.open();
+  assert.deepEqual(await auth.api.deliverSecurityEvents(), { waiting: 0 });
+  assert.equal(api.received.length, 3);
+});
+
 test("without a timer, what is left goes out when the app says so", async (t) => {
   const api = await receiver(t);
   const { auth, join, boss, later } = await issuer(t, api, { timer: false });
