@@ -80,7 +80,7 @@ def _run(
     environment = {"PUBLIC_URL": public_url}
     if issuer:
         issuer.security_events = f"http://127.0.0.1:{port}{_SECURITY_EVENTS}"
-        issuer.security_events_audience = f"{public_url}{_SECURITY_EVENTS}"
+        issuer.security_events_audience = settings.security_events_audience or f"{public_url}{_SECURITY_EVENTS}"
         parts.callback(issuer.close)
         issuer_starts = parts.enter_context(ThreadPoolExecutor(1)).submit(issuer.start)
     database = settings.database_url

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import anyio
+import httpx
 import pytest
 
 import backend
+from backend.dev.people import People
 from backend.dev.up import DevError, up
 from backend.settings import Settings
 from tests.conftest import create_database
@@ -54,6 +57,18 @@ def try_line(welcome: str) -> str:
     found = re.search(r"Try +(curl .+)", welcome)
     assert found, welcome
     return found[1]
+
+
+async def sign_out_is_heard_of(api: str, issuer: str) -> None:
+    """The issuer tells the API that runs beside it."""
+    async with People(f"{issuer}/api/auth") as people, httpx.AsyncClient(trust_env=False) as client:
+        session = await people.sign_up("leaving@example.com")
+        bearer = {"Authorization": f"Bearer {await people.token(session)}"}
+        assert (await client.get(f"{api}/api/v1/users/me", headers=bearer)).status_code == 200
+        await people.sign_out(session)
+        with anyio.fail_after(30):
+            while (await client.get(f"{api}/api/v1/users/me", headers=bearer)).status_code != 401:
+                pass
 
 
 def shell(command: str, place: Path) -> str:
@@ -116,6 +131,7 @@ def test_it_brings_up_what_it_says_keeps_the_data_and_leaves_no_process(place: P
     assert shell(command, place) == '{"items":[],"next_cursor":null}'
     body = """-H 'Content-Type: application/json' -d '{"title": "kept"}'"""
     assert '"title":"kept"' in shell(f"{command} {body}", place)
+    anyio.run(sign_out_is_heard_of, *re.findall(r"(http://\S+:\d+) \(", welcome))
     processes = family(process.pid)
     assert len(processes) > 8
     os.killpg(process.pid, signal.SIGINT)
