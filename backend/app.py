@@ -30,6 +30,7 @@ from backend.users.security_events import SecurityEvents
 ROUTERS = (
     "backend.users.router:router",
     "backend.users.router:person_router",
+    "backend.users.admin:router",
     "backend.users.security_events:router",
     "backend.tasks.router:router",
     "backend.tasks.router:batch_router",

@@ -22,6 +22,7 @@ class User(SQLModel, table=True):
     __tablename__ = "users"
     __table_args__ = (
         UniqueConstraint("issuer", "subject"),
+        Index("users_by_creation", "created_at", "id"),
         CheckConstraint("char_length(subject) between 1 and 255", name="users_subject_length"),
         CheckConstraint("status in ('active', 'suspended', 'purged')", name="users_status"),
     )

@@ -24,6 +24,7 @@ from tests.test_resources import RESOURCES
 TASKS = "/api/v1/tasks"
 TAGS = "/api/v1/tags"
 ME = "/api/v1/users/me"
+ADMIN = "/api/v1/admin"
 MODULES = task_statements, tag_service, idempotency, user_service, export
 
 
@@ -77,6 +78,11 @@ OPERATIONS = {
     ("PATCH", ME),
     ("DELETE", ME),
     ("GET", f"{ME}/export"),
+    ("GET", f"{ADMIN}/users"),
+    ("GET", f"{ADMIN}/users/{{id}}"),
+    ("POST", f"{ADMIN}/users/{{id}}/suspend"),
+    ("POST", f"{ADMIN}/users/{{id}}/reinstate"),
+    ("GET", f"{ADMIN}/audit"),
 }
 
 # What tests/test_resources.py tries of each resource that it knows.
@@ -87,8 +93,8 @@ async def test_every_operation_of_the_api_takes_part(api: Api) -> None:
     offered = {
         (method.upper(), path)
         for path, methods in api.app.openapi()["paths"].items()
-        for method in methods
-        if path.startswith("/api/")
+        for method, operation in methods.items()
+        if "security" in operation
     }
     others = [resource.path for resource in RESOURCES if resource.path != TASKS]
     assert offered == OPERATIONS | {(method, path + end) for path in others for method, end in USUAL}
@@ -145,6 +151,10 @@ async def act(person: Person, own: Belongings, method: str, path: str, target: s
     """One call, and what it must answer to somebody who has these belongings."""
     if path.startswith(ME):
         await act_on_oneself(person, own, method, path)
+        return
+    if path.startswith(ADMIN):
+        response = await person.request(method, path.replace("{id}", target))
+        assert (response.status_code, response.json()["code"]) == (403, "forbidden")
         return
     title = uuid4().hex
     if path == f"{TASKS}/batch":

@@ -76,6 +76,7 @@ def timestamp(name: str, default: str | None = None) -> sa.Column[object]:
 
 def upgrade() -> None:
     op.add_column("users", timestamp("status_at"))
+    op.create_index("users_by_creation", "users", ["created_at", "id"])
     op.create_table(
         "erasures",
         sa.Column("issuer", sa.Text(), nullable=False),
@@ -123,4 +124,5 @@ def downgrade() -> None:
         op.drop_table(table)
     for function in "tell_of_user", "remember_erasure", "refuse_change":
         op.execute(f"DROP FUNCTION {function}")
+    op.drop_index("users_by_creation")
     op.drop_column("users", "status_at")

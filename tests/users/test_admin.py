@@ -1,0 +1,251 @@
+"""What administrators may see and do, who is one, and what is noted of it."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from backend.database import SYSTEM, Actor, Database
+from backend.users import admin, lifecycle
+from backend.users.models import UserStatus
+from backend.users.schemas import AuditRead, UserRead
+from tests.conftest import BASE, Api, Person
+from tests.test_database import raw
+from tests.users.test_lifecycle import NOW, as_system, id_of, row_of
+
+ME = "/api/v1/users/me"
+USERS = "/api/v1/admin/users"
+AUDIT = "/api/v1/admin/audit"
+OPERATIONS = [
+    ("GET", USERS),
+    ("GET", f"{USERS}/{{id}}"),
+    ("POST", f"{USERS}/{{id}}/suspend"),
+    ("POST", f"{USERS}/{{id}}/reinstate"),
+    ("GET", AUDIT),
+]
+
+
+@pytest.fixture
+def root(api: Api) -> Person:
+    return api.person(role="user, admin", name="Root")
+
+
+async def entries(root: Person, id: UUID) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = (await root.get(AUDIT, params={"user_id": str(id)})).json()["items"]
+    return items
+
+
+async def status_of(person: Person) -> tuple[int, str | None]:
+    answer = await person.get(ME)
+    return answer.status_code, answer.json().get("code")
+
+
+@pytest.mark.parametrize("claims", [{}, {"role": "user"}, {"role": "Admin"}, {"role": "administrator"}], ids=str)
+async def test_nobody_else_is_let_in(api: Api, claims: Mapping[str, str]) -> None:
+    eve = api.person(**claims)
+    id = await id_of(eve)
+    for method, path in OPERATIONS:
+        answer = await eve.request(method, path.replace("{id}", str(id)))
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+
+
+async def test_no_oauth_client_is_let_in_for_an_administrator(api: Api, root: Person) -> None:
+    id = await id_of(root)
+    token = api.issuer.access_token(sub=root.subject, scope="profile tasks:read tasks:write", iss=BASE, role="admin")
+    for method, path in OPERATIONS:
+        answer = await root.request(method, path.replace("{id}", str(id)), headers={"Authorization": f"Bearer {token}"})
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+
+
+async def test_the_row_decides_and_no_token(api: Api, root: Person) -> None:
+    """An administrator who was demoted has a token from before that says otherwise."""
+    assert (await root.get(USERS)).status_code == 200
+    id = await id_of(root)
+    await as_system(api, lifecycle.set_roles, id, ["user"], datetime.now(UTC) + timedelta(seconds=1))
+    api.state["users"].forget(root.subject)
+    for method, path in OPERATIONS:
+        answer = await root.request(method, path.replace("{id}", str(uuid4())))
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+
+
+async def test_a_person_as_administrators_see_them(api: Api, root: Person) -> None:
+    ada = api.person(name="Ada", email="ada@example.com", emailVerified=True, role="user")
+    id = await id_of(ada)
+    answer = await root.get(f"{USERS}/{id}")
+    assert answer.status_code == 200
+    seen = answer.json()
+    assert list(seen) == list(UserRead.model_fields)
+    assert (seen["id"], seen["subject"], seen["email"], seen["roles"]) == (
+        str(id), ada.subject, "ada@example.com", ["user"],
+    )  # fmt: skip
+    for nobody in uuid4(), "1":
+        assert (await root.get(f"{USERS}/{nobody}")).json()["code"] == "not_found"
+
+
+async def test_suspended_and_reinstated(api: Api, root: Person) -> None:
+    ada = api.person()
+    id = await id_of(ada)
+    steps = [("suspend", "suspended", (403, "account_suspended")), ("reinstate", "active", (200, None))]
+    for action, status, answered in steps:
+        for _ in range(2):
+            answer = await root.post(f"{USERS}/{id}/{action}", headers={"X-Request-ID": action})
+            assert (answer.status_code, answer.json()["status"]) == (200, status)
+            assert await status_of(ada) == answered
+    noted = await entries(root, id)
+    assert [(entry["action"], entry["request_id"]) for entry in noted] == [
+        ("reinstate", "reinstate"),
+        ("suspend", "suspend"),
+    ]
+    for entry in noted:
+        assert (entry["source"], entry["actor"], entry["subject"]) == ("admin", str(await id_of(root)), ada.subject)
+
+
+async def test_the_administrator_has_the_last_word(api: Api, root: Person) -> None:
+    """Also where Better Auth's clock is ahead; and what happened there before does not count any more."""
+    ada = api.person()
+    id = await id_of(ada)
+    ahead = datetime.now(UTC) + timedelta(seconds=5)
+    await as_system(api, lifecycle.set_status, id, UserStatus.active, ahead)
+    assert (await root.post(f"{USERS}/{id}/suspend")).json()["status"] == "suspended"
+    assert await as_system(api, lifecycle.set_status, id, UserStatus.active, NOW) is False
+    assert await status_of(ada) == (403, "account_suspended")
+
+
+async def test_nobody_suspends_themself(root: Person) -> None:
+    answer = await root.post(f"{USERS}/{await id_of(root)}/suspend")
+    assert (answer.status_code, answer.json()["code"]) == (409, "own_account")
+    assert (await root.post(f"{USERS}/{await id_of(root)}/reinstate")).status_code == 200
+
+
+async def test_the_purged_stay_as_they_are(api: Api, root: Person) -> None:
+    ada = api.person(name="Ada")
+    await as_system(api, lifecycle.purge, await id_of(ada), NOW)
+    id = (await row_of(api, ada.subject))["id"]
+    for action in "suspend", "reinstate":
+        answer = await root.post(f"{USERS}/{id}/{action}")
+        assert (answer.status_code, answer.json()["code"]) == (409, "purged_account")
+        assert (await root.post(f"{USERS}/{uuid4()}/{action}")).json()["code"] == "not_found"
+    assert (await root.get(f"{USERS}/{id}")).json()["status"] == "purged"
+
+
+async def test_nothing_is_done_that_is_not_noted(api: Api, root: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = api.person()
+    id = await id_of(ada)
+
+    async def refused(*_: object, **__: object) -> None:
+        raise psycopg.errors.InsufficientPrivilege
+
+    monkeypatch.setattr(admin, "record", refused)
+    assert (await root.post(f"{USERS}/{id}/suspend")).status_code == 500
+    assert await status_of(ada) == (200, None)
+
+
+async def test_suspensions_at_once_are_noted_once(api: Api, root: Person) -> None:
+    id = await id_of(api.person())
+    answers = await asyncio.gather(*(root.post(f"{USERS}/{id}/suspend") for _ in range(5)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert [entry["action"] for entry in await entries(root, id)] == ["suspend"]
+
+
+async def walk(root: Person, path: str, **query: str | int) -> list[dict[str, Any]]:
+    """Every item of a listing, page by page."""
+    items: list[dict[str, Any]] = []
+    answer = await root.get(path, params=query)
+    while True:
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        assert len(page["items"]) <= int(query.get("limit", 20))
+        items += page["items"]
+        if page["next_cursor"] is None:
+            assert "link" not in answer.headers
+            return items
+        address = answer.headers["link"].partition(">")[0].removeprefix("<")
+        answer = await root.get(address)
+
+
+async def test_people_page_by_page(api: Api, root: Person) -> None:
+    mark = uuid4().hex
+    people = [api.person(name=f"{mark.upper()} {n}", email=f"{n}@example.com") for n in range(7)]
+    people += [api.person(name=f"none {n}", email=f"{mark}-{n}@Straße.example") for n in range(2)]
+    ids = [str(await id_of(person)) for person in people]
+    found = await walk(root, USERS, q=mark, limit=2)
+    assert [user["id"] for user in found] == ids[::-1]
+    await root.post(f"{USERS}/{ids[0]}/suspend")
+    assert [user["id"] for user in await walk(root, USERS, q=mark, status="suspended")] == ids[:1]
+    assert len(await walk(root, USERS, q=mark, status="active", limit=3)) == 8
+    assert len(await walk(root, USERS, q=f"{mark}-1@STRASSE")) == 1
+    assert await walk(root, USERS, q="%") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        (USERS, {"status": "gone"}),
+        (USERS, {"q": "x" * 201}),
+        (USERS, {"q": "\0"}),
+        (USERS, {"limit": "0"}),
+        (USERS, {"sort": "name"}),
+        (AUDIT, {"user_id": "1"}),
+        (AUDIT, {"action": "suspend"}),
+        (AUDIT, {"cursor": "x"}),
+    ],
+    ids=str,
+)
+async def test_what_makes_no_sense_is_refused(root: Person, path: str, query: dict[str, str]) -> None:
+    answer = await root.get(path, params=query)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["loc"] == ["query", next(iter(query))]
+
+
+async def test_a_cursor_is_for_its_own_listing(api: Api, root: Person) -> None:
+    for person in api.person(), api.person():
+        await id_of(person)
+    cursor = (await root.get(USERS, params={"limit": 1})).json()["next_cursor"]
+    for path, query in (AUDIT, {}), (USERS, {"status": "active"}):
+        answer = await root.get(path, params={"cursor": cursor, **query})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_cursor")
+
+
+async def test_the_audit_page_by_page(api: Api, root: Person) -> None:
+    id = await id_of(api.person())
+    for _ in range(3):
+        for action in "suspend", "reinstate":
+            await root.post(f"{USERS}/{id}/{action}")
+    found = await walk(root, AUDIT, user_id=str(id), limit=2)
+    assert [entry["action"] for entry in found] == ["reinstate", "suspend"] * 3
+    assert list(found[0]) == list(AuditRead.model_fields)
+    assert len({entry["id"] for entry in found}) == 6
+    everything = await root.get(AUDIT, params={"limit": 100})
+    assert {entry["id"] for entry in found} <= {entry["id"] for entry in everything.json()["items"]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE audit_log SET action = 'x'",
+        "DELETE FROM audit_log",
+        "TRUNCATE audit_log",
+        "DELETE FROM audit_log WHERE false",
+    ],
+)
+async def test_what_is_noted_stays(api: Api, root: Person, database_url: str, change: str) -> None:
+    """For the system it is not granted, and a superuser must take a trigger away first."""
+    await root.post(f"{USERS}/{await id_of(api.person())}/suspend")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await Database(api.state["pool"], SYSTEM).rows(raw(change))
+    with (
+        psycopg.connect(database_url, autocommit=True) as superuser,
+        pytest.raises(psycopg.errors.InsufficientPrivilege, match="written once"),
+    ):
+        superuser.execute(change.encode())
+
+
+@pytest.mark.parametrize("table", ["audit_log", "security_events", "erasures"])
+async def test_what_is_the_systems_is_out_of_reach_for_users(api: Api, table: str) -> None:
+    id = await id_of(api.person())
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await Database(api.state["pool"], Actor.user(id)).rows(raw(f"SELECT * FROM {table}"))  # noqa: S608
