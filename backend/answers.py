@@ -58,8 +58,7 @@ class Answer:
     """Writes rows that PostgreSQL has typed already, so they are not validated again. A test holds both ways equal."""
 
     def __init__(self, model: type[BaseModel], *, many: bool = False) -> None:
-        hints = get_type_hints(model, include_extras=True)
-        row = _typed_dict("Row", {name: hints[name] for name in model.model_fields})
+        row = typed(model)
         page = _typed_dict(
             "Page", {"items": GenericAlias(list, row), "next_cursor": str | None, "total": NotRequired[int]}
         )
@@ -80,6 +79,12 @@ class Answer:
         """304 if If-None-Match names the version that there is, else the row."""
         tag = etag(row)
         return Response(None, 304, {"ETag": tag}) if not_modified(request, tag) else self.versioned(row)
+
+
+def typed(model: type[BaseModel]) -> Any:
+    """A row as the model says, for a TypeAdapter."""
+    hints = get_type_hints(model, include_extras=True)
+    return _typed_dict("Row", {name: hints[name] for name in model.model_fields})
 
 
 def etag(row: Row) -> str:

@@ -14,6 +14,7 @@ DESCRIPTIONS = {
     403: "The token lacks a scope, or speaks for nobody who may do this.",
     404: "There is no such thing, or it is not the caller's.",
     409: "It exists already, or the request is being worked on.",
+    410: "What was deleted since then is forgotten.",
     412: "The version is not one that If-Match names.",
     408: "The body took too long to arrive.",
     413: "The body is too long.",

@@ -54,8 +54,18 @@ def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:
 
 
 def encode(bound_to: str, key: object, id: UUID) -> str:
-    told = json.dumps([bound_to, None if key is None else str(key), str(id)], separators=(",", ":"), ensure_ascii=False)
-    return urlsafe_b64encode(told.encode()).decode().rstrip("=")
+    return pack([bound_to, None if key is None else str(key), str(id)])
+
+
+def pack(told: list[Any]) -> str:
+    """JSON that a URL and a header can hold, and that nobody takes for something to be put together by hand."""
+    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
+    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def unpack(token: str) -> Any:
+    """What `pack` was given; of anything else any JSON, or ValueError or RecursionError."""
+    return json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
 
 
 def decode(cursor: str, bound_to: str, key_type: TypeAdapter[Any]) -> tuple[Any, UUID]:
@@ -65,8 +75,7 @@ def decode(cursor: str, bound_to: str, key_type: TypeAdapter[Any]) -> tuple[Any,
     whatever is written into one, no row of anybody else's comes back.
     """
     try:
-        told = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        made_for, key, id = told
+        made_for, key, id = unpack(cursor)
         if made_for != bound_to:
             raise InvalidCursor
         return key_type.validate_python(key), UUID(id)

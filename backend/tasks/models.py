@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import Grouping
 from sqlmodel import Field, SQLModel
 
-from backend.owned import Owned
+from backend.changes import Synced
 
 TITLE_LENGTH = 200
 DESCRIPTION_LENGTH = 10_000
@@ -51,7 +51,7 @@ FOLDED = (
 )
 
 
-class Task(Owned, table=True):
+class Task(Synced, table=True):
     __tablename__ = "tasks"
     __table_args__ = (
         CheckConstraint(f"char_length(title) between 1 and {TITLE_LENGTH}", name="tasks_title_length"),
@@ -59,6 +59,7 @@ class Task(Owned, table=True):
         CheckConstraint("status in ('todo', 'in_progress', 'done')", name="tasks_status"),
         CheckConstraint("priority in ('low', 'normal', 'high', 'urgent')", name="tasks_priority"),
         CheckConstraint("(status = 'done') = (completed_at is not null)", name="tasks_completed_when_done"),
+        Index("tasks_by_number", "owner_id", "n", "id"),
         Index("tasks_in_the_bin", "owner_id", "deleted_at", postgresql_where=text("deleted_at is not null")),
     )
 
@@ -68,7 +69,6 @@ class Task(Owned, table=True):
     priority: Priority = Field(sa_type=Text)
     due_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     completed_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
-    deleted_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     folded: str = Field(sa_type=Text, sa_column_args=[Computed(FOLDED, persisted=True)])
 
 

@@ -8,32 +8,37 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
-from sqlalchemy import ColumnElement, delete, func, literal_column, not_, tuple_
+from sqlalchemy import ARRAY, ColumnElement, Uuid, bindparam, delete, func, literal_column, not_, tuple_
 from sqlmodel import col, select
 
+from backend.changes import RETENTION, turn
 from backend.database import SYSTEM, Database, Pool, Statement, Transaction
 from backend.tasks.idempotency import FRESH
 from backend.tasks.models import KeptAnswer, Task
-from backend.tasks.statements import RETENTION
 from backend.users.models import Erasure, ReceivedEvent
 
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # rows that are locked, and lost to a failure, at once
+OWNERS_AT_ONCE = 100
 MOST_SECONDS_BETWEEN = 3600.0
 
 # Whoever does not get it has nothing to do: another worker is at it. It ends with the transaction.
 LOCK = Statement(select(func.pg_try_advisory_xact_lock(func.hashtext(literal_column("'purge'"))).label("ours")))
 
 
-def expired(model: type[Task] | type[KeptAnswer], id: Any, condition: ColumnElement[bool]) -> Statement:
-    """Delete a batch of what meets the condition."""
+def expired(model: type[Task] | type[KeptAnswer], id: Any, *condition: ColumnElement[bool]) -> Statement:
+    """Delete a batch of what meets the conditions."""
     key = (col(model.owner_id), col(id))
-    batch = select(*key).where(condition).limit(BATCH).with_for_update(skip_locked=True)
+    batch = select(*key).where(*condition).limit(BATCH).with_for_update(skip_locked=True)
     return Statement(delete(model).where(tuple_(*key).in_(batch)).returning(col(id)))
 
 
-TASKS = expired(Task, Task.id, col(Task.deleted_at) <= func.now() - RETENTION)
+IN_THE_BIN = col(Task.deleted_at) <= func.now() - RETENTION
+_OWNERS = select(col(Task.owner_id)).where(IN_THE_BIN).distinct().limit(OWNERS_AT_ONCE).subquery("owners")
+# Each waits for nobody: whoever is writing keeps their bin until the next time.
+OWNERS = Statement(select(_OWNERS.c.owner_id).where(func.pg_try_advisory_xact_lock(turn(_OWNERS.c.owner_id))))
+TASKS = expired(Task, Task.id, col(Task.owner_id) == func.any(bindparam("owners", type_=ARRAY(Uuid))), IN_THE_BIN)
 KEYS = expired(KeptAnswer, KeptAnswer.key, not_(FRESH))
 
 
@@ -64,7 +69,9 @@ async def _purge_batch(transaction: Transaction) -> int:
     lock = await transaction.row(LOCK)
     if not (lock and lock["ours"]):
         return 0
-    return sum([len(await transaction.rows(statement)) for statement in (TASKS, KEYS, EVENTS, ERASURES)])
+    owners = [row["owner_id"] for row in await transaction.rows(OWNERS)]
+    tasks = await transaction.rows(TASKS, owners=owners)
+    return sum([len(tasks), *[len(await transaction.rows(statement)) for statement in (KEYS, EVENTS, ERASURES)]])
 
 
 async def _a_while() -> None:

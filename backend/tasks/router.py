@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from backend import answers, openapi, pagination
 from backend.answers import Answer
+from backend.changes import ChangesQuery
 from backend.tasks import idempotency
 from backend.tasks.schemas import (
     Batch,
@@ -15,6 +16,7 @@ from backend.tasks.schemas import (
     TagList,
     TagRead,
     TagUpdate,
+    TaskChanges,
     TaskCreate,
     TaskPage,
     TaskQuery,
@@ -22,7 +24,7 @@ from backend.tasks.schemas import (
     TaskSummary,
     TaskUpdate,
 )
-from backend.tasks.service import TaskService
+from backend.tasks.service import FEED, TaskService
 from backend.tasks.tags import TagService
 from backend.users.caller import REFUSALS, CallerDatabase, route_for
 
@@ -103,6 +105,16 @@ async def batch_tasks(
 async def get_summary(tasks: Tasks) -> Response:
     """How many tasks there are, by status, overdue and due today."""
     return summary(await tasks.summary())
+
+
+@router.get("/changes", response_model=TaskChanges, responses=openapi.responses(410, 422))
+async def list_changes(database: CallerDatabase, query: Annotated[ChangesQuery, Query()]) -> Response:
+    """What was made, changed or deleted since `since`, in the order of commits: pass each `next` on, and miss nothing.
+
+    Without `since` everything that there is, to begin a copy with. 410: what was deleted meanwhile is forgotten after
+    30 days, so begin a new copy.
+    """
+    return await FEED.answer(database, query)
 
 
 @router.get(

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from backend.changes import ChangePage
 from backend.pagination import Page, PageQuery, without_default
 from backend.tasks.models import DESCRIPTION_LENGTH, TAG_LENGTH, TITLE_LENGTH, Priority, Status
 from backend.values import Flag, NotBlank, Storable, Time
@@ -111,6 +112,10 @@ class TaskPage(Page[TaskRead]):
     total: int = Field(
         default=0, json_schema_extra=without_default, description="With `count=exact`: how many on all pages."
     )
+
+
+class TaskChanges(ChangePage[TaskRead]):
+    """Tasks that were changed or deleted."""
 
 
 Sort = Literal[

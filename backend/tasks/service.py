@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from backend import answers, pagination
 from backend.answers import Versions
+from backend.changes import AWAIT_TURN, Feed
 from backend.database import Database, Row, Statement, Transaction
 from backend.problems import NotFound, StaleVersion
 from backend.tasks.models import Status
@@ -18,11 +19,13 @@ from backend.tasks.schemas import (
     Operation,
     TaskCreate,
     TaskQuery,
+    TaskRead,
     TaskUpdate,
 )
 from backend.tasks.statements import (
     ADD,
     ADD_WITH_TAGS,
+    CHANGES,
     CURSOR_KEYS,
     EXISTS,
     FILTERS,
@@ -31,7 +34,6 @@ from backend.tasks.statements import (
     REMOVE,
     RESTORE,
     SUMMARY,
-    TAG_LOCK,
     ZONE,
     change,
     listing,
@@ -50,6 +52,9 @@ def day(now: datetime, time_zone: str | None) -> tuple[datetime, datetime]:
 
 def versions(if_match: str | None) -> Versions | None:
     return None if if_match is None else answers.allowed(if_match)
+
+
+FEED = Feed("tasks", "task", TaskRead, CHANGES)
 
 
 class TaskService:
@@ -87,7 +92,7 @@ class TaskService:
 
     async def _write_tags(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
         async def work(transaction: Transaction) -> Row | None:
-            await transaction.rows(TAG_LOCK)
+            await transaction.rows(AWAIT_TURN)
             return await transaction.row(statement, **values)
 
         return await self._within(work)
@@ -102,7 +107,7 @@ class TaskService:
 
         async def work(transaction: Transaction) -> Sequence[Row | None]:
             # First of all: who waited for it with a task in hand would wait in a circle.
-            await transaction.rows(TAG_LOCK)
+            await transaction.rows(AWAIT_TURN)
             tasks = TaskService(transaction)
             rows = []
             for number, operation in enumerate(operations):

@@ -1,6 +1,6 @@
 """The statements on one user's tasks. Each starts from `OWNED` or its like, so none can reach another's."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
@@ -33,7 +33,8 @@ from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from backend import owned, pagination
+from backend import changes, owned, pagination
+from backend.changes import RETENTION
 from backend.database import Statement, parameters
 from backend.owned import CALLER
 from backend.tasks.models import Priority, Status, Tag, Task, TaskTag, sort_key
@@ -61,9 +62,6 @@ PLAIN = [column for name, column in zip(TaskRead.model_fields, READ, strict=True
 
 # What a client sets and the table keeps.
 FIELDS = [name for name in TaskCreate.model_fields if name in TABLE.c]
-
-# How long a deleted task can be restored.
-RETENTION: ColumnElement[timedelta] = literal_column("interval '30 days'")
 
 MINE = col(Task.owner_id) == CALLER
 OWNED = (MINE, col(Task.deleted_at).is_(None))
@@ -131,11 +129,6 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
     return Statement(both.order_by(*pagination.order(page.c.sort_key, page.c.id, descending=descending)))
 
 
-# Whoever changes which tags there are, or which task has them, does so alone among the writers of one owner. It is a
-# statement of its own, so that the next one sees what the writer before has done.
-TAG_LOCK = Statement(
-    select(func.pg_advisory_xact_lock(func.hashtextextended(func.concat("tags of ", CALLER), literal_column("0"))))
-)
 TAGS_DIFFER = func.array(
     select(col(Tag.folded))
     .join(TaskTag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
@@ -183,7 +176,7 @@ def with_tags(write: Insert | Update, *more: Label[Any]) -> Statement:
 def change(columns: frozenset[str], *, excluding: bool = False) -> Statement:
     """Set these columns, if the version is one of `if_match`. Equal values make no new version.
 
-    `excluding`: nor may the version be one of `if_none_match`. With "tags" among the columns, behind `TAG_LOCK`.
+    `excluding`: nor may the version be one of `if_none_match`. With "tags" among the columns, behind `AWAIT_TURN`.
     """
     values = owned.changes(TABLE, columns & set(FIELDS), *([TAGS_DIFFER] if "tags" in columns else []))
     if "status" in values:
@@ -198,6 +191,7 @@ MATCHES = owned.matches(TABLE)
 EXCLUDED = col(Task.version) != func.all(bindparam("if_none_match", type_=ARRAY(Integer)))
 
 GET = Statement(select(*READ).where(*THIS))
+CHANGES = changes.statement(TABLE, READ)
 NEW = insert(Task).values(
     **parameters(FIELDS),
     owner_id=CALLER,
@@ -217,7 +211,7 @@ def put() -> Statement:
     """Make the task, or replace it unless `if_none_match` has its version (null: any); `created` says which.
 
     One whose time in the bin is over is not there any more, whether the purge has run or not: it is made anew. One that
-    can still be restored stays where it is. Behind `TAG_LOCK`.
+    can still be restored stays where it is. Behind `AWAIT_TURN`.
     """
     statement = postgresql.insert(Task).values(
         **parameters(FIELDS),

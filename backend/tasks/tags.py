@@ -5,12 +5,13 @@ from uuid import UUID
 from sqlalchemy import Label, Update, and_, bindparam, delete, exists, func, insert, literal_column, update
 from sqlmodel import col, select
 
+from backend.changes import AWAIT_TURN
 from backend.database import Database, Row, Statement, Transaction
 from backend.owned import CALLER
 from backend.problems import NotFound
 from backend.tasks.models import Tag, Task, TaskTag
 from backend.tasks.schemas import TagCreate, TagUpdate
-from backend.tasks.statements import OWNED, TAG_LOCK
+from backend.tasks.statements import OWNED
 
 MINE = col(Tag.owner_id) == CALLER
 THIS = (MINE, col(Tag.id) == bindparam("tag_id"))
@@ -81,7 +82,7 @@ class TagService:
 
     async def _write(self, statement: Statement, id: UUID, **values: object) -> Row | None:
         async def work(transaction: Transaction) -> Row | None:
-            await transaction.rows(TAG_LOCK)
+            await transaction.rows(AWAIT_TURN)
             return await transaction.row(statement, tag_id=id, **values)
 
         return await self._database.transact(work)

@@ -34,7 +34,7 @@ def statements() -> dict[str, Statement]:
         f"{module.__name__}.{name}": value
         for module in MODULES
         for name, value in vars(module).items()
-        if isinstance(value, Statement) and name not in ("TAG_LOCK", "LOCK")
+        if isinstance(value, Statement) and name not in ("AWAIT_TURN", "LOCK")
     }
     shaped = {
         "listing": task_statements.listing(
@@ -64,6 +64,7 @@ OPERATIONS = {
     ("GET", TASKS),
     ("POST", TASKS),
     ("GET", f"{TASKS}/summary"),
+    ("GET", f"{TASKS}/changes"),
     ("POST", f"{TASKS}/batch"),
     ("GET", f"{TASKS}/{{id}}"),
     ("PUT", f"{TASKS}/{{id}}"),
@@ -174,6 +175,8 @@ async def act(person: Person, own: Belongings, method: str, path: str, target: s
             assert {task["id"]: task["title"] for task in response.json()["items"]} == own.live
             binned = (await person.get(TASKS, params={"deleted": "true"})).json()["items"]
             assert {task["id"]: task["title"] for task in binned} == own.bin
+        case "GET", "/changes":
+            assert {task["id"]: task["title"] for task in response.json()["items"]} == own.live
         case "GET", "/summary":
             assert response.json() == {
                 "by_status": {"todo": len(own.live), "in_progress": 0, "done": 0},

@@ -40,6 +40,8 @@ CASES = [
     ("GET", f"{TASKS}?deleted=true", None, {}, 200, 1),
     ("GET", f"{TASKS}?cursor=nonsense", None, {}, 422, 0),
     ("GET", f"{TASKS}/summary", None, {}, 200, 2),
+    ("GET", f"{TASKS}/changes", None, {}, 200, 1),
+    ("GET", f"{TASKS}/changes?since=nonsense", None, {}, 422, 0),
     ("POST", TASKS, {"title": "x"}, {}, 201, 1),
     ("POST", TASKS, {"title": "x", "tags": ["a", "b", "new"]}, {}, 201, 2),
     ("POST", TASKS, {"title": "x"}, KEY, 201, 4),

@@ -1,0 +1,226 @@
+"""Delta sync: what changed since a token, in the order of commits, with tombstones, so that a copy misses nothing.
+
+Triggers (migration 0006) give all that a transaction changes of one owner the next number `n`, under a lock that is
+held until it commits. So who has seen a number has seen all before it, however late they were committed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import GenericAlias
+from typing import Any, Generic, NamedTuple, TypeVar
+from uuid import UUID
+
+from fastapi import Response
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Function,
+    Integer,
+    Table,
+    Uuid,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    true,
+    tuple_,
+)
+from sqlmodel import Field as ColumnField
+from sqlmodel import SQLModel, col, select
+from typing_extensions import TypedDict
+
+from backend import answers, pagination
+from backend.database import Database, Row, Statement, Transaction
+from backend.owned import CALLER, Owned
+from backend.problems import DomainError
+from backend.values import Digits
+
+T = TypeVar("T")
+
+# How long what is deleted can still be seen as such.
+RETENTION: ColumnElement[timedelta] = literal_column("interval '30 days'")
+
+FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
+LARGEST = 2**63 - 1
+
+_typed_dict: Any = TypedDict
+
+
+class Synced(Owned):
+    """Takes part in a feed: `number` in its migration, and `deleted_at` in place of DELETE."""
+
+    n: int = ColumnField(sa_type=BigInteger)
+    deleted_at: datetime | None = ColumnField(default=None, sa_type=DateTime(timezone=True))
+
+
+class ChangeCounter(SQLModel, table=True):
+    """The last number that was taken for an owner's rows, and the last one of which the purge has left nothing."""
+
+    __tablename__ = "change_counters"
+    __table_args__ = ({"info": {"bookkeeping": True}},)
+
+    owner_id: UUID = ColumnField(primary_key=True, foreign_key="users.id", ondelete="CASCADE")
+    n: int = ColumnField(sa_type=BigInteger, sa_column_kwargs={"server_default": literal_column("0")})
+    purged: int = ColumnField(sa_type=BigInteger, sa_column_kwargs={"server_default": literal_column("0")})
+
+
+def turn(owner: ColumnElement[Any]) -> Function[int]:
+    """The key of the lock that the triggers take before anything of this owner changes."""
+    return func.hashtextextended(func.concat("changes of ", owner), literal_column("0"))
+
+
+# For who reads before the write: a statement of its own, so that the next one sees what the writer before has done.
+AWAIT_TURN = Statement(select(func.pg_advisory_xact_lock(turn(CALLER))))
+
+
+class SyncTokenExpired(DomainError):
+    """What was deleted since then is forgotten: start anew, without a token."""
+
+    status, code = 410, "sync_token_expired"
+
+
+class InvalidSyncToken(DomainError):
+    """This is no sync token of this feed's."""
+
+    status, code = 422, "invalid_sync_token"
+
+    def __init__(self, *loc: str) -> None:
+        super().__init__()
+        self.errors = ({"loc": list(loc), "msg": "Start again without it", "type": self.code},)
+
+
+class Position(NamedTuple):
+    """A place in one owner's feed: all up to the row `id` of the number `n` has been seen.
+
+    `start`: the number that there was when the copy was begun. Of a row that was deleted before, it has never known.
+    """
+
+    n: int
+    id: UUID
+    start: int
+    owner: UUID
+
+    def encode(self, feed: str) -> str:
+        return pagination.pack([feed, self.n, self.id.hex, self.start, self.owner.hex])
+
+    @classmethod
+    def decode(cls, token: str, feed: str, *loc: str) -> "Position":
+        """`loc`: where the token stood. It needs no signature: every statement is scoped to its caller."""
+        try:
+            made_for, n, id, start, owner = pagination.unpack(token)
+            if made_for != feed or not all(type(n) is int and 0 <= n <= LARGEST for n in (n, start)):
+                raise InvalidSyncToken(*loc)
+            return cls(n, UUID(id), start, UUID(owner))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise InvalidSyncToken(*loc) from None
+
+
+class ChangesQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    since: str | None = Field(
+        default=None, max_length=300, description="`next` of the last answer. Without it everything is new."
+    )
+    limit: Digits = Field(default=100, ge=1, le=100, description="How many at once.")
+
+
+class ChangePage(BaseModel, Generic[T]):
+    items: list[T] = Field(description="Each row once, as it is now, the last change last; `deleted_at`: it is gone.")
+    next: str = Field(description="Pass it as `since` to go on from here: at once if there is `more`, else any time.")
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Rows with the positions behind them, and where to go on."""
+
+    items: Sequence[tuple[Position, Row]]
+    next: Position
+    more: bool
+
+
+def statement(table: Table, read: Sequence[Any]) -> Statement:
+    """The rows of `table` behind a position, and how far the owner's numbers go: of one moment, in one statement.
+
+    There is always a row to carry the numbers; one without an id carries nothing else. What has been in the bin for
+    `RETENTION` counts as purged, whether the purge has run or not.
+    """
+    mine, expired = table.c.owner_id == CALLER, table.c.deleted_at <= func.now() - RETENTION
+    zero: ColumnElement[int] = literal_column("0")
+    lost = select(func.max(table.c.n)).where(mine, expired).scalar_subquery()
+    counter = (
+        select(
+            CALLER.label("owner"),
+            func.coalesce(func.max(col(ChangeCounter.n)), zero).label("head"),
+            func.greatest(func.max(col(ChangeCounter.purged)), lost, zero).label("purged"),
+        )
+        .where(col(ChangeCounter.owner_id) == CALLER)
+        .cte("counter")
+    )
+    head = select(counter.c.head).scalar_subquery()
+    behind = tuple_(bindparam("after_n", type_=BigInteger), bindparam("after_id", type_=Uuid))
+    fresh = and_(
+        table.c.deleted_at > func.now() - RETENTION,
+        table.c.n > func.coalesce(bindparam("start", type_=BigInteger), head),
+    )
+    columns: list[Any] = [*read, table.c.n]
+    page = (
+        select(*columns)
+        .where(mine, tuple_(table.c.n, table.c.id) > behind, or_(table.c.deleted_at.is_(None), fresh))
+        .order_by(table.c.n, table.c.id)
+        .limit(bindparam("limit", type_=Integer))
+        .subquery("page")
+    )
+    told: list[Any] = [*counter.c, *page.c]
+    query = select(*told).select_from(counter.outerjoin(page, true()))
+    return Statement(query.order_by(page.c.n, page.c.id))
+
+
+class Feed:
+    """The changes of one resource: `name` is that of its table, `event` that of its live events."""
+
+    def __init__(self, name: str, event: str, model: type[BaseModel], statement: Statement) -> None:
+        self.name = name
+        self._event = event
+        self._statement = statement
+        row = answers.typed(model)
+        page = _typed_dict("Changes", {"items": GenericAlias(list, row), "next": str, "more": bool})
+        self._row: TypeAdapter[Any] = TypeAdapter(row)
+        self._page: TypeAdapter[Any] = TypeAdapter(page)
+
+    async def answer(self, database: Database | Transaction, query: ChangesQuery) -> Response:
+        since = None if query.since is None else Position.decode(query.since, self.name, "query", "since")
+        changes = await self.after(database, since, query.limit)
+        told = {
+            "items": [row for _, row in changes.items],
+            "next": changes.next.encode(self.name),
+            "more": changes.more,
+        }
+        return Response(self._page.dump_json(told, warnings="none"), media_type="application/json")
+
+    async def after(self, database: Database | Transaction, since: Position | None, limit: int) -> Changes:
+        """At most `limit` rows behind a position; None: what there is, from the first. Raises SyncTokenExpired."""
+        n, id, start = since[:3] if since else (0, FIRST, None)
+        rows = await database.rows(self._statement, after_n=n, after_id=id, start=start, limit=limit + 1)
+        owner, head, purged = (rows[0][name] for name in ("owner", "head", "purged"))
+        # A number that is not taken yet is one of a database that was set back since.
+        if since and (since.owner != owner or not purged <= max(since.n, since.start) <= head):
+            raise SyncTokenExpired
+        start = head if start is None else start
+        items = [(Position(row["n"], row["id"], start, owner), row) for row in rows[:limit] if row["id"]]
+        more = len(rows) > limit
+        return Changes(items, items[-1][0] if more else Position(head, LAST, start, owner), more)
+
+    async def now(self, database: Database) -> Position:
+        """Behind all that has been committed."""
+        (row,) = await database.rows(self._statement, after_n=LARGEST, after_id=LAST, start=None, limit=0)
+        return Position(row["head"], LAST, row["head"], row["owner"])
+
+    def event(self, position: Position, row: Row) -> bytes:
+        """One row as a server-sent event."""
+        data = self._row.dump_json(row, warnings="none")
+        return b"event: %s\nid: %s\ndata: %s\n\n" % (self._event.encode(), position.encode(self.name).encode(), data)
