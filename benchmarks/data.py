@@ -1,5 +1,7 @@
 """200,000 tasks of 1,000 people, the same for every server at every turn."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import LiteralString
 from uuid import UUID
 
@@ -20,8 +22,8 @@ FROM generate_series(0, %s - 1) n
 
 # Oldest first, each person's tasks far apart in the heap, as they are when many people write at once.
 _TASKS: LiteralString = """
-INSERT INTO tasks (owner_id, title, description, status, priority, due_at, completed_at, created_at, updated_at)
-SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n %% %(users)s), 12, '0'))::uuid, %(title)s, %(description)s,
+INSERT INTO tasks (owner_id, n, title, description, status, priority, due_at, completed_at, created_at, updated_at)
+SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n %% %(users)s), 12, '0'))::uuid, n + 1, %(title)s, %(description)s,
        (array['todo', 'in_progress', 'done'])[1 + n / %(users)s %% 3],
        (array['low', 'normal', 'high', 'urgent'])[1 + n / %(users)s %% 4],
        now() + (n %% 60 - 30) * interval '1 day',
@@ -40,9 +42,19 @@ def seed(url: str, issuer: str, *, users: int = USERS, tasks: int = TASKS) -> No
     migrations.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(_USERS, (issuer, users))
-        connection.execute(_TASKS, {**NEW_TASK, "users": users, "tasks": tasks})
-        connection.execute("VACUUM (ANALYZE) users, tasks")
+        with numbered(connection):
+            connection.execute(_TASKS, {**NEW_TASK, "users": users, "tasks": tasks})
+        connection.execute("VACUUM (ANALYZE) users, tasks, change_counters")
         connection.execute("CHECKPOINT")
+
+
+@contextmanager
+def numbered(connection: psycopg.Connection) -> Iterator[None]:
+    """Tasks bring their own numbers meanwhile, as if each had been written by itself."""
+    connection.execute("ALTER TABLE tasks DISABLE TRIGGER number_change")
+    yield
+    connection.execute("ALTER TABLE tasks ENABLE TRIGGER number_change")
+    connection.execute("INSERT INTO change_counters (owner_id, n) SELECT owner_id, max(n) FROM tasks GROUP BY owner_id")
 
 
 def newest(url: str, subject: str, count: int) -> list[UUID]:
@@ -55,5 +67,5 @@ def restore(url: str) -> None:
     """Take away what was added since `seed`, and what that left behind, so that nobody's turn pays for another's."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DELETE FROM tasks WHERE due_at = %s", (NEW_TASK["due_at"],))  # none that is seeded has it
-        connection.execute("VACUUM (ANALYZE) tasks")
+        connection.execute("VACUUM (ANALYZE) tasks, change_counters")
         connection.execute("CHECKPOINT")

@@ -28,6 +28,7 @@ from backend.dev.postgres import EmbeddedPostgres
 from backend.tasks import statements
 from backend.tasks.schemas import Sort
 from benchmarks.__main__ import say, write
+from benchmarks.data import numbered
 
 ROWS = 5_000_000
 OWNERS = 5_000
@@ -59,8 +60,8 @@ _TAGS: LiteralString = "INSERT INTO tags (owner_id, name) SELECT id, 'Tag ' || n
 # Each owner's rows far apart in the heap, as they are when many write at once, and no column telling of another; about
 # a tenth is in the bin.
 _TASKS: LiteralString = """
-INSERT INTO tasks (owner_id, title, description, status, priority, due_at, created_at, updated_at, deleted_at)
-SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(owner), 12, '0'))::uuid, md5(n::text),
+INSERT INTO tasks (owner_id, n, title, description, status, priority, due_at, created_at, updated_at, deleted_at)
+SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(owner), 12, '0'))::uuid, n + 1, md5(n::text),
        CASE WHEN random() < 0.002 THEN 'Buy milk on the way home, two litres'
             WHEN random() < 0.5 THEN 'Call back before noon, they close'
             ELSE 'Wash the windows, both sides of them' END,
@@ -120,9 +121,10 @@ def seed(connection: psycopg.Connection, *, rows: int, owners: int, most: int) -
     connection.execute("SELECT setseed(0.5)")
     connection.execute(_USERS, (owners,))
     connection.execute(_TAGS)
-    for first in range(0, rows, CHUNK):
-        last = min(first + CHUNK, rows) - 1
-        connection.execute(_TASKS, {"owners": owners, "every": rows // most, "first": first, "last": last})
+    with numbered(connection):
+        for first in range(0, rows, CHUNK):
+            last = min(first + CHUNK, rows) - 1
+            connection.execute(_TASKS, {"owners": owners, "every": rows // most, "first": first, "last": last})
     connection.execute(_TAGGED, {})
     for _, definition in indexes:
         connection.execute(definition)

@@ -61,6 +61,19 @@ def test_every_sort_is_read_from_its_index(seeded: psycopg.Connection, owner: UU
         assert ("ROW(" in scan["Index Cond"]) is continued
 
 
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_changes_are_read_in_their_order(seeded: psycopg.Connection, owner: UUID, mode: Mode) -> None:
+    """From where the token points, as many as were asked for: a quiet copy costs the same, however much it holds."""
+    for start in None, 5_000:
+        values = {"after_n": 5_000, "after_id": UUID(int=0), "start": start, "limit": 11}
+        plan = plans.explain(seeded, statements.CHANGES, values, owner, mode)
+        assert set(plans.strays(plan)) <= {"Seq Scan on change_counters"}  # a hundred are one page
+        (page,) = [node for node in plan if node.get("Index Name") == "tasks_by_number"]
+        assert "ROW(" in page["Index Cond"]
+        (limit,) = [node for node in plan if node["Node Type"] == "Limit" and page in plans.nodes(node)]
+        assert "Sort" not in {node["Node Type"] for node in limit["Plans"]}
+
+
 @pytest.mark.parametrize("seqscan", ["on", "off"])
 def test_a_stray_is_found(seeded: psycopg.Connection, owner: UUID, seqscan: str) -> None:
     """As somebody for whom no policy adds what the statement forgot."""
