@@ -47,6 +47,11 @@ RETENTION: ColumnElement[timedelta] = literal_column("interval '30 days'")
 FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 LARGEST = 2**63 - 1
 
+# Shown in the API's description.
+TOKEN = (
+    "WyJ0YXNrcyIsNDIsImZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmIiwwLCIwMTlhOWQ0ZTdiMWM3ZDIwOWYwZTZhMWIyYzNkNGU1ZiJd"
+)
+
 _typed_dict: Any = TypedDict
 
 
@@ -123,15 +128,21 @@ class ChangesQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     since: str | None = Field(
-        default=None, max_length=300, description="`next` of the last answer. Without it everything is new."
+        default=None,
+        max_length=300,
+        description="`next` of the last answer. Without it everything is new.",
+        examples=[TOKEN],
     )
-    limit: Digits = Field(default=100, ge=1, le=100, description="How many at once.")
+    limit: Digits = Field(default=100, ge=1, le=100, description="How many at once.", examples=[50])
 
 
 class ChangePage(BaseModel, Generic[T]):
     items: list[T] = Field(description="Each row once, as it is now, the last change last; `deleted_at`: it is gone.")
-    next: str = Field(description="Pass it as `since` to go on from here: at once if there is `more`, else any time.")
-    more: bool
+    next: str = Field(
+        description="Pass it as `since` to go on from here: at once if there is `more`, else any time.",
+        examples=[TOKEN],
+    )
+    more: bool = Field(description="Whether there was more at that moment than `limit`.")
 
 
 @dataclass(frozen=True, slots=True)
