@@ -1037,11 +1037,15 @@ export interface components {
              * @description Each row once, as it is now, the last change last; `deleted_at`: it is gone.
              */
             items: components["schemas"]["TaskRead"][];
-            /** More */
+            /**
+             * More
+             * @description Whether there was more at that moment than `limit`.
+             */
             more: boolean;
             /**
              * Next
              * @description Pass it as `since` to go on from here: at once if there is `more`, else any time.
+             * @example WyJ0YXNrcyIsNDIsImZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmIiwwLCIwMTlhOWQ0ZTdiMWM3ZDIwOWYwZTZhMWIyYzNkNGU1ZiJd
              */
             next: string;
         };
