@@ -61,6 +61,7 @@ class Listener:
         self._connection: Connection | None = None
         self._backoff = FIRST_BACKOFF
         self._failing = False
+        self._left = False
 
     async def __aenter__(self) -> Self:
         self._job = asyncio.create_task(self._listen_forever(), name="changes of users")
@@ -69,9 +70,12 @@ class Listener:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._job.cancel()
+        self._left = True
         if self._connection is not None:
+            # A statement that is cancelled would be cancelled at the server, too, which may hang.
             cut(self._connection)
+            await asyncio.wait({self._job}, timeout=0.5)
+        self._job.cancel()
         with suppress(asyncio.CancelledError):
             await self._job
 
@@ -80,6 +84,8 @@ class Listener:
             try:
                 await self._listen()
             except Exception as error:  # noqa: BLE001 - the edge of a background task: whatever it was, try again
+                if self._left:
+                    return
                 self._note(error)
             # Workers that lost the same server do not come back to it together.
             await asyncio.sleep(self._backoff * random.random())  # noqa: S311  # nothing to guess

@@ -318,7 +318,11 @@ router = APIRouter(prefix="/api/v1", tags=["users"])
     response_class=Response,
     responses={
         202: {"description": "It is taken, or was before."},
-        400: {"description": "It is refused, and will be if sent again as it is (RFC 8935).", "model": Rejection},
+        400: {
+            "description": "It is refused, and will be if sent again as it is (RFC 8935).",
+            "model": Rejection,
+            "headers": {"Content-Language": {"description": "That of `description`.", "schema": {"type": "string"}}},
+        },
         **openapi.responses(413, 415, 429, 500, 503),
     },
     openapi_extra={"requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}},

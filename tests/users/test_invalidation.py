@@ -284,3 +284,26 @@ async def test_a_listener_that_cannot_hear_says_so_once(
     (record,) = [record for record in caplog.records if record.name == invalidation.__name__]
     assert ("DATABASE_DIRECT_URL" in record.getMessage()) == (through == "another database")
     assert url not in record.getMessage()
+
+
+async def test_leaving_waits_for_no_server_and_says_nothing(
+    database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of a question that a server which hangs never answers."""
+    async with Relay(database_url) as relay, Pool(database_url, size=3) as pool:
+        users = Users(pool, ISSUER)
+        listener = Listener(relay.url, pool, users)
+        asked = asyncio.Event()
+        ask = listener._ask
+
+        async def watched(*of: Any) -> None:
+            if users.believed:
+                relay.hang()
+                asked.set()
+            await ask(*of)
+
+        monkeypatch.setattr(listener, "_ask", watched)
+        async with listener, asyncio.timeout(20):
+            await asked.wait()
+            relay.refusing = True
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
