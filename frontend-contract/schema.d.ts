@@ -1373,6 +1373,8 @@ export interface components {
         "Cache-Control": string;
         /** @description A name for the file. */
         "Content-Disposition": string;
+        /** @description That of `description`. */
+        "Content-Language": string;
         /** @description The version of what is shown. */
         ETag: string;
         /** @description `true`: this is the answer of the first time. */
@@ -2121,6 +2123,7 @@ export interface operations {
             400: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
+                    "Content-Language": components["headers"]["Content-Language"];
                     RateLimit: components["headers"]["RateLimit"];
                     "RateLimit-Policy": components["headers"]["RateLimit-Policy"];
                     "X-Request-ID": components["headers"]["X-Request-ID"];
