@@ -48,7 +48,7 @@ FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 LARGEST = 2**63 - 1
 
 # Shown in the API's description.
-TOKEN = (
+EXAMPLE = (
     "WyJ0YXNrcyIsNDIsImZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmIiwwLCIwMTlhOWQ0ZTdiMWM3ZDIwOWYwZTZhMWIyYzNkNGU1ZiJd"
 )
 
@@ -131,7 +131,7 @@ class ChangesQuery(BaseModel):
         default=None,
         max_length=300,
         description="`next` of the last answer. Without it everything is new.",
-        examples=[TOKEN],
+        examples=[EXAMPLE],
     )
     limit: Digits = Field(default=100, ge=1, le=100, description="How many at once.", examples=[50])
 
@@ -140,7 +140,7 @@ class ChangePage(BaseModel, Generic[T]):
     items: list[T] = Field(description="Each row once, as it is now, the last change last; `deleted_at`: it is gone.")
     next: str = Field(
         description="Pass it as `since` to go on from here: at once if there is `more`, else any time.",
-        examples=[TOKEN],
+        examples=[EXAMPLE],
     )
     more: bool = Field(description="Whether there was more at that moment than `limit`.")
 
