@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -53,7 +54,7 @@ class State(TypedDict):
     revision: str
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig | None = None) -> FastAPI:
     """Build the application.
 
     Nothing is read or opened before start-up, so that the schema can be had without settings. Start-up waits for
@@ -102,6 +103,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=described(),
         lifespan=lifespan,
+        telemetry=telemetry or {"tracing": False, "metrics": False, "logs": False},
         generate_unique_id_function=operation_id,
         redirect_slashes=False,  # such a redirect would name the host that the client named
         redoc_url=None,

@@ -60,7 +60,7 @@ def serve(options: argparse.Namespace) -> int:
 
     import uvicorn
 
-    from backend import migrations
+    from backend import migrations, tracing
     from backend.metrics import shared_by_workers
     from backend.observability import configure_logging
 
@@ -70,7 +70,8 @@ def serve(options: argparse.Namespace) -> int:
             migrations.upgrade(settings.direct_url)
         elif reason := migrations.pending(settings.direct_url):
             raise CommandError(reason)
-    except migrations.MigrationError as error:
+        tracing.is_wanted()
+    except (migrations.MigrationError, tracing.NotInstalled) as error:
         raise CommandError(" ".join(str(error).split())) from error
     configure_logging(settings.log_level, settings.log_format)
     several = options.workers > 1 and settings.metrics == "on"
@@ -95,12 +96,13 @@ def serve(options: argparse.Namespace) -> int:
 
 def application() -> "FastAPI":
     """What each worker process of `serve` runs: the application, and its log."""
+    from backend import tracing
     from backend.app import create_app
     from backend.observability import configure_logging
 
     settings = _settings(database=True)
     configure_logging(settings.log_level, settings.log_format)
-    app = create_app(settings)
+    app = create_app(settings, telemetry=tracing.from_environment())
     # What is imported by now stays for good. To look through it for garbage stopped every request for 90 ms at a time.
     gc.collect()
     gc.freeze()

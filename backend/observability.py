@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
+from opentelemetry.trace import format_trace_id, get_current_span
 from pydantic_core import to_json
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -97,6 +98,8 @@ def _fields(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
         "status": status,
         "ms": round(seconds * 1000, 2),
     }
+    if (span := get_current_span().get_span_context()).is_valid:
+        fields["trace_id"] = format_trace_id(span.trace_id)
     if "client_gone" in state:
         fields["client_gone"] = True
     if "user" in state:

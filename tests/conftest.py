@@ -12,6 +12,7 @@ import httpx
 import psycopg
 import pytest
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.types import Receive, Scope, Send
 
 from backend import migrations
@@ -129,9 +130,11 @@ class Person:
 
 
 @asynccontextmanager
-async def running(settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
+async def running(
+    settings: Settings, issuer: LocalIssuer, telemetry: TelemetryConfig | None = None
+) -> AsyncIterator[Api]:
     """The whole application with its lifespan, and no server in between."""
-    app = create_app(settings)
+    app = create_app(settings, telemetry=telemetry)
     async with app.router.lifespan_context(app) as state:
         assert state is not None
 
