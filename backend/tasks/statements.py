@@ -17,6 +17,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    cast,
     collate,
     delete,
     exists,
@@ -197,7 +198,10 @@ NEW = insert(Task).values(
     owner_id=CALLER,
     completed_at=completed(bindparam("status", type_=Text), None),
 )
-ADD = Statement(NEW.returning(*READ))
+# A new task that is given no tags has none. In RETURNING of an INSERT, SQLAlchemy has no row for the subquery to refer to,
+# and would let it read the tags of all tasks.
+NO_TAGS = cast(postgresql.array([]), ARRAY(Text)).label("tags")
+ADD = Statement(NEW.returning(*(NO_TAGS if column.key == "tags" else column for column in READ)))
 ADD_WITH_TAGS = with_tags(NEW)
 REMOVE = Statement(
     update(Task)
