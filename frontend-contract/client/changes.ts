@@ -101,11 +101,7 @@ async function* stream(client: Client, position: Position, options: LiveOptions)
       if (done) return;
       events.push(value);
       if (events.retry !== null) position.retry = events.retry;
-      for (const change of arrived.splice(0)) {
-        yield change;
-        // Only what the caller has come back from counts as seen.
-        if (change.type === "task") position.token = change.token;
-      }
+      yield* arrived.splice(0);
       position.token = events.lastEventId || position.token;
     }
   } finally {

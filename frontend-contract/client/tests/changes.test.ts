@@ -145,7 +145,7 @@ function parsed(text: string, size = Infinity, lastEventId = "") {
 
 test("a stream is read as the standard says, in whatever pieces it comes", () => {
   const text =
-    "\ufeff:comment\r\nevent: task\rdata:a\ndata: b\r\n\r\ndata\n\nid: 1\u0000\nid: ä\nretry: 12\nretry: x\nnonsense: y\n\ndata:  two spaces\n\n";
+    "\ufeff:comment\r\nevent: task\rdata:a\r\ndata: b\r\n\r\ndata\n\nid: 1\u0000\nid: ä\nretry: 12\nretry: x\nnonsense: y\n\ndata:  two spaces\n\n";
   for (const size of [1, 2, 3, 7, Infinity]) {
     const { events, stream } = parsed(text, size);
     assert.deepEqual(events, [

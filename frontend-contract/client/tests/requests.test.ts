@@ -116,7 +116,7 @@ test("a date in Retry-After is read by the server's own clock", async (t) => {
   await assert.rejects(api.GET("/api/v1/tasks"), (error) => error instanceof ApiError && error.retryAfter === 45);
 });
 
-test("an abort ends a wait, a request and a silence", async (t) => {
+test("an abort ends a wait, a request and a silence", { timeout: 15_000 }, async (t) => {
   const scripts: Script[] = [
     (_, response) => problem(response, 503, "unavailable", { "Retry-After": "20" }),
     () => {},
