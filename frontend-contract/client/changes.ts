@@ -25,13 +25,6 @@ export interface LiveOptions {
   silence?: number;
 }
 
-interface Feed {
-  items: Task[];
-  next: string;
-  more: boolean;
-}
-
-const CHANGES = "/api/v1/tasks/changes";
 const EVENTS = "/api/v1/tasks/events";
 
 /**
@@ -70,8 +63,9 @@ interface Position {
   retry?: number;
 }
 
-// The token is too old (410), or is none of this account's (422).
-const lost = (error: unknown): boolean => error instanceof ApiError && (error.status === 410 || error.status === 422);
+// The token is too old (410), or is no token of this feed's (422).
+const LOST = ["sync_token_expired", "invalid_sync_token"];
+const lost = (error: unknown): boolean => error instanceof ApiError && LOST.includes(error.code);
 
 function final(error: unknown): boolean {
   if (error instanceof SignedOut) return true;
@@ -128,9 +122,9 @@ async function* poll(client: Client, position: Position, options: LiveOptions): 
   }
 }
 
-async function ask(client: Client, since: string | null, signal: AbortSignal | undefined): Promise<Feed> {
-  const query = since === null ? "" : `?since=${encodeURIComponent(since)}`;
-  return (await (await client.fetch(CHANGES + query, { signal })).json()) as Feed;
+async function ask(client: Client, since: string | null, signal: AbortSignal | undefined) {
+  const params = { query: since === null ? {} : { since } };
+  return (await client.GET("/api/v1/tasks/changes", { params, ...(signal && { signal }) })).data;
 }
 
 // React Native's own fetch collects the whole body first, and a stream of events has no end.

@@ -1,5 +1,5 @@
 /** One person's tasks on a phone: readable and editable without a network, and in the end what the server has. */
-import { ApiError, backoff, type Client, type components, type ProblemError, SignedOut, sleep, type Task, type TaskChanges, uuid } from "../client.ts";
+import { ApiError, backoff, type Client, type components, type Data, type paths, type ProblemError, SignedOut, sleep, type Task, type TaskChanges, uuid } from "../client.ts";
 import { combined, complete, differing, type Edit, type Members, members, merged, type NewTask, shown } from "./edits.ts";
 import type { Store } from "./store.ts";
 
@@ -51,12 +51,7 @@ interface State {
   shipment: Shipment | null;
 }
 
-interface Feed {
-  items: Task[];
-  next: string;
-  more: boolean;
-}
-
+type Feed = Data<paths["/api/v1/tasks/changes"]["get"]>;
 type Changes = Map<string, unknown>;
 
 const LARGEST = 100;
@@ -212,13 +207,13 @@ export class Replica {
   async #pull(signal: AbortSignal | undefined): Promise<void> {
     for (let more = true; more; ) {
       const { token } = this.#state;
-      const query = token === null ? "" : `?since=${encodeURIComponent(token)}`;
       let feed: Feed;
       try {
-        feed = (await (await this.#client.fetch(`/api/v1/tasks/changes${query}`, { signal })).json()) as Feed;
+        const params = { query: token === null ? {} : { since: token } };
+        feed = (await this.#client.GET("/api/v1/tasks/changes", { params, ...(signal && { signal }) })).data;
       } catch (error) {
-        const expired = error instanceof ApiError && (error.status === 410 || error.status === 422);
-        if (!expired || token === null) throw error;
+        const lost = error instanceof ApiError && ["sync_token_expired", "invalid_sync_token"].includes(error.code);
+        if (!lost || token === null) throw error;
         const reading = this.#state.reading + 1;
         await this.#change(() => new Map([["state", { ...this.#state, token: null, reading, complete: false }]]));
         continue;

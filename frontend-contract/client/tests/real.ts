@@ -1,7 +1,7 @@
 /** Against the real issuer and the real API, whose addresses are in the environment: `AUTH_URL`, `API_URL`. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ApiError, bearerSession, Conflict, cookieSession, createClient, pages, SignedOut, update, uuid } from "../../client.ts";
+import { ApiError, bearerSession, changes, Conflict, cookieSession, createClient, pages, SignedOut, update, uuid } from "../../client.ts";
 import { signUp } from "./people.ts";
 
 const { AUTH_URL: authUrl = "", API_URL: baseUrl = "" } = process.env;
@@ -97,4 +97,28 @@ test("raw requests keep the same promises", async () => {
   const response = await api.fetch("/api/v1/tasks", { method: "POST", body: '{"title": "x"}', headers: { "Content-Type": "application/json" } });
   assert.equal(response.status, 201);
   await assert.rejects(api.fetch("/api/v1/nothing"), (error) => error instanceof ApiError && error.code === "not_found");
+});
+
+test("what others do arrives where there are no streams", async () => {
+  const { api } = await signedIn();
+  const { data: before } = await api.POST("/api/v1/tasks", { body: { title: "before" } });
+  const said: string[] = [];
+  let token = "";
+  for await (const change of changes(api, { streaming: false, pollEvery: 20 })) {
+    if (change.type === "resync") {
+      await api.POST("/api/v1/tasks", { body: { title: "after" } });
+      await api.DELETE("/api/v1/tasks/{id}", { params: { path: { id: before.id } } });
+    } else {
+      said.push(`${change.task.title}${change.task.deleted_at ? " is gone" : ""}`);
+      token = change.token;
+      if (said.length === 2) break;
+    }
+  }
+  assert.deepEqual(said, ["after", "before is gone"]);
+  await update(api, (await api.GET("/api/v1/tasks")).data.items[0]!, { title: "later" });
+  for await (const change of changes(api, { streaming: false, pollEvery: 20, since: token })) {
+    if (change.type === "task") said.push(change.task.title);
+    if (change.type === "resync" || said.includes("later")) break;
+  }
+  assert.equal(said.at(-1), "later");
 });

@@ -49,7 +49,7 @@ export class FakeApi {
       if (!(error instanceof Refusal)) throw error;
       [this.#rows, this.#n] = [before, n];
       const errors = [{ loc: JSON.parse(error.stack!.startsWith("[") ? error.stack! : "[]"), msg: "", type: "" }];
-      return { status: error.status, body: { status: error.status, code: "refused", errors } };
+      return { status: error.status, body: { status: error.status, code: error.status === 410 ? "sync_token_expired" : "refused", errors } };
     }
   }
 

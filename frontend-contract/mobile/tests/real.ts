@@ -1,15 +1,11 @@
 /** Against the real issuer and the real API, whose addresses are in the environment: `AUTH_URL`, `API_URL`. */
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { createClient, SignedOut, uuid } from "../../client.ts";
 import { type SecureStorage, Session, SignInRefused } from "../session.ts";
-import { withSnapshotFeed } from "./snapshot-feed.ts";
 import { faults, World } from "./world.ts";
 
 const { AUTH_URL: authUrl = "", API_URL: baseUrl = "" } = process.env;
-const described = JSON.parse(readFileSync(new URL("../../openapi.json", import.meta.url), "utf8")).paths;
-const hasFeed = "/api/v1/tasks/changes" in described;
 
 class Keychain implements SecureStorage {
   readonly kept = new Map<string, string>();
@@ -72,7 +68,7 @@ test("whatever fails and whenever, phones and server end up equal, and nothing t
   for (let seed = 1; seed <= 4; seed++) {
     const { session } = await signedUp();
     t.diagnostic(`seed ${seed}`);
-    const world = new World(seed, hasFeed ? fetch : withSnapshotFeed(fetch), { baseUrl, token: session.token });
+    const world = new World(seed, fetch, { baseUrl, token: session.token });
     await world.run(40);
   }
   assert.equal(Object.keys(faults).length, 6);
