@@ -3,7 +3,7 @@ import { DatabaseSync } from "node:sqlite";
 import { type TestContext, test } from "node:test";
 import { createClient, SignedOut, tokenSource } from "../../client.ts";
 import { AnotherPerson, NotHere, Replica } from "../replica.ts";
-import { type SQLite, sqliteStore, type Store } from "../store.ts";
+import { type SQLite, sqliteStore } from "../store.ts";
 import { FakeApi } from "./fake-api.ts";
 import { faults, World } from "./world.ts";
 
@@ -33,16 +33,25 @@ function sqlite(): SQLite {
 /** A phone and a browser of one person; the bodies of the batches that were sent. */
 async function phone({ api = new FakeApi(), store = sqliteStore(sqlite()), person = "p" } = {}) {
   const batches: any[][] = [];
+  /** What happens, once, while a batch is on its way there, and while its answer is on its way back. */
+  const underway: { there?: () => unknown; back?: () => unknown } = {};
   const fetch = async (input: string, init?: RequestInit) => {
-    if (input.endsWith("/batch")) batches.push(JSON.parse(init!.body as string).operations);
-    return api.fetch(input, init);
+    if (!input.endsWith("/batch")) return api.fetch(input, init);
+    const { there, back } = underway;
+    delete underway.there;
+    delete underway.back;
+    batches.push(JSON.parse(init!.body as string).operations);
+    await there?.();
+    const response = await api.fetch(input, init);
+    await back?.();
+    return response;
   };
   const client = createClient({ baseUrl, token, fetch, retries: 0 });
   const web = createClient({ baseUrl, token, fetch: api.fetch, retries: 0 });
   const replica = await Replica.open({ client, store, person });
   const patch = (id: string, body: object) => web.PATCH("/api/v1/tasks/{id}", { params: { path: { id } }, body });
   const remove = (id: string) => web.DELETE("/api/v1/tasks/{id}", { params: { path: { id } } });
-  return { api, store, web, replica, batches, patch, remove, task: (id: string) => replica.tasks().get(id) };
+  return { api, store, web, replica, batches, underway, patch, remove, task: (id: string) => replica.tasks().get(id) };
 }
 
 test("whatever fails and whenever, phones and server end up equal, and nothing that was kept is lost", async (t) => {
@@ -103,6 +112,35 @@ test("two who changed different members both have their way; in the same member 
   await replica.accept(offer!);
   await replica.sync();
   assert.deepEqual([task(id)?.title, replica.offers()], ["ours", []]);
+});
+
+test("who was first is seen also if they were first by a moment", async () => {
+  const { replica, patch, task, underway } = await phone();
+  const id = await replica.create({ title: "one" });
+  await replica.sync();
+  await replica.update(id, { title: "ours", priority: "high" });
+  underway.there = () => patch(id, { title: "theirs" });
+  await replica.sync();
+  assert.deepEqual([task(id)?.title, task(id)?.priority], ["theirs", "high"]);
+  assert.deepEqual(replica.offers().map(({ changes }) => changes), [{ title: "ours" }]);
+});
+
+test("what was done and not answered is not done again, and is no conflict with what others did since", async () => {
+  for (const restarted of [false, true]) {
+    const { api, store, replica: first, patch, underway } = await phone();
+    const id = await first.create({ title: "one" });
+    await first.sync();
+    await first.update(id, { title: "ours" });
+    const lost = () => Promise.reject(new TypeError("network"));
+    underway.back = lost;
+    await assert.rejects(first.sync(), TypeError);
+    await patch(id, { title: "theirs" });
+    const { replica } = restarted ? await phone({ api, store }) : { replica: first };
+    await replica.update(id, { priority: "high" });
+    await replica.sync();
+    const task = replica.tasks().get(id);
+    assert.deepEqual([task?.title, task?.priority, task?.version, replica.offers()], ["theirs", "high", 4, []]);
+  }
 });
 
 test("an edit of what is gone is offered, and makes it anew", async () => {
@@ -168,7 +206,9 @@ test("an app that starts again has what it had, in order", async () => {
   const first = await phone();
   const ids = [];
   for (let i = 0; i < 12; i++) ids.push(await first.replica.create({ title: `${i}` }));
-  const second = await phone({ api: first.api, store: first.store });
+  // No order is promised of what a store holds.
+  const load = async () => new Map([...(await first.store.load())].reverse());
+  const second = await phone({ api: first.api, store: { ...first.store, load } });
   assert.deepEqual([...second.replica.tasks().keys()], ids);
   await second.replica.sync();
   assert.deepEqual(second.batches[0]!.map(({ id }) => id), ids);
@@ -184,11 +224,25 @@ test("one person's edits are never sent as another's", async () => {
   assert.equal((await phone({ store, api, person: "ada" })).replica.unsent, 1);
 });
 
+test("edits of one moment are kept one after the other, however long that takes", async () => {
+  const commit = () => new Promise<void>((resolve) => setImmediate(resolve));
+  const { replica } = await phone({ store: { load: async () => new Map(), commit } });
+  const ids = await Promise.all(["a", "b", "c"].map((title) => replica.create({ title })));
+  await Promise.all(ids.map((id) => replica.update(id, { status: "done" })));
+  assert.deepEqual([...replica.tasks().values()].map(({ title, status }) => `${title} ${status}`), ["a done", "b done", "c done"]);
+});
+
 test("an edit that could not be kept was not made", async () => {
-  const full: Store = { load: async () => new Map(), commit: () => Promise.reject(new Error("the disk is full")) };
-  const { replica } = await phone({ store: full });
+  let full = true;
+  const commit = async () => {
+    if (full) throw new Error("the disk is full");
+  };
+  const { replica } = await phone({ store: { load: async () => new Map(), commit } });
   await assert.rejects(replica.create({ title: "x" }), /disk is full/);
   assert.equal(replica.tasks().size, 0);
+  full = false;
+  await replica.create({ title: "y" });
+  assert.equal(replica.tasks().size, 1);
 });
 
 /** Resolves when the condition holds, after some change of the replica. */
