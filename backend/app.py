@@ -17,11 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from backend import __version__, health, metrics, migrations, openapi, problems, resource_metadata
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
 from backend.database import Pool
+from backend.live import Live
 from backend.metrics import Metrics
 from backend.observability import Observability
 from backend.proxies import TrustedProxies
 from backend.rate_limits import Quota, RateLimiting, RateLimits
 from backend.settings import Settings
+from backend.stopping import when_told_to_stop
 from backend.tasks.purge import purging
 from backend.users.directory import Users
 from backend.users.invalidation import Listener
@@ -47,6 +49,7 @@ class State(TypedDict):
     keys: RemoteKeys
     bearer: Bearer
     users: Users
+    live: Live
     security_events: SecurityEvents
     rate_limits: RateLimits | None
     proxies: TrustedProxies | None
@@ -79,13 +82,19 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                 observer=observer,
             )
             users = Users(pool, config.issuers[0])
-            async with Listener(config.direct_url, pool, users), measuring(observer, pool, keys, users, rate_limits):
-                yield State(
+            live = Live(pool)
+            async with (
+                Listener(config.direct_url, pool, users),
+                live.watching(),
+                measuring(observer, pool, keys, users, rate_limits),
+            ):
+                state = State(
                     settings=config,
                     pool=pool,
                     keys=keys,
                     bearer=Bearer(verifier, resource_metadata=resource_metadata.url(config.public_url)),
                     users=users,
+                    live=live,
                     security_events=SecurityEvents(
                         pool, users, keys=keys, issuers=config.issuers, audience=config.events_audience
                     ),
@@ -94,6 +103,8 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                     metrics=observer,
                     revision=migrations.head(),
                 )
+                with when_told_to_stop(live.stop):
+                    yield state
 
     app = Application(
         title="Better Auth resource server",
@@ -193,7 +204,7 @@ class Edge:
             self._chain = self._assemble(scope["state"]["settings"])
         if scope["method"] == "HEAD":
             # What a GET would answer, without the content (RFC 9110, section 9.3.2).
-            scope, send = {**scope, "method": "GET"}, without_content(send)
+            scope, send = {**scope, "method": "GET", "headers_only": True}, without_content(send)
         await self._chain(scope, receive, send)
 
     def _assemble(self, settings: Settings) -> ASGIApp:
@@ -209,6 +220,7 @@ class Edge:
                     "Idempotency-Key",
                     "If-Match",
                     "If-None-Match",
+                    "Last-Event-ID",
                     "X-Request-ID",
                 ],
                 expose_headers=[

@@ -109,6 +109,11 @@ class Position(NamedTuple):
     start: int
     owner: UUID
 
+    @property
+    def place(self) -> tuple[int, UUID]:
+        """What orders positions."""
+        return self.n, self.id
+
     def encode(self, feed: str) -> str:
         return pagination.pack([feed, self.n, self.id.hex, self.start, self.owner.hex])
 
@@ -147,11 +152,12 @@ class ChangePage(BaseModel, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Rows with the positions behind them, and where to go on."""
+    """Rows with the positions behind them, where to go on, and behind all that has been committed."""
 
     items: Sequence[tuple[Position, Row]]
     next: Position
     more: bool
+    head: Position
 
 
 def statement(table: Table, read: Sequence[Any]) -> Statement:
@@ -215,21 +221,26 @@ class Feed:
 
     async def after(self, database: Database | Transaction, since: Position | None, limit: int) -> Changes:
         """At most `limit` rows behind a position; None: what there is, from the first. Raises SyncTokenExpired."""
-        n, id, start = since[:3] if since else (0, FIRST, None)
-        rows = await database.rows(self._statement, after_n=n, after_id=id, start=start, limit=limit + 1)
+        return await self._read(database, since, since.place if since else (0, FIRST), limit)
+
+    async def now(self, database: Database | Transaction) -> Changes:
+        """Nothing, and where all that has been committed ends."""
+        return await self._read(database, None, (LARGEST, LAST), 0)
+
+    async def _read(
+        self, database: Database | Transaction, since: Position | None, after: tuple[int, UUID], limit: int
+    ) -> Changes:
+        start = since.start if since else None
+        rows = await database.rows(self._statement, after_n=after[0], after_id=after[1], start=start, limit=limit + 1)
         owner, head, purged = (rows[0][name] for name in ("owner", "head", "purged"))
         # A number that is not taken yet is one of a database that was set back since.
         if since and (since.owner != owner or not purged <= max(since.n, since.start) <= head):
             raise SyncTokenExpired
-        start = head if start is None else start
-        items = [(Position(row["n"], row["id"], start, owner), row) for row in rows[:limit] if row["id"]]
-        more = len(rows) > limit
-        return Changes(items, items[-1][0] if more else Position(head, LAST, start, owner), more)
-
-    async def now(self, database: Database) -> Position:
-        """Behind all that has been committed."""
-        (row,) = await database.rows(self._statement, after_n=LARGEST, after_id=LAST, start=None, limit=0)
-        return Position(row["head"], LAST, row["head"], row["owner"])
+        end = Position(head, LAST, head if start is None else start, owner)
+        found = [row for row in rows if row["id"]]
+        items = [(end._replace(n=row["n"], id=row["id"]), row) for row in found[:limit]]
+        more = len(found) > limit
+        return Changes(items, items[-1][0] if more else end, more, end)
 
     def event(self, position: Position, row: Row) -> bytes:
         """One row as a server-sent event."""

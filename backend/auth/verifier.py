@@ -75,6 +75,10 @@ class TokenVerifier:
         self._observer = observer or Observer()
         self._cache: LRUCache[bytes, _Verified] = LRUCache(CACHE_ENTRIES, getsizeof=lambda verified: verified.size)
 
+    def seconds_left(self, principal: Principal) -> float:
+        """Until its token is accepted no more."""
+        return principal.expires_at + self._leeway - self.clock()
+
     async def verify(self, token: str) -> Principal:
         """Judge a token. Raises InvalidToken or KeysUnavailable, nothing else."""
         try:

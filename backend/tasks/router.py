@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from backend import answers, openapi, pagination
 from backend.answers import Answer
 from backend.changes import ChangesQuery
+from backend.live import EVENTS, LastEventId, Stream
 from backend.tasks import idempotency
 from backend.tasks.schemas import (
     Batch,
@@ -115,6 +116,16 @@ async def list_changes(database: CallerDatabase, query: Annotated[ChangesQuery, 
     30 days, so begin a new copy.
     """
     return await FEED.answer(database, query)
+
+
+@router.get("/events", response_class=Response, responses=openapi.responses(410, 422) | EVENTS)
+async def stream_changes(request: Request, database: CallerDatabase, last_event_id: LastEventId = None) -> Response:
+    """What changes from now on, or since the event of the Last-Event-ID, within a second: server-sent events.
+
+    Each has the `event` `task`, as `data` an item of the list of changes, and as `id` a token to go on from, here or
+    there. The last one is `end`, with a `reason`, and says nothing of tasks: come back with a fresh token.
+    """
+    return Stream(request, database, FEED, last_event_id)
 
 
 @router.get(

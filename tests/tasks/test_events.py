@@ -1,0 +1,453 @@
+"""Live updates: whoever reads along misses nothing, whatever breaks, and reads no longer than they may."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from backend import live as live_module
+from backend.auth.testing import LocalIssuer
+from backend.database import SYSTEM, Database, Statement
+from backend.live import MOST_STREAMS, POLL, Live
+from backend.settings import Settings
+from backend.tasks.statements import CHANGES
+from tests.conftest import Api, Person, running
+from tests.tasks.test_bin import deleted
+from tests.tasks.test_changes import Copy, live, owner
+from tests.test_database import raw
+
+TASKS = "/api/v1/tasks"
+EVENTS = f"{TASKS}/events"
+PATIENCE = 10.0
+
+
+class Event(NamedTuple):
+    type: str
+    id: str
+    data: Any
+
+
+class Reader:
+    """A client of the stream, at the edge of the application: what it does not take is not sent."""
+
+    def __init__(self, api: Api, person: Person, last: str | None = None, **headers: str) -> None:
+        self.person = person
+        self.last = last
+        self.comments = 0
+        self._app = api.http._transport.app  # type: ignore[attr-defined]  # with the state of the lifespan
+        given = {**person.bearer, **headers} | ({"Last-Event-ID": last} if last is not None else {})
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
+        self._sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue(1)
+        self._gone = asyncio.Event()
+        self._text = ""
+
+    async def open(self, method: str = "GET") -> "Reader":
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": EVENTS,
+            "raw_path": EVENTS.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": self._headers,
+            "server": ("localhost", 8000),
+            "client": ("127.0.0.1", 5),
+        }
+        self.task = asyncio.create_task(self._app(scope, self._receive, self._sent.put))
+        start = await self._take()
+        self.status = start["status"]
+        self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        return self
+
+    async def _receive(self) -> dict[str, Any]:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _take(self) -> dict[str, Any]:
+        async with asyncio.timeout(PATIENCE):
+            return await self._sent.get()
+
+    async def problem(self) -> tuple[int, str]:
+        body = json.loads((await self._take())["body"])
+        await self.close()
+        return self.status, body["code"]
+
+    async def _block(self) -> list[str]:
+        while "\n\n" not in self._text:
+            self._text += (await self._take())["body"].decode()
+        block, _, self._text = self._text.partition("\n\n")
+        return block.split("\n")
+
+    async def next(self) -> Event:
+        """The next one that is dispatched (HTML, section 9.2.6)."""
+        while True:
+            fields: dict[str, str] = {}
+            for line in await self._block():
+                name, _, value = line.partition(":")
+                self.comments += not name
+                fields[name] = value.removeprefix(" ")
+            self.last = fields.get("id", self.last)
+            if "data" in fields:
+                return Event(fields["event"], self.last or "", json.loads(fields["data"]))
+
+    async def close(self) -> None:
+        self._gone.set()
+        while not self.task.done():
+            if not self._sent.empty():
+                self._sent.get_nowait()
+            await asyncio.sleep(0)
+        await self.task
+
+
+@asynccontextmanager
+async def reading(api: Api, person: Person, last: str | None = None, **headers: str) -> AsyncIterator[Reader]:
+    reader = await Reader(api, person, last, **headers).open()
+    assert reader.status == 200
+    try:
+        yield reader
+    finally:
+        await reader.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(api: Api, monkeypatch: pytest.MonkeyPatch) -> Live:
+    """Looks more often than it would."""
+    found: Live = api.state["live"]
+    monkeypatch.setattr(found, "period", 0.01)
+    return found
+
+
+async def test_what_happens_is_told(api: Api, quick: Live) -> None:
+    ada, eve = api.person(), api.person()
+    before = await ada.task("before")
+    async with reading(api, ada, **{"Accept-Encoding": "gzip"}) as reader:
+        headers = reader.headers
+        assert headers["content-type"].startswith("text/event-stream")
+        assert headers["x-accel-buffering"] == "no"
+        assert headers["cache-control"] == "no-store"
+        assert not {"content-length", "content-encoding"} & set(headers)
+        await eve.task("another's")
+        made = await ada.task("new", tags=["a"])
+        event = await reader.next()
+        assert (event.type, event.data) == ("task", made)
+        changed = (await ada.patch(f"{TASKS}/{before['id']}", {"title": "changed"})).json()
+        assert (await reader.next()).data == changed
+        await ada.delete(f"{TASKS}/{before['id']}")
+        gone = await reader.next()
+        assert gone.data["id"] == before["id"]
+        assert gone.data["deleted_at"]
+        # The id is a token of the list of changes, and the other way round.
+        copy = Copy(ada)
+        copy.token = event.id
+        assert [row["id"] for row in await copy.sync()] == [before["id"]]
+        assert len(quick) == 1
+    assert len(quick) == 0
+    assert copy.token
+    async with reading(api, ada, copy.token) as reader:
+        made = await ada.task("newer")
+        assert (await reader.next()).data == made
+
+
+async def test_other_workers_tell(api: Api, settings: Settings, issuer: LocalIssuer) -> None:
+    ada = api.person()
+    async with running(settings, issuer) as other, reading(other, ada) as reader:
+        made = await ada.task()
+        assert (await reader.next()).data == made
+
+
+async def test_nothing_is_lost_in_between(api: Api) -> None:
+    ada = api.person()
+    async with reading(api, ada) as reader:
+        first = await ada.task("0")
+        event = await reader.next()
+        assert event.data == first
+    missed = [await ada.task(f"{n}") for n in range(3)]
+    async with reading(api, ada, event.id) as reader:
+        assert [(await reader.next()).data for _ in missed] == missed
+        made = await ada.task("after")
+        assert (await reader.next()).data == made
+    # Also of a stream that broke before its first event.
+    async with reading(api, ada) as reader:
+        await reader._block()
+    silent = Reader(api, ada)
+    await silent.open()
+    (line,) = [line for line in await silent._block() if line.startswith("id: ")]
+    await silent.close()
+    made = await ada.task("unseen")
+    async with reading(api, ada, line.removeprefix("id: ")) as reader:
+        assert (await reader.next()).data == made
+
+
+@pytest.mark.parametrize("token", ["", "x", "A" * 299])
+async def test_what_is_no_last_event(api: Api, token: str) -> None:
+    reader = await Reader(api, api.person(), token).open()
+    assert await reader.problem() == (422, "invalid_sync_token")
+
+
+async def test_what_is_refused(api: Api) -> None:
+    ada, eve = api.person(), api.person()
+    nobody = Reader(api, ada)
+    nobody._headers = []
+    assert await (await nobody.open()).problem() == (401, "unauthorized")
+    copy = Copy(ada)
+    await copy.sync()
+    await deleted(api, ada, "31 days")
+    reader = await Reader(api, ada, copy.token).open()
+    assert await reader.problem() == (410, "sync_token_expired")
+    reader = await Reader(api, eve, copy.token).open()
+    assert await reader.problem() == (410, "sync_token_expired")
+    machine = {"Authorization": f"Bearer {api.issuer.access_token(sub=ada.subject, scope='tasks:write')}"}
+    ada.bearer = machine
+    assert await (await Reader(api, ada).open()).problem() == (403, "insufficient_scope")
+
+
+async def test_streams_are_counted(api: Api, quick: Live) -> None:
+    ada, eve = api.person(), api.person()
+    readers = [await Reader(api, ada).open() for _ in range(MOST_STREAMS)]
+    assert {reader.status for reader in readers} == {200}
+    assert await (await Reader(api, ada).open()).problem() == (429, "too_many_streams")
+    async with reading(api, eve):
+        pass
+    await readers[0].close()
+    async with reading(api, ada) as reader:
+        made = await ada.task()
+        for each in [*readers[1:], reader]:
+            assert (await each.next()).data == made
+    for each in readers:
+        await each.close()
+    assert len(quick) == 0
+
+
+END = {
+    "suspended": "UPDATE users SET status = 'suspended' WHERE subject = :subject",
+    "signed out everywhere": "UPDATE users SET tokens_valid_after = now() WHERE subject = :subject",
+    "erased": "DELETE FROM users WHERE subject = :subject",
+}
+
+
+@pytest.mark.parametrize("how", END)
+async def test_who_may_read_no_more(api: Api, how: str) -> None:
+    """Whether or not the worker hears of changed users: the look at the counters sees the account, too."""
+    ada = api.person()
+    ada.bearer = {"Authorization": f"Bearer {ada.token(iat=api.state['bearer'].verifier.clock() - 10)}"}
+    async with reading(api, ada) as reader, reading(api, ada) as second:
+        made = await ada.task()
+        assert (await reader.next()).data == made
+        await Database(api.state["pool"], SYSTEM).rows(raw(END[how]), subject=ada.subject)
+        assert (await reader.next())[::2] == ("end", {"reason": "revoked"})
+        await reader.task
+        await second.next()
+        assert (await second.next()).data == {"reason": "revoked"}
+
+
+async def test_a_token_that_is_newer_reads_on(api: Api) -> None:
+    ada = api.person()
+    old, clock = api.person(sub=ada.subject), api.state["bearer"].verifier.clock
+    old.bearer = {"Authorization": f"Bearer {old.token(iat=clock() - 60)}"}
+    async with reading(api, ada) as reader, reading(api, old) as revoked:
+        revoke = raw("UPDATE users SET tokens_valid_after = now() - interval '30 s' WHERE subject = :subject")
+        await Database(api.state["pool"], SYSTEM).rows(revoke, subject=ada.subject)
+        assert (await revoked.next()).data == {"reason": "revoked"}
+        made = await ada.task()
+        assert (await reader.next()).data == made
+
+
+async def test_a_stream_ends_with_its_token(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = api.person()
+    verifier = api.state["bearer"].verifier
+    token = await verifier.verify(ada.token())
+    assert 0 < verifier.seconds_left(token) - (token.expires_at - verifier.clock()) <= 5.1
+    monkeypatch.setattr(type(verifier), "seconds_left", lambda *_: 0.05)
+    async with reading(api, ada) as reader:
+        assert (await reader.next())[::2] == ("end", {"reason": "token_expired"})
+        await reader.task
+
+
+async def test_the_server_stops(settings: Settings, issuer: LocalIssuer) -> None:
+    async with running(settings, issuer) as api:
+        ada = api.person()
+        async with reading(api, ada) as reader:
+            api.state["live"].stop()
+            assert (await reader.next())[::2] == ("end", {"reason": "shutdown"})
+            await reader.task
+        async with reading(api, ada) as reader:
+            assert (await reader.next()).data == {"reason": "shutdown"}
+
+
+async def test_who_reads_nothing_is_not_waited_for(api: Api, quick: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "GRACE", 0.05)
+    ada = api.person()
+    async with reading(api, ada) as reader:
+        await ada.task()
+        quick._owners[await owner(ada)].streams.copy().pop().end("revoked")
+        async with asyncio.timeout(PATIENCE):
+            await reader.task
+    assert len(quick) == 0
+
+
+async def test_silence_is_broken(api: Api, quick: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "heartbeat", 0.02)
+    ada = api.person()
+    async with reading(api, ada) as reader:
+        for _ in range(3):
+            await reader._take()
+        made = await ada.task()
+        assert (await reader.next()).data == made
+        assert reader.comments == 0 or reader.comments > 0
+        assert await reader._block() == [":"]
+
+
+async def test_a_head_request_ends(api: Api, quick: Live) -> None:
+    reader = await Reader(api, api.person()).open("HEAD")
+    assert reader.status == 200
+    while (await reader._take()).get("more_body"):
+        pass
+    await reader.task
+    assert len(quick) == 0
+
+
+async def test_a_row_that_is_deleted_for_good(api: Api) -> None:
+    ada = api.person()
+    task = await ada.task()
+    async with reading(api, ada) as reader, reading(api, ada) as second:
+        gone = raw("DELETE FROM tasks WHERE owner_id = :owner AND id = CAST(:id AS uuid)")
+        await Database(api.state["pool"], SYSTEM).rows(gone, owner=await owner(ada), id=task["id"])
+        for each in reader, second:
+            assert (await each.next())[::2] == ("end", {"reason": "sync_token_expired"})
+        async with reading(api, ada) as third:
+            made = await ada.task()
+            assert (await third.next()).data == made
+    again = await Reader(api, ada, reader.last).open()
+    assert await again.problem() == (410, "sync_token_expired")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[Statement]:
+    run: list[Statement] = []
+    original = Database._rows
+
+    async def counted(self: Database, statement: Statement, values: Mapping[str, object]) -> Any:
+        run.append(statement)
+        return await original(self, statement, values)
+
+    monkeypatch.setattr(Database, "_rows", counted)
+    return run
+
+
+async def test_nobody_asks_for_nobody(api: Api, quick: Live, said: list[Statement]) -> None:
+    """And for many streams of one owner it is read once."""
+    ada = api.person()
+    await ada.task()
+    await asyncio.sleep(5 * quick.period)
+    assert POLL not in said
+    readers = [await Reader(api, ada).open() for _ in range(5)]
+    while POLL not in said:
+        await asyncio.sleep(0)
+    said.clear()
+    for number in 1, 2:
+        made = await ada.task()
+        assert [(await reader.next()).data for reader in readers] == [made] * 5
+        assert said.count(CHANGES) == number
+    for reader in readers:
+        await reader.close()
+    said.clear()
+    await asyncio.sleep(5 * quick.period)
+    assert said.count(POLL) <= 1
+
+
+async def test_a_database_that_is_away(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ada = api.person()
+    async with reading(api, ada) as reader:
+        original, asked = Database._rows, asyncio.Event()
+
+        async def away(self: Database, statement: Statement, values: Mapping[str, object]) -> Any:
+            if statement in (POLL, CHANGES):
+                asked.set()
+                raise psycopg.OperationalError("away")
+            return await original(self, statement, values)
+
+        with monkeypatch.context() as patch, caplog.at_level("INFO", "backend.live"):
+            patch.setattr(Database, "_rows", away)
+            made = [await ada.task(f"{n}") for n in range(2)]
+            await asked.wait()
+        assert [(await reader.next()).data for _ in made] == made
+    assert [record.levelname for record in caplog.records if record.name == "backend.live"][:1] == ["WARNING"]
+
+
+async def test_a_slow_reader_misses_nothing(api: Api, quick: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered is bounded; who falls behind it reads from the database, when they read at all."""
+    monkeypatch.setattr(live_module, "MOST_REMEMBERED", 2000)
+    monkeypatch.setattr(live_module, "PAGE", 10)
+    ada = api.person()
+    async with reading(api, ada) as slow, reading(api, ada) as fast:
+        operations = [{"op": "create", "task": {"title": f"{n}"}} for n in range(45)]
+        made = (await ada.post(f"{TASKS}/batch", {"operations": operations})).json()["items"]
+        rest = [await ada.task(f"{n}") for n in range(5)]
+        ids = {task["id"] for task in made}
+        told = [(await fast.next()).data for _ in range(50)]
+        assert {task["id"] for task in told[:45]} == ids
+        assert told[45:] == rest
+        (channel,) = quick._owners[await owner(ada)].channels.values()
+        assert channel._size <= 2000
+        assert [(await slow.next()).data for _ in range(50)] == told
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_copy_that_is_told(api: Api, seed: int) -> None:
+    """Many write, the stream breaks again and again: what it tells makes the copy equal to the table."""
+    dice = random.Random(seed)  # noqa: S311  # nothing to guess
+    ada = api.person()
+    ids = [str(uuid4()) for _ in range(8)]
+    copy: dict[str, Any] = {}
+    told: list[tuple[str, int, bool]] = []
+
+    async def write() -> None:
+        for _ in range(15):
+            url = f"{TASKS}/{dice.choice(ids)}"
+            match dice.randrange(4):
+                case 0:
+                    await ada.delete(url)
+                case 1:
+                    await ada.post(f"{url}/restore")
+                case 2:
+                    await ada.patch(url, {"title": uuid4().hex})
+                case 3:
+                    await ada.put(url, {"title": uuid4().hex, "tags": dice.sample(["a", "b"], 1)})
+
+    async def follow(reader: Reader) -> None:
+        event = await reader.next()
+        told.append((event.data["id"], event.data["version"], event.data["deleted_at"] is None))
+        copy.pop(event.data["id"], None)
+        if event.data["deleted_at"] is None:
+            copy[event.data["id"]] = event.data
+
+    reader = await Reader(api, ada).open()
+    writers = asyncio.gather(*(write() for _ in range(4)), ada.put(f"{TASKS}/{ids[0]}", {"title": "first"}))
+    while not writers.done():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{__name__}.PATIENCE", 0.2)
+            try:
+                for _ in range(dice.randrange(1, 10)):
+                    await follow(reader)
+            except TimeoutError:
+                pass
+        await reader.close()
+        reader = await Reader(api, ada, reader.last).open()
+    await writers
+    made = await ada.task("the last")
+    while made["id"] not in copy:
+        await follow(reader)
+    await reader.close()
+    assert copy == await live(ada)
+    assert len(set(told)) == len(told)
