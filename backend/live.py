@@ -54,6 +54,13 @@ LastEventId = Annotated[
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events until the token expires. Comments come every 15 seconds when nothing else does.",
+        "headers": {
+            "X-Accel-Buffering": {
+                "description": "`no`: a proxy is to pass on each event as it comes.",
+                "schema": {"type": "string", "enum": ["no"]},
+                "example": "no",
+            }
+        },
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }

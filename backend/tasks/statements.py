@@ -198,10 +198,11 @@ NEW = insert(Task).values(
     owner_id=CALLER,
     completed_at=completed(bindparam("status", type_=Text), None),
 )
-# A new task that is given no tags has none. In RETURNING of an INSERT, SQLAlchemy has no row for the subquery to refer to,
-# and would let it read the tags of all tasks.
+# A new task that is given no tags has none. In RETURNING of an INSERT, a subquery has no row to refer to: SQLAlchemy
+# would let it read the tags of all tasks.
 NO_TAGS = cast(postgresql.array([]), ARRAY(Text)).label("tags")
-ADD = Statement(NEW.returning(*(NO_TAGS if column.key == "tags" else column for column in READ)))
+SHOWN = zip(TaskRead.model_fields, READ, strict=True)
+ADD = Statement(NEW.returning(*(NO_TAGS if name == "tags" else column for name, column in SHOWN)))
 ADD_WITH_TAGS = with_tags(NEW)
 REMOVE = Statement(
     update(Task)

@@ -350,7 +350,7 @@ async def test_nobody_asks_for_nobody(api: Api, quick: Live, said: list[Statemen
     await asyncio.sleep(5 * quick.period)
     assert POLL not in said
     readers = [await Reader(api, ada).open() for _ in range(5)]
-    while POLL not in said:
+    while POLL not in said:  # noqa: ASYNC110
         await asyncio.sleep(0)
     said.clear()
     for number in 1, 2:
