@@ -123,7 +123,8 @@ class Checkout:
             self._run("a newer pip", [*install, "--upgrade", "pip"])
         for name in files:
             if name.startswith("requirements/"):
-                self._run(name, [*install, "--require-hashes", "-r", name])
+                # The file names all that is needed: to resolve it anew, some pips want an extra's newest release.
+                self._run(name, [*install, "--no-deps", "--require-hashes", "-r", name])
         project = ["--no-deps", "--no-build-isolation", "--no-index", "--editable", "."]
         self._run("this project", [*install, *project])
         stamp = {"root": str(self.root), "python": self._version(), "files": files}

@@ -80,6 +80,29 @@ def test_it_is_made_once_and_mended_when_a_lock_changes(root: Path, steps: list[
     assert steps == FROM_NOTHING[1:]
 
 
+def test_a_lock_is_installed_as_it_stands(root: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some pips resolve an extra anew, and refuse the lock on the day of that package's next release."""
+    commands: dict[str, list[str]] = {}
+    run = Checkout._run
+
+    def noted(checkout: Checkout, name: str, command: Any, folder: Any = None, environment: Any = None) -> None:
+        commands[name] = list(map(str, command))
+        run(checkout, name, command, folder, environment)
+
+    monkeypatch.setattr(Checkout, "_run", noted)
+    set_up(root)
+    assert steps == FROM_NOTHING
+    locks = [name for name in commands if name.startswith("requirements/")]
+    assert len(locks) == 2
+    for name in locks:
+        assert {"--no-deps", "--require-hashes", name} <= set(commands[name])
+
+
+def test_the_locks_leave_nothing_out() -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "No broken requirements found.\n")
+
+
 def test_what_was_not_wanted_before_is_added(root: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(root, postgres=False)
     assert "requirements/postgres.txt" not in steps
