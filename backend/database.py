@@ -116,7 +116,6 @@ class Pool:
             # Attempts come ever less often until they are given up; then the next request starts anew.
             reconnect_timeout=5,
             configure=_use_utc,
-            check=_is_alive,
             open=False,
             kwargs=options,
         )
@@ -147,7 +146,7 @@ class Pool:
         `psycopg.OperationalError`; the kind `psycopg_pool.PoolTimeout` says that all connections are in use.
         """
         try:
-            async with self._pool.connection() as connection:
+            async with self._borrowed() as connection:
                 self._lent += 1
                 deadline = asyncio.get_running_loop().call_later(self._deadline, cut, connection)
                 try:
@@ -162,6 +161,26 @@ class Pool:
             if self._lent:
                 raise
             raise psycopg.OperationalError("there is no connection to wait for") from error
+
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[Connection]:
+        """One that a restart of the server has not ended.
+
+        The pool's own check waits for a second after the first that is dead, and for two after the next.
+        """
+        for _ in range(self._pool.max_size):
+            connection = await self._pool.getconn()
+            if is_alive(connection.pgconn):
+                break
+            await connection.close()
+            await self._pool.putconn(connection)  # which opens another in its place
+        else:
+            connection = await self._pool.getconn()
+        try:
+            async with connection:
+                yield connection
+        finally:
+            await self._pool.putconn(connection)
 
 
 class Transaction:
@@ -232,12 +251,6 @@ class Database:
 def parameters(names: Iterable[str]) -> dict[str, Any]:
     """For `values()`: each column set from the parameter of its name."""
     return {name: bindparam(name) for name in names}
-
-
-async def _is_alive(connection: Connection) -> None:
-    """For the pool, which else would lend what a restart of the server has ended."""
-    if not is_alive(connection.pgconn):
-        raise psycopg.OperationalError("the server closed the connection")
 
 
 async def _use_utc(connection: Connection) -> None:

@@ -1,6 +1,7 @@
 """The executor: roles, transactions, errors, and what stays on a connection (nothing)."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import LiteralString
 from uuid import UUID, uuid4
 
@@ -233,3 +234,19 @@ async def test_the_database_comes_back(api: Api) -> None:
     assert {answer.status_code for answer in answers} <= {200, 503}
     assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
     assert [answer.status_code for answer in answers[-5:]] == [200] * 5
+
+
+async def test_no_transaction_waits_for_what_a_restart_has_ended(database_url: str) -> None:
+    """Every connection in the pool is dead, and none of them costs a request more than its replacement does."""
+    async with Pool(database_url, size=10, wait=2.5) as pool:
+        async with AsyncExitStack() as stack:
+            pids = {
+                (await stack.enter_async_context(pool.connection())).info.backend_pid
+                for _ in range(pool._pool.max_size)
+            }
+        with psycopg.connect(database_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(pid, 5000) FROM unnest(%s) AS pid", (list(pids),))
+        rows = await Database(pool, SYSTEM).transact(lambda transaction: transaction.rows(raw("SELECT 1 AS one")))
+        assert rows == [{"one": 1}]
+        async with pool.connection() as connection:
+            assert connection.info.backend_pid not in pids
