@@ -23,8 +23,10 @@ from backend.observability import Observability
 from backend.proxies import TrustedProxies
 from backend.rate_limits import Quota, RateLimiting, RateLimits
 from backend.settings import Settings
+from backend.shortcut import Shortcut
 from backend.stopping import when_told_to_stop
 from backend.tasks.purge import purging
+from backend.users.caller import PersonRoute
 from backend.users.directory import Users
 from backend.users.invalidation import Listener
 from backend.users.security_events import SecurityEvents
@@ -125,8 +127,11 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
     app.add_middleware(RateLimiting)
     app.add_middleware(Edge)
     app.add_middleware(Observability)
-    for router in health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS):
+    routers = [health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS)]
+    for router in routers:
         app.include_router(router)
+    short = (route for router in routers for route in router.routes if isinstance(route, PersonRoute))
+    app.router.middleware_stack = Shortcut(app.router.middleware_stack, short)
     return app
 
 

@@ -4,12 +4,14 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
+from starlette.types import Receive, Scope, Send
 
 from backend import openapi
 from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason, forbidden
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Actor, Database
 from backend.rate_limits import spend_as_user
+from backend.shortcut import Arguments
 from backend.users.directory import Users
 
 REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
@@ -56,14 +58,28 @@ class PersonRoute(BearerRoute):
         if self.role is not None and self.role not in user.roles:
             raise forbidden("This needs a role that the account does not have.")
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._arguments = Arguments(self.dependant)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The short way; `get_route_handler` is FastAPI's."""
+        request = self._request(Request(scope, receive))
+        await self.judge(request)
+        answer = await self.endpoint(**await self._arguments.of(request))
+        await (Response(status_code=self.status_code or 200) if answer is None else answer)(scope, receive, send)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
-        media_types = MERGE_PATCH if "PATCH" in (self.methods or ()) else JSON
 
         async def handler(request: Request) -> Response:
-            return await answer(JSONRequest(request, media_types=media_types, limit=self.body_limit))
+            return await answer(self._request(request))
 
         return handler
+
+    def _request(self, request: Request) -> JSONRequest:
+        media_types = MERGE_PATCH if "PATCH" in (self.methods or ()) else JSON
+        return JSONRequest(request, media_types=media_types, limit=self.body_limit)
 
 
 async def caller_database(request: Request, _: CurrentPrincipal) -> Database:

@@ -1,0 +1,216 @@
+"""The short way from a request to its handler: what FastAPI finds out anew at each request is found out once.
+
+FastAPI declares, validates and describes routes and parameters as ever. Between a request and its handler it asks each
+router for the route, and each parameter for its kind, which takes longer than to ask the database; here is the same for
+such routes and parameters as this project has. A test asks every operation both ways.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from inspect import iscoroutinefunction
+from json import JSONDecodeError
+from typing import Any, Final, NamedTuple, Protocol
+
+from fastapi import Request
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.convertors import Convertor
+from starlette.datastructures import QueryParams
+from starlette.routing import Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+Call = Callable[..., Awaitable[Any]]
+Errors = list[Any]
+Values = dict[str, Any]
+
+_ABSENT: Final = object()
+_LISTS = (list, set, tuple)
+
+
+class Route(Protocol):
+    """What the short way leads to: a route of FastAPI's that can answer by itself."""
+
+    path: str
+    methods: set[str] | None
+    param_convertors: dict[str, Convertor[Any]]
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]: ...
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class Shortcut:
+    """Pure ASGI, in front of FastAPI's router.
+
+    Whoever overrides dependencies, or wants traces, goes FastAPI's own way, and so does what matches none of `routes`.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[Route]) -> None:
+        self._app = app
+        routes = list(routes)
+        fixed = [route for route in routes if not route.param_convertors]
+        self._fixed = {(method, route.path): route for route in fixed for method in route.methods or ()}
+        self._rest = [route for route in routes if route.param_convertors]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = None
+        if scope["type"] == "http" and "fastapi.telemetry" not in scope and not scope["app"].dependency_overrides:
+            route = self._find(scope)
+        await (self._app if route is None else route.answer)(scope, receive, send)
+
+    def _find(self, scope: Scope) -> Route | None:
+        if not scope.get("root_path"):
+            route = self._fixed.get((scope["method"], scope["path"]))
+            if route is not None:
+                scope["route"] = route
+                return route
+        for route in self._rest:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                return route
+        return None
+
+
+class Unsupported(TypeError):
+    """A handler asks for something that only FastAPI itself can give."""
+
+
+class _Field(NamedTuple):
+    """One parameter: FastAPI's field knows how to judge it, `loc` is where it stands."""
+
+    field: Any
+    loc: tuple[str, ...]
+
+    def take(self, given: Any, values: Values, errors: Errors) -> None:
+        field = self.field
+        if given is _ABSENT:
+            if field.field_info.is_required():
+                errors.append({"type": "missing", "loc": self.loc, "msg": "Field required", "input": None})
+            else:
+                values[field.name] = field.default
+            return
+        taken, wrong = field.validate(given, {}, loc=self.loc)
+        if wrong:
+            errors.extend(wrong)
+        else:
+            values[field.name] = taken
+
+
+class _Query(NamedTuple):
+    """A model whose members are the query parameters."""
+
+    field: _Field
+    names: frozenset[str]
+    lists: frozenset[str]
+
+    def read(self, given: QueryParams) -> Values:
+        """Of what is repeated the last counts, unless a list is asked for, or nothing of that name."""
+        found: Values = dict(given)
+        if len(found) < len(given.multi_items()) or not self.lists.isdisjoint(found):
+            for name in found:
+                several = given.getlist(name)
+                if name in self.lists or (len(several) > 1 and name not in self.names):
+                    found[name] = several
+        return found
+
+
+class _Plan(NamedTuple):
+    """What one function asks for, and how to have it."""
+
+    call: Call
+    name: str | None
+    request: Sequence[str]
+    dependencies: Sequence["_Plan"]
+    path: Sequence[_Field]
+    query: _Query | None
+    headers: Sequence[_Field]
+    body: _Field | None
+
+    async def values(self, request: Request, body: Any, done: dict[Call, Any], errors: Errors) -> Values:
+        values: Values = {}
+        for each in self.dependencies:
+            result = done.get(each.call, _ABSENT)
+            if result is _ABSENT:
+                before = len(errors)
+                asked = await each.values(request, body, done, errors)
+                if len(errors) > before:
+                    continue
+                result = done[each.call] = await each.call(**asked)
+            if each.name is not None:
+                values[each.name] = result
+        for field in self.path:
+            field.take(request.path_params[field.loc[1]], values, errors)
+        if self.query is not None:
+            self.query.field.take(self.query.read(request.query_params), values, errors)
+        for field in self.headers:
+            field.take(request.headers.get(field.loc[1], _ABSENT), values, errors)
+        if self.body is not None:
+            self.body.take(body, values, errors)
+        for name in self.request:
+            values[name] = request
+        return values
+
+
+class Arguments:
+    """The arguments of one handler. Raises Unsupported, of which FastAPI's own way is the cure."""
+
+    def __init__(self, dependant: Dependant) -> None:
+        self._plan = _plan(dependant)
+
+    async def of(self, request: Request) -> Values:
+        """Raises RequestValidationError, with all that is wrong, and whatever a dependency raises."""
+        body = _ABSENT if self._plan.body is None else await _json(request)
+        errors: Errors = []
+        values = await self._plan.values(request, body, {}, errors)
+        if errors:
+            raise RequestValidationError(errors, body=None if body is _ABSENT else body)
+        return values
+
+
+def _plan(dependant: Dependant) -> _Plan:
+    call = dependant.call
+    others = (
+        dependant.cookie_params,
+        dependant.websocket_param_name,
+        dependant.response_param_name,
+        dependant.background_tasks_param_name,
+        dependant.security_scopes_param_name,
+        dependant.concurrency,
+        not dependant.use_cache,
+    )
+    if call is None or any(others) or not (iscoroutinefunction(call) or iscoroutinefunction(type(call).__call__)):
+        raise Unsupported(f"{call!r} asks for more than a request, its path, query, headers and JSON, or is not async")
+    query = [_query(field) for field in dependant.query_params]
+    body = [_Field(field, ("body",)) for field in dependant.body_params]
+    if len(query) > 1 or len(body) > 1:
+        raise Unsupported(f"{call!r} takes several models where one would say it all")
+    return _Plan(
+        call=call,
+        name=dependant.name,
+        request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
+        dependencies=[_plan(each) for each in dependant.dependencies],
+        path=[_Field(field, ("path", field.alias)) for field in dependant.path_params],
+        query=query[0] if query else None,
+        headers=[_Field(field, ("header", field.alias)) for field in dependant.header_params],
+        body=body[0] if body else None,
+    )
+
+
+def _query(field: Any) -> _Query:
+    model = field.field_info.annotation
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise Unsupported(f"the query parameter {field.name} stands outside of a model")
+    members = model.model_fields
+    if any(member.alias for member in members.values()):
+        raise Unsupported(f"{model.__name__} has members of two names")
+    lists = {name for name, member in members.items() if getattr(member.annotation, "__origin__", None) in _LISTS}
+    return _Query(_Field(field, ("query",)), frozenset(members), frozenset(lists))
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return await request.json() if await request.body() else _ABSENT
+    except JSONDecodeError as error:
+        wrong = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error", "input": {}}
+        raise RequestValidationError([{**wrong, "ctx": {"error": error.msg}}], body=error.doc) from error

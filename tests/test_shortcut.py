@@ -1,0 +1,172 @@
+"""The short way from a request to its handler, beside FastAPI's own: they give the same answers."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated, Any
+from uuid import uuid4
+
+import pytest
+from fastapi import APIRouter, Cookie, Depends, Query, Request, Response
+from pydantic import BaseModel, Field
+from starlette.types import Receive, Scope, Send
+
+from backend.shortcut import Unsupported
+from backend.users.caller import PersonRoute
+from tests.conftest import Api, Person
+
+QUERIES = [
+    "",
+    "limit=5&sort=title&deleted=true&count=exact",
+    "limit=0",
+    "limit=a&limit=2",
+    "limit=1&limit=2",
+    "tag=a&tag=b&status=todo&status=done",
+    "tag=&status=",
+    "tag=%00&q=%00",
+    "x=1&y=2&y=3",
+    "limit&cursor",
+    "cursor=abc&since=abc",
+    "due_before=never&overdue=1",
+]
+HEADERS = [
+    {},
+    {"Idempotency-Key": "", "Last-Event-ID": "nonsense"},
+    {"Idempotency-Key": "k" * 256, "Last-Event-ID": "x" * 301},
+    {"If-Match": '"1"', "If-None-Match": "*"},
+]
+BODIES = [
+    None,
+    b"",
+    b"{",
+    b"null",
+    b"[1]",
+    b'"text"',
+    b"{}",
+    b'{"title": "", "status": "nonsense", "nonsense": [1], "due_at": 1}',
+    b'{"title": null, "name": null, "locale": "x y", "time_zone": 3}',
+    b'{"operations": [{"op": "create"}, {"op": "update", "id": 1}, {"op": "nonsense"}, 4]}',
+    b'{"operations": []}',
+]
+
+
+def operations(api: Api) -> Iterator[tuple[str, str]]:
+    for path, item in api.app.openapi()["paths"].items():
+        for method in item:
+            if path.startswith("/api/") and not path.endswith(("/security-events", "/events", "/export")):
+                yield method.upper(), path.replace("{id}", str(uuid4()))
+
+
+async def ask(person: Person, method: str, url: str, headers: dict[str, str], body: bytes | None) -> tuple[Any, ...]:
+    content_type = {"Content-Type": "application/json"} if body is not None else {}
+    answer = await person.request(
+        method, url, headers={"X-Request-ID": "same", **content_type, **headers}, content=body
+    )
+    dated = {name: value for name, value in answer.headers.items() if name != "ratelimit"}
+    return answer.status_code, dated, answer.content
+
+
+async def test_both_ways_answer_alike(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = api.person(role="admin")
+    seen = set()
+    for method, path in operations(api):
+        reads = method in ("GET", "DELETE")
+        for query, headers, body in product(QUERIES, HEADERS, [None] if reads else BODIES):
+            if bool(query) + bool(headers) + (body is not None) > 1:
+                continue  # each of them alone
+            if (method, path) == ("DELETE", "/api/v1/users/me") and (query or headers):
+                continue
+            url = f"{path}?{query}"
+            short = await ask(ada, method, url, headers, body)
+            with monkeypatch.context() as patch:
+                patch.setitem(api.app.dependency_overrides, ask, ask)
+                long = await ask(ada, method, url, headers, body)
+            assert short == long, (method, url, headers, body)
+            seen.add(short[0])
+    assert seen >= {200, 204, 404, 422}
+
+
+async def test_overridden_dependencies_count(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backend.tasks.router import caller_tasks
+
+    class Tasks:
+        async def summary(self) -> dict[str, Any]:
+            return {"by_status": {"todo": 1, "in_progress": 2, "done": 3}, "overdue": 4, "due_today": 5}
+
+    monkeypatch.setitem(api.app.dependency_overrides, caller_tasks, Tasks)
+    assert (await api.person().get("/api/v1/tasks/summary")).json()["overdue"] == 4
+
+
+async def test_who_goes_which_way(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada, paths = api.person(), []
+    task = await ada.task()
+    answer = PersonRoute.answer
+
+    async def noted(route: PersonRoute, scope: Scope, receive: Receive, send: Send) -> None:
+        paths.append(route.path)
+        await answer(route, scope, receive, send)
+
+    monkeypatch.setattr(PersonRoute, "answer", noted)
+    for path in "/api/v1/tasks", f"/api/v1/tasks/{task['id']}", "/api/v1/users/me":
+        assert (await ada.get(path)).status_code == 200
+    assert paths == ["/api/v1/tasks", "/api/v1/tasks/{id:uuid}", "/api/v1/users/me"]
+    for method, path in ("GET", "/api/v1/tasks/1"), ("PUT", "/api/v1/tasks"), ("GET", "/livez"):
+        await ada.request(method, path)
+    assert len(paths) == 3
+
+
+class Paging(BaseModel):
+    limit: int = 1
+
+
+class Renamed(BaseModel):
+    limit: int = Field(default=1, alias="most")
+
+
+async def reads_a_cookie(key: Annotated[str, Cookie()]) -> Response:
+    return Response(key)
+
+
+async def reads_one_parameter(limit: int) -> Response:
+    return Response(str(limit))
+
+
+async def reads_two_models(a: Annotated[Paging, Query()], b: Annotated[Renamed, Query()]) -> Response:
+    return Response(f"{a}{b}")
+
+
+async def reads_another_name(a: Annotated[Renamed, Query()]) -> Response:
+    return Response(f"{a}")
+
+
+async def changes_the_answer(response: Response) -> Response:
+    return response
+
+
+def is_not_async(request: Request) -> Response:
+    return Response(request.method)
+
+
+async def hangs_on_one(_: Annotated[Response, Depends(is_not_async)]) -> Response:
+    return Response()
+
+
+async def asks_twice(_: Annotated[Response, Depends(reads_a_cookie, use_cache=False)]) -> Response:
+    return Response()
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        reads_a_cookie,
+        reads_one_parameter,
+        reads_two_models,
+        reads_another_name,
+        changes_the_answer,
+        is_not_async,
+        hangs_on_one,
+        asks_twice,
+    ],
+)
+def test_what_only_fastapi_can_give_is_refused_at_import(handler: Any) -> None:
+    with pytest.raises(Unsupported):
+        APIRouter(route_class=PersonRoute).get("/")(handler)
