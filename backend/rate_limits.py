@@ -16,6 +16,7 @@ from backend.proxies import neighbourhood
 Who = Literal["user", "address"]
 
 EXEMPT: Final = frozenset({"/livez", "/readyz", "/metrics"})
+SPEAKS_FOR_ITSELF: Final = "/api/v1/security-events"  # by its body, whoever sends it
 MOST_KEYS: Final = 50_000
 
 
@@ -169,7 +170,8 @@ class RateLimiting:
     A request with credentials counts for its user when they are good, and for its address when they are not; so many
     people behind one address share no quota, and who makes tokens up is stopped after as many as one user's requests.
     A request without credentials counts for its address at once. When an address has spent its quota, it is let in
-    with a token that was good a moment ago: a stranger on one's network is no reason to be shut out.
+    with a token that was good a moment ago: a stranger on one's network is no reason to be shut out. Where no
+    credentials are wanted, those that come along say nothing, and a good token opens no way around the quota.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -192,7 +194,7 @@ class RateLimiting:
                     message = {**message, "headers": [*message["headers"], *state["rate_limit"].fields()]}
             await send(message)
 
-        has_credentials = any(name == b"authorization" for name, _ in scope["headers"])
+        has_credentials = wants_credentials(scope["path"]) and _has_credentials(scope)
         verdict = limits.spent("address", address)
         if verdict and has_credentials and _is_remembered(state["bearer"].verifier, scope):
             verdict = None
@@ -204,6 +206,15 @@ class RateLimiting:
             await response(scope, receive, send_with_limits)
             return
         await self.app(scope, receive, send_with_limits)
+
+
+def wants_credentials(path: str) -> bool:
+    """Whether a route reads credentials, and so counts whose they are."""
+    return path.startswith("/api/") and path != SPEAKS_FOR_ITSELF
+
+
+def _has_credentials(scope: Scope) -> bool:
+    return any(name == b"authorization" for name, _ in scope["headers"])
 
 
 def _is_remembered(verifier: TokenVerifier, scope: Scope) -> bool:

@@ -11,13 +11,15 @@ import pytest
 
 from backend.auth.testing import LocalIssuer
 from backend.auth.verifier import TokenVerifier
-from backend.rate_limits import Counters, Quota, RateLimits
+from backend.rate_limits import Counters, Quota, RateLimits, wants_credentials
 from backend.settings import Settings
 from backend.shared_counters import TURN, TURNS, SharedCounters
+from backend.users.security_events import EventType
 from tests.conftest import Api, Person, running
 from tests.redis_server import RedisServer, redis_server
 
 TASKS = "/api/v1/tasks"
+EVENTS = "/api/v1/security-events"
 
 
 class Clock:
@@ -174,6 +176,45 @@ class TestAddresses:
         async with limited("1/hour") as api:
             assert limit(await api.http.get(path))[0] == '"address";q=1;w=3600'
             assert (await api.http.get(path)).status_code == 429
+
+    @pytest.mark.parametrize("token", ["none", "forged", "good"])
+    async def test_a_flood_of_security_events_is_stopped_before_any_cryptography(
+        self, limited: Any, monkeypatch: pytest.MonkeyPatch, token: str
+    ) -> None:
+        """Whoever sends them, and whatever comes along: they are judged by nothing but what they say themselves."""
+        async with limited("5/hour") as api:
+            ada = api.person()
+            assert (await ada.get(TASKS)).status_code == 200
+            headers = {"none": {}, "forged": forged(ada, 0), "good": ada.bearer}[token]
+            headers["Content-Type"] = "application/secevent+jwt"
+            event = api.issuer.security_event(ada.subject, EventType.account_enabled)[:-4] + "AAAA"
+            for number in range(5):
+                refused = await api.http.post(EVENTS, content=event, headers=headers)
+                assert refused.json()["err"] == "authentication_failed"
+                assert limit(refused) == ('"address";q=5;w=3600', f'"address";r={4 - number}')
+
+            async def judge(*_: object) -> None:
+                raise AssertionError("a token was judged")
+
+            monkeypatch.setattr("backend.users.security_events.verify_signature", judge)
+            for _ in range(5):
+                refused = await api.http.post(EVENTS, content=event, headers=headers)
+                assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+                assert "retry-after" in refused.headers
+
+    @pytest.mark.parametrize("path", ["/", "/openapi.json", "/nowhere"])
+    async def test_a_good_token_is_no_way_around_where_none_is_asked_for(self, limited: Any, path: str) -> None:
+        async with limited("2/hour") as api:
+            ada = api.person()
+            assert (await ada.get(TASKS)).status_code == 200
+            assert [limit(await ada.get(path))[1] for _ in range(2)] == ['"address";r=1', '"address";r=0']
+            assert (await ada.get(path)).status_code == 429
+            assert (await ada.get(TASKS)).status_code == 200
+
+    async def test_every_operation_that_wants_a_token_counts_whose_it_is(self, api: Api) -> None:
+        for path, operations in api.app.openapi()["paths"].items():
+            for operation in operations.values():
+                assert wants_credentials(path) == ("security" in operation), path
 
     @pytest.mark.parametrize("path", ["/livez", "/readyz"])
     async def test_probes_are_never_refused(self, limited: Any, path: str) -> None:
