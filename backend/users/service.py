@@ -12,8 +12,8 @@ from backend.database import Database, Row, Statement, Transaction
 from backend.problems import NotFound
 from backend.users import export, lifecycle
 from backend.users.audit import record
-from backend.users.directory import Users
-from backend.users.models import AuditSource, User
+from backend.users.directory import Suspended, Users
+from backend.users.models import AuditSource, User, UserStatus
 from backend.users.schemas import Me, MeUpdate
 
 # How the token was judged is not in the row.
@@ -72,10 +72,16 @@ class UserService:
 
 
 async def erase(system: Database, users: Users, principal: Principal, user_id: UUID, request_id: str) -> None:
-    """Erase everything of the caller. Doing it twice is no error."""
+    """Erase everything of the caller. Doing it twice is no error.
+
+    Raises Suspended when that was said of them while the request was under way: an erasure would let them in again.
+    """
     details = {"impersonated_by": principal.impersonated_by} if principal.impersonated_by else {}
 
     async def work(transaction: Transaction) -> None:
+        row = await lifecycle.lock(transaction, user_id)
+        if row is not None and row["status"] != UserStatus.active:
+            raise Suspended
         if await lifecycle.erase(transaction, user_id):
             await record(
                 transaction,

@@ -10,10 +10,11 @@ import pytest
 from starlette.types import Message
 
 from backend.database import SYSTEM, Database
-from backend.users import export
+from backend.users import export, lifecycle
+from backend.users.models import UserStatus
 from tests.conftest import BASE, Api, Person
 from tests.test_database import raw
-from tests.users.test_lifecycle import fill, id_of, owned_by
+from tests.users.test_lifecycle import NOW, as_system, fill, id_of, owned_by
 
 ME = "/api/v1/users/me"
 EXPORT = f"{ME}/export"
@@ -172,6 +173,24 @@ async def test_erasures_at_once_are_one(api: Api) -> None:
     await fill(ada)
     answers = await asyncio.gather(*(ada.delete(ME) for _ in range(5)))
     assert {answer.status_code for answer in answers} == {204}
+
+
+async def test_who_was_suspended_meanwhile_is_not_let_in_again_by_an_erasure(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request was let in before the suspension; the fresh row of the next one would know nothing of it."""
+    ada = api.person()
+    await ada.task()
+    id = await id_of(ada)
+    known = api.state["users"]._known[ada.subject]
+    await as_system(api, lifecycle.set_status, id, UserStatus.suspended, NOW)
+    with monkeypatch.context() as patched:
+        patched.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))
+        answer = await ada.delete(ME)
+    assert (answer.status_code, answer.json()["code"]) == (403, "account_suspended")
+    api.state["users"].forget(ada.subject)
+    assert (await ada.get(ME)).json()["code"] == "account_suspended"
+    assert (await owned_by(api, id))["tasks"] == 1
 
 
 async def test_an_erasure_is_noted_with_whoever_acted_for_the_person(api: Api) -> None:
