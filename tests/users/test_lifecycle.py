@@ -80,10 +80,11 @@ async def test_an_older_status_never_overwrites(api: Api) -> None:
 async def test_older_roles_never_overwrite(api: Api) -> None:
     ada = api.person(role="admin", iat=NOW.timestamp())
     id = await id_of(ada)
-    for roles, at, applied in (["user"], EARLIER, False), (["user"], LATER, True), (["admin"], NOW, False):
+    steps = [(["user"], EARLIER, False), (["user"], NOW, True), (["editor"], LATER, True), (["admin"], NOW, False)]
+    for roles, at, applied in steps:
         assert await as_system(api, lifecycle.set_roles, id, roles, at) is applied
     api.state["users"].forget(ada.subject)
-    assert (await ada.get(ME)).json()["roles"] == ["user"]
+    assert (await ada.get(ME)).json()["roles"] == ["editor"]
 
 
 async def test_the_floor_of_tokens_only_rises(api: Api) -> None:

@@ -158,6 +158,18 @@ async def test_nothing_is_left_behind_and_nobody_elses_is_touched(api: Api) -> N
     assert await owned_by(api, ids[1]) == before
 
 
+async def test_of_two_that_changed_in_the_same_moment_one_wins_whole(api: Api) -> None:
+    old, new = api.person(), api.person()
+    url = f"{TASKS}/{uuid4()}"
+    for person, name in (old, "guest"), (new, "member"):
+        await person.put(url, {"title": name, "tags": [name]})
+        at_once = raw("UPDATE tasks SET updated_at = '2026-01-01' WHERE owner_id = :id")
+        await Database(api.state["pool"], SYSTEM).rows(at_once, id=await id_of(person))
+    await merge(api, old, new)
+    task = (await new.get(url)).json()
+    assert task["tags"] == [task["title"]]
+
+
 async def test_into_oneself_or_nobody_is_nothing(api: Api) -> None:
     ada = api.person()
     await fill(ada)
