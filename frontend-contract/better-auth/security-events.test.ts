@@ -11,7 +11,7 @@ import { DatabaseSync } from "node:sqlite";
 import { type TestContext, test } from "node:test";
 import { betterAuth } from "better-auth";
 import { getMigrations } from "better-auth/db/migration";
-import { anonymous } from "better-auth/plugins";
+import { anonymous, jwt } from "better-auth/plugins";
 import { authOptions } from "./auth.ts";
 import { type SecurityEventsOptions, securityEvents } from "./security-events.ts";
 
@@ -280,7 +280,7 @@ test("what is not accepted is sent again: the same jti and toe, signed anew, in 
   const { auth, join, boss, settled } = await issuer(t, api);
   const ada = await join("ada");
   let mood = 0;
-  api.answer = () => ({ status: [500, 400, 302, 202][Math.min(mood++, 3)]!, body: '{"err":"invalid_audience"}', headers: { location: "/" } });
+  api.answer = () => ({ status: [200, 400, 302, 202][Math.min(mood++, 3)]!, body: '{"err":"invalid_audience"}', headers: { location: "/" } });
   await auth.api.banUser({ headers: boss.headers, body: { userId: ada.id } });
   const sent = await api.until(5);
   assert.deepEqual(api.types(), [...Array(4).fill("account-disabled"), "session-revoked"]);
@@ -382,6 +382,63 @@ test("a slow API holds up the answer for no more than a moment", async (t) => {
   assert.equal(api.received.length, 1);
 });
 
+test("an API that takes an event and never answers is given up, and asked again later", { timeout: 60_000 }, async (t) => {
+  const api = await receiver(t);
+  const { auth, join, boss, later } = await issuer(t, api, { timer: false });
+  const ada = await join("ada");
+  api.answer = () => ({ status: 503 });
+  await auth.api.setRole({ headers: boss.headers, body: { userId: ada.id, role: "admin" } });
+  await later();
+  api.answer = () => new Promise(() => {});
+  assert.deepEqual(await auth.api.deliverSecurityEvents(), { waiting: 1 });
+  api.answer = () => ({ status: 202 });
+  await later();
+  assert.deepEqual(await auth.api.deliverSecurityEvents(), { waiting: 0 });
+  assert.equal(api.received.length, 3);
+});
+
+test("an API that says when to come again is left alone until then", async (t) => {
+  const api = await receiver(t);
+  const { auth, join, boss } = await issuer(t, api);
+  const ada = await join("ada");
+  const times: number[] = [];
+  api.answer = () => (times.push(performance.now()) > 1 ? { status: 202 } : { status: 429, headers: { "retry-after": "2" } });
+  await auth.api.setRole({ headers: boss.headers, body: { userId: ada.id, role: "admin" } });
+  await api.until(2);
+  assert.ok(times[1]! - times[0]! > 1900, `${times}`);
+});
+
+test("a server that is started tells what another has left, though nobody asks it for anything", async (t) => {
+  const api = await receiver(t);
+  const directory = mkdtempSync(join(tmpdir(), "events-"));
+  t.after(() => rmSync(directory, { recursive: true }));
+  const file = join(directory, "db.sqlite");
+  const first = await issuer(t, api, { file, timer: false });
+  const ada = await first.join("ada");
+  api.answer = () => ({ status: 503 });
+  await first.auth.api.setRole({ headers: first.boss.headers, body: { userId: ada.id, role: "admin" } });
+  await first.later();
+  first.database.close();
+  api.answer = () => ({ status: 202 });
+  const { settled } = await issuer(t, api, { file });
+  await settled();
+  assert.deepEqual(api.types(), ["token-claims-change", "token-claims-change"]);
+});
+
+test("everybody whom one change concerns is told of, however many", async (t) => {
+  const api = await receiver(t);
+  const { auth, settled, boss } = await issuer(t, api);
+  const { adapter } = await auth.$context;
+  for (let n = 0; n < 101; n += 1) {
+    await adapter.create({ model: "user", data: { name: "Ada", email: `${n}@example.com`, emailVerified: true, role: "user" } });
+  }
+  await adapter.updateMany({ model: "user", where: [{ field: "role", value: "user" }], update: { banned: true } });
+  await settled();
+  const people = new Set(api.received.map(({ payload }) => payload["sub_id"].sub));
+  assert.equal(people.size, 101);
+  assert.ok(!people.has(boss.id));
+});
+
 test("two issuers on one database send each change once", async (t) => {
   const api = await receiver(t);
   const directory = mkdtempSync(join(tmpdir(), "events-"));
@@ -472,6 +529,38 @@ for (const [type, act, trigger, events] of [
   });
 }
 
+test("a change that nobody was told of yet is not given up for one that was never made", async (t) => {
+  const api = await receiver(t);
+  const directory = mkdtempSync(join(tmpdir(), "events-"));
+  t.after(() => rmSync(directory, { recursive: true }));
+  const file = join(directory, "db.sqlite");
+  const first = await issuer(t, api, { file, timer: false });
+  const { id } = await first.join("ada");
+  api.answer = () => ({ status: 503 });
+  await first.auth.api.setRole({ headers: first.boss.headers, body: { userId: id, role: "admin" } });
+  first.database.close();
+  await killedAt(file, api.endpoint, "BEFORE UPDATE OF role ON user", `await internalAdapter.updateUser("${id}", { role: "user" })`);
+  api.answer = () => ({ status: 202 });
+  api.received.length = 0;
+  const { auth, database, rows } = await issuer(t, api, { file, timer: false });
+  assert.equal(rows().length, 2);
+  database.exec("UPDATE securityEvent SET dueAt = '2020-01-01T00:00:00.000Z'");
+  assert.deepEqual(await auth.api.deliverSecurityEvents(), { waiting: 0 });
+  assert.deepEqual(api.received.map(({ payload }) => payload["events"]), [{ [`${CAEP}/token-claims-change`]: { claims: { role: "admin" } } }]);
+});
+
+test("an outbox that fails once the change was made does not undo it, and it is told later", async (t) => {
+  const api = await receiver(t);
+  const { auth, join, boss, database } = await issuer(t, api, { timer: false });
+  const ada = await join("ada");
+  database.exec("CREATE TEMP TRIGGER full BEFORE UPDATE OF toe ON securityEvent BEGIN SELECT RAISE(ABORT, 'full'); END");
+  await auth.api.setRole({ headers: boss.headers, body: { userId: ada.id, role: "admin" } });
+  assert.deepEqual(api.types(), []);
+  database.exec("DROP TRIGGER full; UPDATE securityEvent SET dueAt = '2020-01-01T00:00:00.000Z'");
+  assert.deepEqual(await auth.api.deliverSecurityEvents(), { waiting: 0 });
+  assert.deepEqual(api.types(), ["token-claims-change"]);
+});
+
 test("a change that took so long that it was given up is told all the same", async (t) => {
   const api = await receiver(t);
   const { auth, join, boss, database, settled } = await issuer(t, api);
@@ -521,6 +610,7 @@ test("what cannot work is refused at the start", async (t) => {
     [[...without("jwt"), events], /jwt plugin/],
     [[...without("anonymous"), anonymous(), events], /anonymous\(\{\}\)/],
     [[...options.plugins, securityEvents({ endpoint: "api.example.com" })], /no address/],
+    [[...without("jwt"), jwt({ jwt: { getSubject: ({ user }) => user.email } }), events], /not by getSubject/],
   ] as const) {
     await assert.rejects(betterAuth({ ...options, plugins: [...plugins] }).$context, why);
   }

@@ -304,7 +304,9 @@ class Outbox {
     clearTimeout(this.alarm?.id);
     const id = setTimeout(() => {
       this.alarm = undefined;
-      void this.deliver();
+      // It may have been set before the API asked for silence.
+      if (Date.now() < this.silentUntil) this.wake(this.silentUntil);
+      else void this.deliver();
     }, soonest - Date.now());
     id.unref?.(); // a process that has nothing else to do may end: the rows stay
     this.alarm = { at: soonest, id };
