@@ -153,7 +153,11 @@ async def test_an_impersonated_session_is_marked(
     token: str = (await people.request("GET", "/token", bearer)).json()["token"]
     caplog.set_level("INFO", "backend.access")
     assert (await call(api, token)).json()["subject"] == session.user_id
-    assert caplog.records[-1].fields["impersonator"] == admin.user_id  # type: ignore[attr-defined]  # our log's extra
+    assert (await call(api, token, "POST", TASKS, json={"title": "by another"})).status_code == 201
+    lines = [record.fields for record in caplog.records[-2:]]  # type: ignore[attr-defined]  # our log's extra
+    assert [(line["method"], line["impersonator"]) for line in lines] == [
+        (way, admin.user_id) for way in ("GET", "POST")
+    ]
 
 
 async def test_the_anonymous_have_tasks_too(api: Api, people: People) -> None:

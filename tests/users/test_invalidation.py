@@ -18,6 +18,7 @@ from backend.settings import Settings
 from backend.users import invalidation
 from backend.users.directory import FIND, Suspended, Users
 from backend.users.invalidation import Listener
+from backend.users.security_events import EventType
 from tests.conftest import ISSUER, Api, caught_up, create_database, running
 from tests.relay import Relay
 from tests.test_database import raw
@@ -237,6 +238,32 @@ async def test_what_this_process_changes_it_forgets_itself(worker: Worker) -> No
     await worker.suspend()
     worker.users.forget(worker.ada.subject)
     assert not await worker.is_let_in()
+
+
+@pytest.mark.parametrize("how", ["event", "suspension", "erasure"])
+async def test_what_a_process_did_holds_there_before_it_hears_of_it(
+    settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async with Relay(settings.database_url) as relay:
+        config = settings.model_copy(update={"database_direct_url": relay.url})
+        async with running(config, issuer) as api:
+            ada, root = api.person(), api.person(role="admin")
+            await caught_up(api.state["users"])
+            id = (await ada.get(ME)).json()["id"]
+            relay.refusing = True
+            relay.hang()
+            monkeypatch.setattr(Users, "believed", True)
+            if how == "erasure":
+                await ada.delete(ME)
+                assert (await ada.get(ME)).json()["id"] != id
+                return
+            if how == "suspension":
+                await root.post(f"/api/v1/admin/users/{id}/suspend")
+            else:
+                event = issuer.security_event(ada.subject, EventType.account_disabled)
+                kind = {"Content-Type": "application/secevent+jwt"}
+                await api.http.post("/api/v1/security-events", content=event, headers=kind)
+            assert (await ada.get(ME)).json()["code"] == "account_suspended"
 
 
 async def test_the_application_starts_without_a_listener_and_finds_it(settings: Settings, issuer: LocalIssuer) -> None:

@@ -16,7 +16,7 @@ from backend.auth.testing import LocalIssuer, SigningKey
 from backend.database import SYSTEM, Database
 from backend.settings import Settings
 from backend.users import lifecycle
-from backend.users.security_events import MAX_BODY, EventType
+from backend.users.security_events import EventType
 from tests.conftest import BASE, ISSUER, Api, caught_up, running
 from tests.test_database import raw
 
@@ -165,6 +165,17 @@ async def test_it_is_the_time_of_the_event_that_orders(api: Api) -> None:
     # Without one, it is that of the token.
     await tell(api, ada.subject, DISABLED, iat=int(now) - 100, omit=["toe"])
     assert (await ada.get(ME)).status_code == 200
+
+
+async def test_an_event_from_before_an_erasure_stays_older_than_what_was_known_then(api: Api) -> None:
+    now = time.time()
+    ada = api.person()
+    await tell(api, ada.subject, ENABLED, toe=now - 5)
+    assert (await ada.delete(ME)).status_code == 204
+    await tell(api, ada.subject, DISABLED, toe=now - 10)
+    assert (await ada.get(ME)).status_code == 200
+    await tell(api, ada.subject, DISABLED, toe=now - 1)
+    assert (await ada.get(ME)).json()["code"] == "account_suspended"
 
 
 async def test_events_of_one_token_happen_together_or_not_at_all(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,13 +368,39 @@ async def test_accepted(api: Api, forge: Forge) -> None:
     assert (await send(api, forge(api.issuer))).status_code == 202
 
 
+@pytest.mark.parametrize(
+    ("times", "status"),
+    [
+        ({"iat": -300}, 202),
+        ({"iat": -301}, 400),
+        ({"iat": 300}, 202),
+        ({"iat": 301}, 400),
+        ({"toe": 5}, 202),
+        ({"toe": 5.5}, 400),
+        ({"nbf": 5}, 202),
+        ({"nbf": 6}, 400),
+        ({"exp": -4}, 202),
+        ({"exp": -5}, 400),
+    ],
+    ids=str,
+)
+async def test_clocks_may_differ_a_little(
+    api: Api, monkeypatch: pytest.MonkeyPatch, times: Mapping[str, float], status: int
+) -> None:
+    now = int(time.time())
+    monkeypatch.setattr(api.state["security_events"], "_clock", lambda: now)
+    claims: dict[str, Any] = {"iat": now, "toe": now} | {name: now + seconds for name, seconds in times.items()}
+    assert (await send(api, api.issuer.security_event("user1", ENABLED, **claims))).status_code == status
+
+
 async def test_only_security_event_tokens_of_a_bounded_size_are_read(api: Api) -> None:
     token = api.issuer.security_event("user1", DISABLED)
     for kind in "application/json", "application/jwt", "text/plain", "":
         response = await send(api, token, kind)
         assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
     assert (await send(api, token, f"{KIND.upper()}; charset=utf-8")).status_code == 202
-    long = api.issuer.security_event("user1", DISABLED, extra="x" * MAX_BODY)
+    short, long = (token.ljust(size, "A") for size in (16 * 1024, 16 * 1024 + 1))
+    assert (await send(api, short)).json()["err"] == "authentication_failed"
     response = await send(api, long)
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
     assert (await api.http.get(PATH)).status_code == 405
