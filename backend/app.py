@@ -88,7 +88,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
             async with (
                 Listener(config.direct_url, pool, users),
                 live.watching(),
-                measuring(observer, pool, keys, users, rate_limits),
+                measuring(observer, pool, keys, users, live, rate_limits),
             ):
                 state = State(
                     settings=config,
@@ -153,7 +153,7 @@ async def limiting(settings: Settings, metrics: Metrics | None) -> AsyncIterator
 
 @asynccontextmanager
 async def measuring(
-    metrics: Metrics | None, pool: Pool, keys: RemoteKeys, users: Users, limits: RateLimits | None
+    metrics: Metrics | None, pool: Pool, keys: RemoteKeys, users: Users, live: Live, limits: RateLimits | None
 ) -> AsyncIterator[None]:
     """Have the metrics look at the parts."""
     if metrics is None:
@@ -166,6 +166,7 @@ async def measuring(
         "key_set_ready": lambda: keys.ready,
         "users_remembered": lambda: len(users),
         "users_believed": lambda: users.believed,
+        "streams": lambda: len(live),
     }
     if limits is not None and limits.shared is not None:
         sources["rate_limits_shared"] = limits.shared.up.is_set

@@ -20,7 +20,7 @@ from uuid import UUID
 
 import psycopg
 from fastapi import Header, Request, Response
-from sqlalchemy import ARRAY, BigInteger, DateTime, Uuid, bindparam, func, or_
+from sqlalchemy import ARRAY, BigInteger, DateTime, Uuid, bindparam, func, literal_column, or_
 from sqlmodel import col, select
 from starlette.types import Receive, Scope, Send
 
@@ -74,11 +74,12 @@ _ASKED = (
     .table_valued("owner", "n", "issued", name="asked")
     .render_derived()
 )
+_NUMBER = func.coalesce(col(ChangeCounter.n), literal_column("0"))
 _CLOSED = or_(col(User.id).is_(None), col(User.status) != UserStatus.active.value)
 POLL = Statement(
     select(
         _ASKED.c.owner,
-        col(ChangeCounter.n),
+        _NUMBER.label("n"),
         _CLOSED.label("closed"),
         func.date_trunc("second", col(User.tokens_valid_after)).label("floor"),
     )
@@ -89,7 +90,7 @@ POLL = Statement(
     )
     .where(
         or_(
-            col(ChangeCounter.n) > _ASKED.c.n,
+            _ASKED.c.n != _NUMBER,  # which is less in a database that was set back
             _CLOSED,
             func.date_trunc("second", col(User.tokens_valid_after)) >= _ASKED.c.issued,
         )
@@ -108,9 +109,6 @@ class Channel:
 
     def __init__(self, feed: Feed, at: Position) -> None:
         self.feed = feed
-        self.begin(at)
-
-    def begin(self, at: Position) -> None:
         self.start = self.end = at
         self._recent: deque[tuple[Position, bytes]] = deque()
         self._size = 0
@@ -238,10 +236,10 @@ class Live:
         for stream in owner.streams:
             if row["closed"] or (row["floor"] and stream.issued_at <= row["floor"].timestamp()):
                 stream.end("revoked")
-        if row["closed"] or row["n"] is None:
+        if row["closed"]:
             return
         for channel in list(owner.channels.values()):
-            if row["n"] > channel.end.n:
+            if row["n"] != channel.end.n:
                 await self._read_on(owner, channel)
 
     async def _read_on(self, owner: Owner, channel: Channel) -> None:
@@ -251,12 +249,15 @@ class Live:
             async with self._reads:
                 try:
                     changes = await channel.feed.after(database, channel.end, PAGE)
-                    channel.add(changes)
-                    more = changes.more
-                except SyncTokenExpired:
-                    # Each stream finds out by itself what it has missed.
-                    channel.begin((await channel.feed.now(database)).head)
-                    more = False
+                except SyncTokenExpired as error:
+                    # No event can tell what is lost. Who had read it already goes on with the next stream.
+                    owner.channels.pop(channel.feed.name, None)
+                    for stream in owner.streams:
+                        if stream.feed is channel.feed:
+                            stream.end(error.code)
+                    return
+            channel.add(changes)
+            more = changes.more
             for stream in owner.streams:
                 stream.wake()
 

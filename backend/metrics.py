@@ -35,6 +35,7 @@ GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemin"]]]] = {
     "key_set_ready": ("1 where tokens can be judged; of several workers the least.", "livemin"),
     "users_remembered": ("Users whose row is remembered.", "livesum"),
     "users_believed": ("1 where changes of users are heard, else each request looks; of several the least.", "livemin"),
+    "streams": ("Streams of live events that are open.", "livesum"),
     "rate_limits_shared": ("1 where Redis counts, 0 where a worker counts alone; of several the least.", "livemin"),
 }
 

@@ -20,54 +20,16 @@ from backend.tasks.models import Task
 from backend.tasks.purge import purge
 from backend.tasks.statements import ADD
 from tests.conftest import Api, Person, create_database
+from tests.following import TASKS, Copy
 from tests.tasks.test_bin import AGE, deleted, remaining
 from tests.test_database import raw
 from tests.test_migrations import as_login
 
-TASKS = "/api/v1/tasks"
 TAGS = "/api/v1/tags"
 CHANGES = f"{TASKS}/changes"
 NEW = {"title": "t", "description": None, "status": "todo", "priority": "normal", "due_at": None}
 NUMBER = raw("SELECT n, purged FROM change_counters WHERE owner_id = :owner")
 DEADLOCKS = raw("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-
-
-class Copy:
-    """What a client keeps: rows by id, and the token to go on from."""
-
-    def __init__(self, person: Person, limit: int = 100) -> None:
-        self.person = person
-        self.limit = limit
-        self.begin()
-
-    def begin(self) -> None:
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.token: str | None = None
-        self.told: list[tuple[str, int, bool]] = []
-        self.begun_anew = 0
-
-    async def page(self) -> tuple[list[dict[str, Any]], bool]:
-        since = {"since": self.token} if self.token else {}
-        answer = await self.person.get(CHANGES, params={"limit": self.limit, **since})
-        assert answer.status_code == 200, answer.text
-        page = answer.json()
-        assert len(page["items"]) <= self.limit
-        self.token = page["next"]
-        for row in page["items"]:
-            self.told.append((row["id"], row["version"], row["deleted_at"] is None))
-            self.rows.pop(row["id"], None)
-            if row["deleted_at"] is None:
-                self.rows[row["id"]] = row
-        return page["items"], page["more"]
-
-    async def sync(self) -> list[dict[str, Any]]:
-        """All that is new."""
-        found, more = await self.page()
-        while more:
-            items, more = await self.page()
-            assert items or not more
-            found += items
-        return found
 
 
 async def live(person: Person) -> dict[str, dict[str, Any]]:
@@ -85,14 +47,9 @@ async def owner(person: Person) -> UUID:
     return UUID((await person.get("/api/v1/users/me")).json()["id"])
 
 
-async def refused(person: Person, token: str) -> tuple[int, str]:
-    answer = await person.get(CHANGES, params={"since": token})
-    return answer.status_code, answer.json()["code"]
-
-
 async def test_from_nothing_to_tombstones(api: Api) -> None:
-    ada, copy = api.person(), Copy(api.person(), limit=2)
-    copy.person = ada
+    ada = api.person()
+    copy = Copy(ada, limit=2)
     assert await copy.sync() == []
     assert copy.token
     first, second, third = [await ada.task(title) for title in "abc"]
@@ -262,15 +219,14 @@ async def test_a_token_is_good_for_one_account_alone(api: Api) -> None:
         await person.task()
     copy = Copy(ada)
     await copy.sync()
-    assert copy.token
-    assert await refused(eve, copy.token) == (410, "sync_token_expired")
+    assert await Copy(eve, token=copy.token).refused() == (410, "sync_token_expired")
     # The account is erased, and made again by the next request.
     id = await owner(ada)
     await Database(api.state["pool"], SYSTEM).rows(raw("DELETE FROM users WHERE id = :id"), id=id)
     api.state["users"].forget(ada.subject)
     await ada.task("of the new account")
     assert await owner(ada) != id
-    assert await refused(ada, copy.token) == (410, "sync_token_expired")
+    assert await copy.refused() == (410, "sync_token_expired")
     copy.begin()
     assert [row["title"] for row in await copy.sync()] == ["of the new account"]
 
@@ -280,7 +236,7 @@ async def test_a_number_that_nobody_has_taken(api: Api) -> None:
     ada = api.person()
     await ada.task()
     token = Position(10**6, LAST, 0, await owner(ada)).encode("tasks")
-    assert await refused(ada, token) == (410, "sync_token_expired")
+    assert await Copy(ada, token=token).refused() == (410, "sync_token_expired")
 
 
 @pytest.mark.parametrize("purged", [False, True])
@@ -299,8 +255,7 @@ async def test_what_is_purged_cannot_be_told(api: Api, purged: bool) -> None:
     if purged:
         await purge(api.state["pool"])
         assert await remaining(api, gone) == 0
-    assert copy.token
-    assert await refused(ada, copy.token) == (410, "sync_token_expired")
+    assert await copy.refused() == (410, "sync_token_expired")
     assert await after.sync() == []
     await beginner.sync()
     assert beginner.rows == after.rows == await live(ada)
@@ -345,10 +300,9 @@ async def test_a_purge_while_a_copy_begins(api: Api) -> None:
     assert set(lost.rows) == {shown[0]["id"]}
     await ada.delete(f"{TASKS}/{shown[0]['id']}")
     await Database(api.state["pool"], SYSTEM).rows(AGE, age="31 days", ids=[shown[0]["id"]])
-    assert lost.token
-    assert await refused(ada, lost.token) == (410, "sync_token_expired")
+    assert await lost.refused() == (410, "sync_token_expired")
     await purge(api.state["pool"])
-    assert await refused(ada, lost.token) == (410, "sync_token_expired")
+    assert await lost.refused() == (410, "sync_token_expired")
 
 
 async def test_a_row_that_is_deleted_for_good_at_once(api: Api) -> None:
@@ -359,8 +313,7 @@ async def test_a_row_that_is_deleted_for_good_at_once(api: Api) -> None:
     await copy.sync()
     gone = raw("DELETE FROM tasks WHERE owner_id = :owner AND id = CAST(:id AS uuid)")
     await Database(api.state["pool"], SYSTEM).rows(gone, owner=await owner(ada), id=task["id"])
-    assert copy.token
-    assert await refused(ada, copy.token) == (410, "sync_token_expired")
+    assert await copy.refused() == (410, "sync_token_expired")
     copy.begin()
     await copy.sync()
     assert copy.rows == await live(ada)
@@ -469,8 +422,7 @@ async def test_copies_under_many_writers(api: Api, seed: int) -> None:
             # What is in the bin is purged; everybody has heard of it, but by the hand that makes it old.
             await age()
             for copy in copies:
-                assert copy.token
-                if await refused(ada, copy.token) == (410, "sync_token_expired"):
+                if await copy.refused() == (410, "sync_token_expired"):
                     copy.begin()
     (after,) = await system.rows(DEADLOCKS)
     assert after == before

@@ -1,12 +1,10 @@
 """Live updates: whoever reads along misses nothing, whatever breaks, and reads no longer than they may."""
 
 import asyncio
-import json
 import random
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
-from uuid import uuid4
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -14,108 +12,15 @@ import pytest
 from backend import live as live_module
 from backend.auth.testing import LocalIssuer
 from backend.database import SYSTEM, Database, Statement
-from backend.live import MOST_STREAMS, POLL, Live
+from backend.live import EVENTS, HEARTBEAT, MOST_STREAMS, PERIOD, POLL, RETRY, Live
 from backend.settings import Settings
 from backend.tasks.statements import CHANGES
-from tests.conftest import Api, Person, running
+from tests import following
+from tests.conftest import Api, running
+from tests.following import PATIENCE, TASKS, Copy, Reader, reading
 from tests.tasks.test_bin import deleted
-from tests.tasks.test_changes import Copy, live, owner
+from tests.tasks.test_changes import live, owner
 from tests.test_database import raw
-
-TASKS = "/api/v1/tasks"
-EVENTS = f"{TASKS}/events"
-PATIENCE = 10.0
-
-
-class Event(NamedTuple):
-    type: str
-    id: str
-    data: Any
-
-
-class Reader:
-    """A client of the stream, at the edge of the application: what it does not take is not sent."""
-
-    def __init__(self, api: Api, person: Person, last: str | None = None, **headers: str) -> None:
-        self.person = person
-        self.last = last
-        self.comments = 0
-        self._app = api.http._transport.app  # type: ignore[attr-defined]  # with the state of the lifespan
-        given = {**person.bearer, **headers} | ({"Last-Event-ID": last} if last is not None else {})
-        self._headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
-        self._sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue(1)
-        self._gone = asyncio.Event()
-        self._text = ""
-
-    async def open(self, method: str = "GET") -> "Reader":
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": EVENTS,
-            "raw_path": EVENTS.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": self._headers,
-            "server": ("localhost", 8000),
-            "client": ("127.0.0.1", 5),
-        }
-        self.task = asyncio.create_task(self._app(scope, self._receive, self._sent.put))
-        start = await self._take()
-        self.status = start["status"]
-        self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
-        return self
-
-    async def _receive(self) -> dict[str, Any]:
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def _take(self) -> dict[str, Any]:
-        async with asyncio.timeout(PATIENCE):
-            return await self._sent.get()
-
-    async def problem(self) -> tuple[int, str]:
-        body = json.loads((await self._take())["body"])
-        await self.close()
-        return self.status, body["code"]
-
-    async def _block(self) -> list[str]:
-        while "\n\n" not in self._text:
-            self._text += (await self._take())["body"].decode()
-        block, _, self._text = self._text.partition("\n\n")
-        return block.split("\n")
-
-    async def next(self) -> Event:
-        """The next one that is dispatched (HTML, section 9.2.6)."""
-        while True:
-            fields: dict[str, str] = {}
-            for line in await self._block():
-                name, _, value = line.partition(":")
-                self.comments += not name
-                fields[name] = value.removeprefix(" ")
-            self.last = fields.get("id", self.last)
-            if "data" in fields:
-                return Event(fields["event"], self.last or "", json.loads(fields["data"]))
-
-    async def close(self) -> None:
-        self._gone.set()
-        while not self.task.done():
-            if not self._sent.empty():
-                self._sent.get_nowait()
-            await asyncio.sleep(0)
-        await self.task
-
-
-@asynccontextmanager
-async def reading(api: Api, person: Person, last: str | None = None, **headers: str) -> AsyncIterator[Reader]:
-    reader = await Reader(api, person, last, **headers).open()
-    assert reader.status == 200
-    try:
-        yield reader
-    finally:
-        await reader.close()
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +55,9 @@ async def test_what_happens_is_told(api: Api, quick: Live) -> None:
         copy.token = event.id
         assert [row["id"] for row in await copy.sync()] == [before["id"]]
         assert len(quick) == 1
+        assert b"\nresource_server_streams 1.0\n" in (await api.http.get("/metrics")).content
     assert len(quick) == 0
+    assert b"\nresource_server_streams 0.0\n" in (await api.http.get("/metrics")).content
     assert copy.token
     async with reading(api, ada, copy.token) as reader:
         made = await ada.task("newer")
@@ -177,11 +84,8 @@ async def test_nothing_is_lost_in_between(api: Api) -> None:
         assert (await reader.next()).data == made
     # Also of a stream that broke before its first event.
     async with reading(api, ada) as reader:
-        await reader._block()
-    silent = Reader(api, ada)
-    await silent.open()
-    (line,) = [line for line in await silent._block() if line.startswith("id: ")]
-    await silent.close()
+        retry, line = await reader.block()
+    assert RETRY[0] <= int(retry.removeprefix("retry: ")) / 1000 <= RETRY[1]
     made = await ada.task("unseen")
     async with reading(api, ada, line.removeprefix("id: ")) as reader:
         assert (await reader.next()).data == made
@@ -262,14 +166,16 @@ async def test_a_token_that_is_newer_reads_on(api: Api) -> None:
 
 
 async def test_a_stream_ends_with_its_token(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    ada = api.person()
-    verifier = api.state["bearer"].verifier
-    token = await verifier.verify(ada.token())
-    assert 0 < verifier.seconds_left(token) - (token.expires_at - verifier.clock()) <= 5.1
-    monkeypatch.setattr(type(verifier), "seconds_left", lambda *_: 0.05)
+    """At `exp` and the leeway for clocks: when no request would be let in with it any more."""
+    ada, verifier = api.person(), api.state["bearer"].verifier
+    exp = int(verifier.clock()) + 600
+    ada.bearer = {"Authorization": f"Bearer {ada.token(exp=exp)}"}
+    monkeypatch.setattr(verifier, "clock", lambda: exp + verifier._leeway - 0.05)
     async with reading(api, ada) as reader:
         assert (await reader.next())[::2] == ("end", {"reason": "token_expired"})
         await reader.task
+    monkeypatch.setattr(verifier, "clock", lambda: exp + verifier._leeway)
+    assert await (await Reader(api, ada).open()).problem() == (401, "invalid_token")
 
 
 async def test_the_server_stops(settings: Settings, issuer: LocalIssuer) -> None:
@@ -295,21 +201,22 @@ async def test_who_reads_nothing_is_not_waited_for(api: Api, quick: Live, monkey
 
 
 async def test_silence_is_broken(api: Api, quick: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"every {HEARTBEAT:.0f} seconds" in EVENTS[200]["description"]
     monkeypatch.setattr(quick, "heartbeat", 0.02)
     ada = api.person()
     async with reading(api, ada) as reader:
+        assert len(await reader.block()) == 2
         for _ in range(3):
-            await reader._take()
+            assert await reader.block() == [":"]
         made = await ada.task()
         assert (await reader.next()).data == made
-        assert reader.comments == 0 or reader.comments > 0
-        assert await reader._block() == [":"]
+        assert await reader.block() == [":"]
 
 
 async def test_a_head_request_ends(api: Api, quick: Live) -> None:
     reader = await Reader(api, api.person()).open("HEAD")
     assert reader.status == 200
-    while (await reader._take()).get("more_body"):
+    while (await reader.take()).get("more_body"):
         pass
     await reader.task
     assert len(quick) == 0
@@ -330,38 +237,107 @@ async def test_a_row_that_is_deleted_for_good(api: Api) -> None:
     assert await again.problem() == (410, "sync_token_expired")
 
 
+Said = list[tuple[Statement, Mapping[str, Any]]]
+
+
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[Statement]:
-    run: list[Statement] = []
+def said(monkeypatch: pytest.MonkeyPatch) -> Said:
+    """The statements that run, with their values."""
+    run: Said = []
     original = Database._rows
 
     async def counted(self: Database, statement: Statement, values: Mapping[str, object]) -> Any:
-        run.append(statement)
+        run.append((statement, values))
         return await original(self, statement, values)
 
     monkeypatch.setattr(Database, "_rows", counted)
     return run
 
 
-async def test_nobody_asks_for_nobody(api: Api, quick: Live, said: list[Statement]) -> None:
-    """And for many streams of one owner it is read once."""
+def looks(said: Said) -> list[set[UUID]]:
+    """Of whom it was asked whether anything has changed, each time."""
+    return [set(values["owners"]) for statement, values in said if statement is POLL]
+
+
+async def test_nobody_asks_for_nobody(api: Api, quick: Live, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = api.person()
-    await ada.task()
-    await asyncio.sleep(5 * quick.period)
-    assert POLL not in said
-    readers = [await Reader(api, ada).open() for _ in range(5)]
-    while POLL not in said:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    async with Live(api.state["pool"], period=0).watching():
+        for _ in range(5):  # while each of these is answered, who looks without a pause would
+            await ada.task()
+    assert looks(said) == []
+    monkeypatch.setattr(quick, "period", 0)
+    async with reading(api, ada):
+        while not looks(said):  # noqa: ASYNC110
+            await asyncio.sleep(0)
     said.clear()
+    for _ in range(5):
+        await ada.task()
+    assert len(looks(said)) <= 1
+
+
+async def test_all_streams_are_looked_for_at_once(api: Api, said: Said) -> None:
+    """One statement for each look, however many streams and owners there are, and one for what it finds."""
+    people = [api.person() for _ in range(4)]
+    ids = [await owner(person) for person in people]
+    readers = [await Reader(api, person).open() for person in people for _ in range(3)]
+    assert len(readers) > api.state["pool"].size, "no stream keeps a connection"
+    said.clear()
+    while len(looks(said)) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert {statement for statement, _ in said} == {POLL}
+    assert all(look == set(ids) for look in looks(said))
     for number in 1, 2:
-        made = await ada.task()
-        assert [(await reader.next()).data for reader in readers] == [made] * 5
-        assert said.count(CHANGES) == number
+        made = await people[0].task()
+        assert [(await reader.next()).data for reader in readers[:3]] == [made] * 3
+        assert [statement for statement, _ in said].count(CHANGES) == number
     for reader in readers:
         await reader.close()
-    said.clear()
-    await asyncio.sleep(5 * quick.period)
-    assert said.count(POLL) <= 1
+
+
+async def test_within_a_second(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next look tells what has been committed, and who may read no more: from one to the next it is not long."""
+    assert PERIOD < 0.5
+    looked_at_by_hand = Live(api.state["pool"])
+    assert isinstance(api.state, dict)
+    monkeypatch.setitem(api.state, "live", looked_at_by_hand)
+    ada = api.person()
+    async with reading(api, ada) as reader:
+        for _ in range(2):
+            made = await ada.task()
+            await looked_at_by_hand._look()
+            assert (await reader.next()).data == made
+        await Database(api.state["pool"], SYSTEM).rows(raw(END["suspended"]), subject=ada.subject)
+        await looked_at_by_hand._look()
+        assert (await reader.next()).data == {"reason": "revoked"}
+
+
+async def test_a_database_that_is_set_back(api: Api) -> None:
+    """As by a restored backup: who knows more than there is begins anew, and what comes is not waited for."""
+    ada, system = api.person(), Database(api.state["pool"], SYSTEM)
+    await ada.task()
+    number = raw("UPDATE change_counters SET n = :n WHERE owner_id = :owner")
+    await system.rows(number, owner=await owner(ada), n=9)
+    async with reading(api, ada) as reader:
+        await system.rows(number, owner=await owner(ada), n=1)
+        assert (await reader.next())[::2] == ("end", {"reason": "sync_token_expired"})
+    assert await (await Reader(api, ada, reader.last).open()).problem() == (410, "sync_token_expired")
+    async with reading(api, ada) as reader:
+        made = await ada.task()
+        assert (await reader.next()).data == made
+
+
+async def test_a_stream_counts_once(settings: Settings, issuer: LocalIssuer) -> None:
+    """However much it tells, and for however long, it is one request of the quota."""
+    async with running(settings.model_copy(update={"rate_limit": "10/hour"}), issuer) as api:
+        api.state["live"].heartbeat = 0.01
+        ada = api.person()
+        async with reading(api, ada) as reader:
+            assert reader.headers["ratelimit"].startswith('"user";r=9;')
+            await ada.task()
+            await reader.next()
+            while await reader.block() != [":"]:
+                pass
+        assert (await ada.get(TASKS)).headers["ratelimit"].startswith('"user";r=7;')
 
 
 async def test_a_database_that_is_away(
@@ -436,7 +412,7 @@ async def test_a_copy_that_is_told(api: Api, seed: int) -> None:
     writers = asyncio.gather(*(write() for _ in range(4)), ada.put(f"{TASKS}/{ids[0]}", {"title": "first"}))
     while not writers.done():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"{__name__}.PATIENCE", 0.2)
+            patch.setattr(following, "PATIENCE", 0.2)
             try:
                 for _ in range(dice.randrange(1, 10)):
                     await follow(reader)

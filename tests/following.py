@@ -1,0 +1,154 @@
+"""Clients that follow what changes: a copy by delta sync, and a reader of live events. Both miss nothing, or fail."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from tests.conftest import Api, Person
+
+TASKS = "/api/v1/tasks"
+PATIENCE = 20.0
+
+
+class Copy:
+    """What a client keeps: rows by id, and the token to go on from."""
+
+    def __init__(self, person: Person, limit: int = 100, *, path: str = TASKS, token: str | None = None) -> None:
+        self.person = person
+        self.limit = limit
+        self._path = f"{path}/changes"
+        self.begin()
+        self.token = token
+
+    def begin(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.token: str | None = None
+        self.told: list[tuple[str, int, bool]] = []
+
+    def take(self, row: dict[str, Any]) -> None:
+        self.told.append((row["id"], row["version"], row["deleted_at"] is None))
+        self.rows.pop(row["id"], None)
+        if row["deleted_at"] is None:
+            self.rows[row["id"]] = row
+
+    async def page(self) -> tuple[list[dict[str, Any]], bool]:
+        since = {"since": self.token} if self.token else {}
+        answer = await self.person.get(self._path, params={"limit": self.limit, **since})
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        assert len(page["items"]) <= self.limit
+        self.token = page["next"]
+        for row in page["items"]:
+            self.take(row)
+        return page["items"], page["more"]
+
+    async def sync(self) -> list[dict[str, Any]]:
+        """All that is new."""
+        found, more = await self.page()
+        while more:
+            items, more = await self.page()
+            assert items or not more
+            found += items
+        return found
+
+    async def refused(self) -> tuple[int, str]:
+        """How it is told that its token is good no more."""
+        answer = await self.person.get(self._path, params={"since": self.token or ""})
+        return answer.status_code, answer.json()["code"]
+
+
+class Event(NamedTuple):
+    type: str
+    id: str
+    data: Any
+
+
+class Reader:
+    """A client of the stream, at the edge of the application: what it does not take is not sent."""
+
+    def __init__(self, api: Api, person: Person, last: str | None = None, *, path: str = TASKS, **headers: str) -> None:
+        self.person = person
+        self.last = last
+        self._path = f"{path}/events"
+        self._app = api.http._transport.app  # type: ignore[attr-defined]  # with the state of the lifespan
+        given = {**person.bearer, **headers} | ({"Last-Event-ID": last} if last is not None else {})
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
+        self._sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue(1)
+        self._gone = asyncio.Event()
+        self._text = ""
+
+    async def open(self, method: str = "GET") -> "Reader":
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": self._path,
+            "raw_path": self._path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": self._headers,
+            "server": ("localhost", 8000),
+            "client": ("127.0.0.1", 5),
+        }
+        self.task = asyncio.create_task(self._app(scope, self._receive, self._sent.put))
+        start = await self.take()
+        self.status = start["status"]
+        self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        return self
+
+    async def _receive(self) -> dict[str, Any]:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def take(self) -> dict[str, Any]:
+        """The next thing that is sent."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._sent.get()
+
+    async def problem(self) -> tuple[int, str]:
+        """How it is refused."""
+        body = json.loads((await self.take())["body"])
+        await self.close()
+        return self.status, body["code"]
+
+    async def block(self) -> list[str]:
+        """The next lines up to an empty one."""
+        while "\n\n" not in self._text:
+            self._text += (await self.take())["body"].decode()
+        block, _, self._text = self._text.partition("\n\n")
+        return block.split("\n")
+
+    async def next(self) -> Event:
+        """The next one that is dispatched (HTML, section 9.2.6)."""
+        while True:
+            fields: dict[str, str] = {}
+            for line in await self.block():
+                name, _, value = line.partition(":")
+                fields[name] = value.removeprefix(" ")
+            self.last = fields.get("id", self.last)
+            if "data" in fields:
+                return Event(fields["event"], self.last or "", json.loads(fields["data"]))
+
+    async def close(self) -> None:
+        self._gone.set()
+        while not self.task.done():
+            if not self._sent.empty():
+                self._sent.get_nowait()
+            await asyncio.sleep(0)
+        await self.task
+
+
+@asynccontextmanager
+async def reading(
+    api: Api, person: Person, last: str | None = None, *, path: str = TASKS, **headers: str
+) -> AsyncIterator[Reader]:
+    reader = await Reader(api, person, last, path=path, **headers).open()
+    assert reader.status == 200
+    try:
+        yield reader
+    finally:
+        await reader.close()
