@@ -56,7 +56,7 @@ _typed_dict: Any = TypedDict
 
 
 class Synced(Owned):
-    """Takes part in a feed: `number` in its migration, and `deleted_at` in place of DELETE."""
+    """Takes part in a feed: `number` in its migration, and `deleted_at` in place of DELETE, which the purge does."""
 
     n: int = ColumnField(sa_type=BigInteger)
     deleted_at: datetime | None = ColumnField(default=None, sa_type=DateTime(timezone=True))
@@ -71,6 +71,11 @@ class ChangeCounter(SQLModel, table=True):
     owner_id: UUID = ColumnField(primary_key=True, foreign_key="users.id", ondelete="CASCADE")
     n: int = ColumnField(sa_type=BigInteger, sa_column_kwargs={"server_default": literal_column("0")})
     purged: int = ColumnField(sa_type=BigInteger, sa_column_kwargs={"server_default": literal_column("0")})
+
+
+def tombstoned() -> Sequence[Table]:
+    """The tables of all that is `Synced`."""
+    return [table for table in SQLModel.metadata.sorted_tables if {"n", "deleted_at"} <= set(table.c.keys())]
 
 
 def turn(owner: ColumnElement[Any]) -> Function[int]:

@@ -3,18 +3,18 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import lru_cache
 from typing import Any
 
 import psycopg
-from sqlalchemy import ARRAY, ColumnElement, Uuid, bindparam, delete, func, literal_column, not_, tuple_
-from sqlmodel import col, select
+from sqlalchemy import ARRAY, Column, ColumnElement, Table, Uuid, bindparam, delete, func, literal_column, not_, tuple_
+from sqlmodel import SQLModel, col, select
 
-from backend.changes import RETENTION, turn
+from backend.changes import RETENTION, tombstoned, turn
 from backend.database import SYSTEM, Database, Pool, Statement, Transaction
 from backend.tasks.idempotency import FRESH
-from backend.tasks.models import KeptAnswer, Task
 from backend.users.models import Erasure, ReceivedEvent
 
 logger = logging.getLogger(__name__)
@@ -27,19 +27,29 @@ MOST_SECONDS_BETWEEN = 3600.0
 LOCK = Statement(select(func.pg_try_advisory_xact_lock(func.hashtext(literal_column("'purge'"))).label("ours")))
 
 
-def expired(model: type[Task] | type[KeptAnswer], id: Any, *condition: ColumnElement[bool]) -> Statement:
+def expired(table: Table, id: Column[Any], *condition: ColumnElement[bool]) -> Statement:
     """Delete a batch of what meets the conditions."""
-    key = (col(model.owner_id), col(id))
+    key = (table.c.owner_id, id)
     batch = select(*key).where(*condition).limit(BATCH).with_for_update(skip_locked=True)
-    return Statement(delete(model).where(tuple_(*key).in_(batch)).returning(col(id)))
+    return Statement(delete(table).where(tuple_(*key).in_(batch)).returning(id))
 
 
-IN_THE_BIN = col(Task.deleted_at) <= func.now() - RETENTION
-_OWNERS = select(col(Task.owner_id)).where(IN_THE_BIN).distinct().limit(OWNERS_AT_ONCE).subquery("owners")
-# Each waits for nobody: whoever is writing keeps their bin until the next time.
-OWNERS = Statement(select(_OWNERS.c.owner_id).where(func.pg_try_advisory_xact_lock(turn(_OWNERS.c.owner_id))))
-TASKS = expired(Task, Task.id, col(Task.owner_id) == func.any(bindparam("owners", type_=ARRAY(Uuid))), IN_THE_BIN)
-KEYS = expired(KeptAnswer, KeptAnswer.key, not_(FRESH))
+@lru_cache(1)
+def bins() -> Sequence[tuple[Statement, Statement]]:
+    """For each table that has tombstones, whoever added it: some owners of what has expired, and a batch of that."""
+    found = []
+    for table in tombstoned():
+        in_the_bin = table.c.deleted_at <= func.now() - RETENTION
+        some = select(table.c.owner_id).where(in_the_bin).distinct().limit(OWNERS_AT_ONCE).subquery("owners")
+        # Each waits for nobody: whoever is writing keeps their bin until the next time.
+        owners = select(some.c.owner_id).where(func.pg_try_advisory_xact_lock(turn(some.c.owner_id)))
+        theirs = table.c.owner_id == func.any(bindparam("owners", type_=ARRAY(Uuid)))
+        found.append((Statement(owners), expired(table, table.c.id, theirs, in_the_bin)))
+    return found
+
+
+KEPT = SQLModel.metadata.tables["idempotency_keys"]
+KEYS = expired(KEPT, KEPT.c.key, not_(FRESH))
 
 
 def noted_long_ago(model: type[ReceivedEvent] | type[Erasure], id: Any, at: Any) -> Statement:
@@ -56,8 +66,8 @@ ERASURES = noted_long_ago(Erasure, Erasure.subject, Erasure.erased_at)
 async def purge(pool: Pool) -> int:
     """Remove what has expired; how many rows. Any number of workers may.
 
-    Tasks 30 days after they were deleted, kept answers after 24 hours, the ids of security events and what outlives an
-    erased account after 30 days.
+    Tombstones 30 days after the row was deleted, kept answers after 24 hours, the ids of security events and what
+    outlives an erased account after 30 days.
     """
     total = 0
     while count := await Database(pool, SYSTEM).transact(_purge_batch):
@@ -69,9 +79,12 @@ async def _purge_batch(transaction: Transaction) -> int:
     lock = await transaction.row(LOCK)
     if not (lock and lock["ours"]):
         return 0
-    owners = [row["owner_id"] for row in await transaction.rows(OWNERS)]
-    tasks = await transaction.rows(TASKS, owners=owners)
-    return sum([len(tasks), *[len(await transaction.rows(statement)) for statement in (KEYS, EVENTS, ERASURES)]])
+    taken = []
+    for owners, rows in bins():
+        taken += await transaction.rows(rows, owners=[row["owner_id"] for row in await transaction.rows(owners)])
+    for statement in KEYS, EVENTS, ERASURES:
+        taken += await transaction.rows(statement)
+    return len(taken)
 
 
 async def _a_while() -> None:
