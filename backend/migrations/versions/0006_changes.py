@@ -28,11 +28,13 @@ END $$;
 -- One number for all that a transaction changes of one owner; it is remembered until the transaction ends.
 -- Arguments: the generated columns, which are not known yet.
 CREATE FUNCTION number_change() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE taken text := current_setting('app.change', true);
+DECLARE
+  taken text := current_setting('app.change', true);
+  generated text[] := coalesce(tg_argv, '{}');  -- null when there are none
 BEGIN
   IF tg_op = 'UPDATE' THEN
     new.n := old.n;
-    IF new.version = old.version AND to_jsonb(new) - tg_argv = to_jsonb(old) - tg_argv THEN
+    IF new.version = old.version AND to_jsonb(new) - generated = to_jsonb(old) - generated THEN
       RETURN new;
     END IF;
   END IF;
