@@ -131,5 +131,7 @@ def test_alembic_writes_the_migration_but_for_whose_the_rows_are(
         "create_table('notes'",
         "create_index('notes_by_change'",
         "create_index('notes_by_creation'",
+        "create_index('notes_by_number'",
+        "create_index('notes_deleted'",
     ]
     assert "op.drop_table('notes')" in down

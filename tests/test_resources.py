@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -11,12 +11,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Uuid, bindparam, select
+from sqlalchemy import Uuid, bindparam, func, literal_column, select, update
 from sqlmodel import SQLModel
 
 from backend.database import SYSTEM, Database, Row, Statement, Transaction
+from backend.tasks.purge import purge
 from backend.users import lifecycle
 from tests.conftest import Api, Person
+from tests.following import Copy, reading
 from tests.isolation import forgotten_filter, owned_insert, owner_filter
 
 
@@ -238,6 +240,7 @@ async def test_two_people_at_once(api: Api, resource: Resource, filter: str) -> 
         await asyncio.gather(*(trespass(*pair) for pair in zip(people, rows[::-1], strict=True)))
         for person, own in zip(people, rows, strict=True):
             assert await owned(person, resource) == own[::-1]
+            assert await Copy(person, path=resource.path).sync() == own
 
 
 @pytest.fixture
@@ -305,6 +308,70 @@ async def test_nothing_outlives_the_account(api: Api, resource: Resource, end: s
 
     await system.transact(work)
     assert [len(await system.rows(of_owner, owner=id)) for id in ids] == left
+
+
+async def test_a_copy_follows(api: Api, resource: Resource) -> None:
+    ada, eve = api.person(), api.person()
+    early, copy = Copy(ada, path=resource.path), Copy(ada, limit=2, path=resource.path)
+    rows = await make(ada, resource, 3)
+    await make(eve, resource)
+    assert await copy.sync() == rows
+    await early.sync()
+    urls = [f"{resource.path}/{row['id']}" for row in rows]
+    changed = (await ada.patch(urls[0], resource.change)).json()
+    await ada.delete(urls[1])
+    told = await copy.sync()
+    assert told[0] == changed
+    assert [(row["id"], row["version"], row["deleted_at"] is None) for row in told[1:]] == [(rows[1]["id"], 2, False)]
+    assert copy.rows == {row["id"]: row for row in await owned(ada, resource)}
+    await ada.patch(urls[0], resource.change)
+    assert await copy.sync() == []
+    # What has been gone for 30 days leaves the database; who has not heard of it begins anew.
+    system, id = Database(api.state["pool"], SYSTEM), UUID((await ada.get("/api/v1/users/me")).json()["id"])
+    table = SQLModel.metadata.tables[resource.name]
+    mine = table.c.owner_id == bindparam("owner", type_=Uuid)
+    a_month_ago = func.now() - literal_column("interval '30 days'")
+    age = update(table).where(mine, table.c.deleted_at.is_not(None)).values(deleted_at=a_month_ago)
+    await system.rows(Statement(age), owner=id)
+    told_late = await copy.refused()  # only the hand that made it old has changed it since
+    await purge(api.state["pool"])
+    assert len(await system.rows(Statement(select(table.c.id).where(mine)), owner=id)) == 2
+    assert told_late == await early.refused() == (410, "sync_token_expired")
+    copy.begin()
+    assert {row["id"] for row in await copy.sync()} == {rows[0]["id"], rows[2]["id"]}
+
+
+async def test_a_reader_follows(api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is told of its own feed alone, and all of them by one look."""
+    monkeypatch.setattr(api.state["live"], "period", 0.01)
+    ada = api.person()
+    order = [resource, *(each for each in RESOURCES if each is not resource)]
+    async with AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(reading(api, ada, path=each.path)) for each in order]
+        made = [(await make(ada, each))[0] for each in order]
+        assert [(await reader.next()).data for reader in readers] == made
+        await ada.delete(f"{resource.path}/{made[0]['id']}")
+        event = await readers[0].next()
+        assert event.data["deleted_at"]
+    (last,) = await make(ada, resource)
+    assert await Copy(ada, path=resource.path, token=event.id).sync() == [last]
+    async with reading(api, ada, event.id, path=resource.path) as reader:
+        assert (await reader.next()).data == last
+
+
+async def test_a_merge_is_told(api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.state["live"], "period", 0.01)
+    people = api.person(), api.person()
+    moving = {row["id"] for row in await make(people[0], resource, 2)}
+    await make(people[1], resource)
+    ids = [UUID((await person.get("/api/v1/users/me")).json()["id"]) for person in people]
+    copy = Copy(people[1], path=resource.path)
+    await copy.sync()
+    async with reading(api, people[1], path=resource.path) as reader:
+        await Database(api.state["pool"], SYSTEM).transact(lambda transaction: lifecycle.merge(transaction, *ids))
+        assert {(await reader.next()).data["id"] for _ in moving} == moving
+    assert {row["id"] for row in await copy.sync()} == moving
+    assert copy.rows == {row["id"]: row for row in await owned(people[1], resource)}
 
 
 async def test_null_brings_the_default_back(api: Api, resource: Resource) -> None:

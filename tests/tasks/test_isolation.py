@@ -91,7 +91,15 @@ OPERATIONS = {
 STREAMS = {("GET", f"{TASKS}/events")}
 
 # What tests/test_resources.py tries of each resource that it knows.
-USUAL = ("GET", ""), ("POST", ""), ("GET", "/{id}"), ("PATCH", "/{id}"), ("DELETE", "/{id}")
+USUAL = (
+    ("GET", ""),
+    ("POST", ""),
+    ("GET", "/changes"),
+    ("GET", "/events"),
+    ("GET", "/{id}"),
+    ("PATCH", "/{id}"),
+    ("DELETE", "/{id}"),
+)
 
 
 async def test_every_operation_of_the_api_takes_part(api: Api) -> None:
