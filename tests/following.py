@@ -19,13 +19,13 @@ class Copy:
         self.person = person
         self.limit = limit
         self._path = f"{path}/changes"
-        self.begin()
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.told: list[tuple[str, int, bool]] = []
         self.token = token
 
     def begin(self) -> None:
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.token: str | None = None
-        self.told: list[tuple[str, int, bool]] = []
+        """Anew."""
+        self.rows, self.told, self.token = {}, [], None
 
     def take(self, row: dict[str, Any]) -> None:
         self.told.append((row["id"], row["version"], row["deleted_at"] is None))

@@ -1,10 +1,8 @@
 """What Prometheus is told is true, also of several workers, and has few labels."""
 
 import asyncio
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +16,10 @@ from pydantic import SecretStr
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from tests.conftest import Api, running
+from tests.workers import Server, two_workers
 
 ROOT = Path(__file__).parents[1]
 TASKS = "/api/v1/tasks"
-PROGRAM = str(Path(sys.executable).with_name("resource-server"))
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -157,44 +155,20 @@ async def test_off_is_off(settings: Settings, issuer: LocalIssuer) -> None:
         assert (await api.person().get(TASKS)).status_code == 200
 
 
-@pytest.fixture
-def server(database_url: str, jwks_url: str) -> Iterator[tuple[str, int]]:
-    """`serve` with two workers: its address and its pid."""
-    environment = {
-        **os.environ,
-        "DATABASE_URL": database_url,
-        "BETTER_AUTH_JWKS_URL": jwks_url,
-        "DATABASE_POOL_SIZE": "3",
-        "LOG_FORMAT": "json",
-        "RATE_LIMIT": "off",
-    }
-    command = [PROGRAM, "serve", "--port", "0", "--workers", "2"]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        started, address = 0, ""
-        for line in process.stderr:
-            if listening := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-                address = listening[1]
-            started += "Application startup complete" in line
-            if started == 2:
-                break
-        # It must not fill up while nobody reads it.
-        with subprocess.Popen(["/bin/cat"], stdin=process.stderr, stdout=subprocess.DEVNULL) as reader:
-            yield address, process.pid
-            process.terminate()
-            process.wait(30)
-            reader.wait(30)
-
-
 def scrape(client: httpx.Client) -> Samples:
     return read(client.get("/metrics").text)
 
 
-def test_the_workers_of_a_server_count_together(server: tuple[str, int]) -> None:
-    address, pid = server
+@pytest.fixture
+def server(database_url: str, jwks_url: str) -> Iterator[Server]:
+    with two_workers(database_url, jwks_url) as server:
+        yield server
+
+
+def test_the_workers_of_a_server_count_together(server: Server) -> None:
     livez = {"method": "GET", "route": "/livez", "status": "200"}
     # Each request on a connection of its own, which any worker may take.
-    with httpx.Client(base_url=address, trust_env=False, headers={"Connection": "close"}) as client:
+    with httpx.Client(base_url=server.address, trust_env=False, headers={"Connection": "close"}) as client:
         before = value(scrape(client), "http_requests_total", **livez)
         for _ in range(40):
             assert client.get("/livez").status_code == 200
@@ -202,13 +176,13 @@ def test_the_workers_of_a_server_count_together(server: tuple[str, int]) -> None
         assert {value(one, "http_requests_total", **livez) - before for one in found} == {40}
         assert value(found[0], "resource_server_database_connections_limit") == 6
 
-        workers = [child for child in psutil.Process(pid).children() if "resource_tracker" not in str(child.cmdline())]
+        workers = server.workers()
         assert len(workers) == 2
         workers[0].kill()
         psutil.wait_procs(workers[:1], timeout=20)
         limits = set()
         while 6 not in limits:  # until another one has begun
-            assert psutil.pid_exists(pid)
+            assert server.process.poll() is None
             with suppress(httpx.HTTPError):  # whom the dead one held gets no answer
                 limits.add(value(after := scrape(client), "resource_server_database_connections_limit"))
         assert limits == {3, 6}  # the dead one's were gone

@@ -1,0 +1,141 @@
+"""Live updates over real sockets: from one worker to another, to a reader who stalls, and to the last event."""
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from backend import live, protocol
+from backend.live import MOST_REMEMBERED, Live
+from backend.protocol import Protocol
+from tests.conftest import Api
+from tests.following import PATIENCE, TASKS, reading
+from tests.test_protocol import serving
+from tests.workers import Server, two_workers
+
+
+async def blocks(answer: httpx.Response) -> AsyncIterator[dict[str, str]]:
+    """The fields of each event."""
+    fields: dict[str, str] = {}
+    async for line in answer.aiter_lines():
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        else:
+            yield fields
+            fields = {}
+
+
+def worker_of(server: Server, answer: httpx.Response) -> int:
+    """The process that a connection has reached."""
+    _, port = answer.extensions["network_stream"].get_extra_info("client_addr")
+    for worker in server.workers():
+        if any(connection.raddr and connection.raddr.port == port for connection in worker.net_connections("tcp")):
+            pid: int = worker.pid
+            return pid
+    raise AssertionError("no worker has it")
+
+
+async def test_workers_tell_of_each_other_and_when_they_stop(api: Api, database_url: str, jwks_url: str) -> None:
+    ada = api.person()
+    with two_workers(database_url, jwks_url) as server:
+        async with (
+            httpx.AsyncClient(base_url=server.address, headers=ada.bearer, timeout=PATIENCE, trust_env=False) as http,
+            AsyncExitStack() as stack,
+        ):
+            readers: dict[int, AsyncIterator[dict[str, str]]] = {}
+            while len(readers) < 2:
+                opened = AsyncExitStack()
+                answer = await opened.enter_async_context(http.stream("GET", f"{TASKS}/events"))
+                assert answer.status_code == 200
+                if (worker := worker_of(server, answer)) in readers:
+                    await opened.aclose()
+                    continue
+                await stack.enter_async_context(opened)
+                readers[worker] = blocks(answer)
+                assert "retry" in await anext(readers[worker])
+            made = [(await http.post(TASKS, json={"title": title})).json() for title in "ab"]
+            for reader in readers.values():
+                assert [json.loads((await anext(reader))["data"]) for _ in made] == made
+            server.process.terminate()
+            for reader in readers.values():
+                assert await anext(reader) == {"event": "end", "data": '{"reason": "shutdown"}'}
+                assert [fields async for fields in reader] == []
+        assert server.process.wait(PATIENCE) == 0
+
+
+TITLE = re.compile(rb'"title":"(\d+)"')
+
+
+async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a reader in the worker has a bound, whatever is written meanwhile."""
+    page, text = 10, "x" * 10_000
+    bound = 64 * 1024 + max(MOST_REMEMBERED, page * 2 * len(text))  # what uvicorn lets wait, and the next piece
+    monkeypatch.setattr(live, "PAGE", page)
+    stalled: list[Protocol] = []
+    watch, made, lost = Protocol._watch_reader, Protocol.connection_made, Protocol.connection_lost
+    gone = asyncio.Event()
+
+    def connection_made(self: Protocol, transport: Any) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        made(self, transport)
+
+    def connection_lost(self: Protocol, error: Exception | None) -> None:
+        lost(self, error)
+        gone.set()
+
+    monkeypatch.setattr(Protocol, "connection_made", connection_made)
+    monkeypatch.setattr(Protocol, "connection_lost", connection_lost)
+    monkeypatch.setattr(Protocol, "_watch_reader", lambda self: stalled.append(self))
+    ada, updates = api.person(), api.state["live"]
+    assert isinstance(updates, Live)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(3 * PATIENCE):
+        async for port in serving(api.http._transport.app):  # type: ignore[attr-defined]  # of httpx.ASGITransport
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.setblocking(False)
+                await loop.sock_connect(client, ("127.0.0.1", port))
+                head = f"GET {TASKS}/events HTTP/1.0\r\nAuthorization: {ada.bearer['Authorization']}\r\n\r\n"
+                await loop.sock_sendall(client, head.encode())
+                received = b""
+                while b"id: " not in received.partition(b"\r\n\r\n")[2]:
+                    received += await loop.sock_recv(client, 1000)
+                titles = [f"{number}" for number in range(200)]
+                for first in range(0, len(titles), 50):
+                    tasks = [{"title": title, "description": text} for title in titles[first : first + 50]]
+                    operations = [{"op": "create", "task": task} for task in tasks]
+                    answer = await ada.post(f"{TASKS}/batch", {"operations": operations})
+                    assert answer.status_code == 200
+                while not stalled:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                for _ in range(5):  # it has heard of all there is, and goes on writing if anything lets it
+                    await ada.get(TASKS)
+                waiting = stalled[-1].transport.get_write_buffer_size()
+                assert 0 < waiting <= bound < len(titles) * len(text) / 4
+                assert len(updates) == 1
+                monkeypatch.setattr(protocol, "STALL_SECONDS", 0.05)
+                watch(stalled[-1])
+                await gone.wait()
+                while len(updates):  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                try:
+                    while piece := await loop.sock_recv(client, 100_000):
+                        received += piece
+                except ConnectionResetError:
+                    pass
+    *events, _ = received.partition(b"\r\n\r\n")[2].split(b"\n\n")
+    last = re.findall(rb"^id: (\S+)$", events[-1], re.MULTILINE)[0].decode()
+    seen = [title.decode() for event in events for title in TITLE.findall(event)]
+    assert len(seen) < len(titles)
+    async with reading(api, ada, last) as reader:
+        seen += [(await reader.next()).data["title"] for _ in range(len(titles) - len(seen))]
+        assert sorted(seen, key=int) == titles
+        made_now = await ada.task("and on")
+        assert (await reader.next()).data == made_now
