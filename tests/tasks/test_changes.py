@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,6 +21,7 @@ from backend.pagination import pack
 from backend.tasks.models import Task
 from backend.tasks.purge import purge
 from backend.tasks.statements import ADD
+from backend.users import lifecycle
 from tests.conftest import Api, Person, create_database
 from tests.following import TASKS, Copy
 from tests.tasks.test_bin import AGE, deleted, remaining
@@ -261,6 +264,46 @@ async def test_what_is_purged_cannot_be_told(api: Api, purged: bool) -> None:
     assert beginner.rows == after.rows == await live(ada)
 
 
+async def test_who_has_heard_of_the_last_that_is_purged_goes_on(api: Api) -> None:
+    """Exactly: the number of the deletion is enough, the one before is not."""
+    ada = api.person()
+    task = await ada.task()
+    copy = Copy(ada)
+    await copy.sync()
+    await ada.delete(f"{TASKS}/{task['id']}")
+    await Database(api.state["pool"], SYSTEM).rows(AGE, age="29 days 23:59", ids=[task["id"]])
+    assert [row["id"] for row in await copy.sync()] == [task["id"]]
+    await Database(api.state["pool"], SYSTEM).rows(AGE, age="30 days", ids=[task["id"]])
+    number = await Database(api.state["pool"], SYSTEM).row(NUMBER, owner=await owner(ada))
+    assert number
+    for n, status in (number["n"] - 1, 410), (number["n"], 200):
+        token = Position(n, LAST, 0, await owner(ada)).encode("tasks")
+        for purged in False, True:
+            if purged:
+                await purge(api.state["pool"])
+            assert (await ada.get(CHANGES, params={"since": token})).status_code == status, (n, purged)
+
+
+async def test_a_merge_is_told_as_it_ends(api: Api) -> None:
+    """Tasks of both come with their tags, and of two with one id the later one."""
+    old, new = api.person(), api.person()
+    id = str(uuid4())
+    await new.put(f"{TASKS}/{id}", {"title": "earlier", "tags": ["home"]})
+    await old.put(f"{TASKS}/{id}", {"title": "later", "tags": ["Home", "garden"]})
+    await old.task("moves", tags=["garden"])
+    gone = await old.task("is gone")
+    await old.delete(f"{TASKS}/{gone['id']}")
+    ids = await owner(old), await owner(new)
+    copy, lost = Copy(new), Copy(old)
+    await copy.sync()
+    await lost.sync()
+    await Database(api.state["pool"], SYSTEM).transact(lambda transaction: lifecycle.merge(transaction, *ids))
+    assert {row["title"] for row in await copy.sync()} == {"later", "moves", "is gone"}
+    assert copy.rows == await live(new)
+    assert {tuple(row["tags"]) for row in copy.rows.values()} == {("garden", "home"), ("garden",)}
+    assert await Copy(new, token=lost.token).refused() == (410, "sync_token_expired")
+
+
 async def test_a_copy_that_takes_long_to_begin(api: Api) -> None:
     """Between two of its first pages rows change, go and come: in the end it is as if it had begun then."""
     ada = api.person()
@@ -467,3 +510,24 @@ def test_rows_that_were_there_before_are_numbered(postgres: str) -> None:
         config.attributes["connection"] = engine
         command.downgrade(config, "0005")
         command.upgrade(config, "head")
+
+
+async def test_after_a_backup_every_copy_begins_anew(api: Api) -> None:
+    """By what the documentation tells whoever has restored one: no number is taken for one of before."""
+    text = (Path(__file__).parents[2] / "docs/sync.md").read_text()
+    (statement,) = re.findall(r"^```sql\nSET ROLE api_system;\n(.*?);\n```$", text, re.MULTILINE | re.DOTALL)
+    ada, eve = api.person(), api.person()
+    await ada.task()
+    for person in ada, eve:
+        copy = Copy(person)
+        await copy.sync()
+        await Database(api.state["pool"], SYSTEM).rows(raw(statement))
+        # As many as are lost, and more.
+        await person.task()
+        await person.task()
+        assert await copy.refused() == (410, "sync_token_expired")
+        copy.begin()
+        await copy.sync()
+        assert copy.rows == await live(person)
+        made = await person.task()
+        assert await copy.sync() == [made]
