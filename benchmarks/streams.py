@@ -33,6 +33,7 @@ from benchmarks.peers import OURS
 from benchmarks.plans import table
 from benchmarks.servers import environment, running
 from benchmarks.workloads import NEW_TASK
+from benchmarks.writes import machine
 
 STREAMS = 1000
 IDLE = 20.0  # seconds
@@ -155,7 +156,7 @@ def report(
         "# What open streams cost",
         "",
         f"One worker of `resource-server serve`, {MOST_STREAMS} streams for each person, PostgreSQL {version},"
-        f" {datetime.now(UTC):%Y-%m-%d}, made by `python -m benchmarks.streams`.",
+        f" {datetime.now(UTC):%Y-%m-%d}, made by `python -m benchmarks.streams`; {machine()}.",
         "",
         f"While nothing happens, for {seconds:g} s each time:",
         "",

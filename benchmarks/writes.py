@@ -7,6 +7,7 @@ benchmarks/results/writes.md.
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -120,6 +121,11 @@ async def measure(sides: Sequence[Side], rounds: int, seconds: float, postgres: 
     return found
 
 
+def machine() -> str:
+    """How fast it may be, and how busy it is."""
+    return f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f}"
+
+
 def figures(values: Sequence[float], digits: int = 0) -> str:
     """Median, least and most."""
     return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
@@ -136,8 +142,8 @@ def report(found: dict[Case, list[list[Rate]]], rounds: int, seconds: float, ver
         "# What the numbers cost",
         "",
         f"{rounds} rounds of {seconds:g} s in which both sides take turns, after one to warm up; PostgreSQL {version},"
-        f" durable, {datetime.now(UTC):%Y-%m-%d}, made by `python -m benchmarks.writes`. Medians, least and most. The"
-        " processor time is all of PostgreSQL's for one write.",
+        f" durable, {datetime.now(UTC):%Y-%m-%d}, made by `python -m benchmarks.writes`; {machine()}. Medians, least"
+        " and most. The processor time is all of PostgreSQL's for one write.",
         "",
         *table("Written", "without, writes/s", "with, writes/s", "ratio", "without, us", "with, us", rows=rows),
     ]
