@@ -121,6 +121,28 @@ def migrate(_: argparse.Namespace) -> int:
     return 0
 
 
+def doctor(options: argparse.Namespace) -> int:
+    """Walk from the settings to the claims of a token, and say what to change where the way ends"""
+    import asyncio
+
+    from backend.doctor import examine
+
+    settings = _settings()
+    token: str | None = options.token
+    if token == "-":  # noqa: S105  # of an argument, other users of the machine can read the value
+        token = sys.stdin.read()
+
+    async def report() -> bool:
+        well = True
+        async for finding in examine(settings, token.strip() if token is not None else None):
+            sys.stdout.write(f"{finding}\n")
+            sys.stdout.flush()
+            well = well and finding.holds
+        return well
+
+    return 0 if asyncio.run(report()) else 1
+
+
 def openapi(_: argparse.Namespace) -> int:
     """Print the API's OpenAPI document as JSON"""
     import json
@@ -167,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     added = {}
-    for run in (dev, serve, migrate, openapi, token):
+    for run in (dev, serve, migrate, doctor, openapi, token):
         added[run] = commands.add_parser(run.__name__, help=run.__doc__, description=f"{run.__doc__}.")
         added[run].set_defaults(run=run)
     added[dev].add_argument("--port", type=_port, default=8000, help="the API's (%(default)s; 0: any free one)")
@@ -178,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     added[serve].add_argument("--fd", type=int, help="an inherited listening socket, instead of host and port")
     added[serve].add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
     added[serve].add_argument("--migrate", action="store_true", help="migrate the database first")
+    added[doctor].add_argument("--token", help="a JWT, or a session token, to judge; -: read it from standard input")
     added[token].add_argument("--email", help="whose; signed up when new")
     return parser
 
