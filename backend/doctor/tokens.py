@@ -119,10 +119,12 @@ class TokenExamination:
             except KeysUnavailable:
                 return refused, True
             except InvalidToken as error:
-                mended = self._mended(error.reason, options)
-                if mended is None or error.reason in refused:
-                    return [*refused, error.reason], False
+                if error.reason in refused:
+                    return refused, False  # its times contradict each other
                 refused.append(error.reason)
+                mended = self._mended(error.reason, options)
+                if mended is None:
+                    return refused, False
                 options |= mended
             else:
                 return refused, False
@@ -131,7 +133,7 @@ class TokenExamination:
         """The verifier's options with which this reason would go away; None when none would."""
         claims = self._claims
         match reason:
-            case Reason.EXPIRED:
+            case Reason.EXPIRED if claims["exp"] >= claims["iat"]:
                 return {"clock": lambda: claims["exp"]}
             case Reason.NOT_YET_VALID:
                 return {"clock": lambda: max(claims["iat"], claims.get("nbf", claims["iat"]))}
@@ -175,7 +177,7 @@ class TokenExamination:
                     f"`signJWT` adds no iat: {get_another}"
                 )
             case Reason.EXPIRED if claims["exp"] < claims["iat"]:
-                return 'exp is long ago: a number as `expirationTime` of the jwt plugin is a date: write "15m"'
+                return 'exp is before iat: a number as `expirationTime` of the jwt plugin is a date: write "15m"'
             case Reason.EXPIRED:
                 behind = " (this machine's clock is ahead: see clock)" if self._issuer.ahead < -LEEWAY else ""
                 return f"it expired {now - claims['exp']:.0f} s ago{behind}: {get_another}"
@@ -221,7 +223,7 @@ class TokenExamination:
                 return f"kid {shown(kid)} is published, but cannot be used: {skipped.reason}: see keys"
         return (
             f"kid {shown(kid)} is not published at {self._settings.jwks_url}, but {listed(keys.keys)}: the token is "
-            f"older than these, or of another Better Auth: {get_another}; if it was, {self._issuer.setting} leads astray"
+            f"older than these, or of another Better Auth: {get_another}; if it was, mend {self._issuer.setting}"
         )
 
     def _explain_issuer(self, issuer: object) -> str:
@@ -298,7 +300,10 @@ class TokenExamination:
             yield fail("exchange", f"{url} answers with no token: set BETTER_AUTH_URL to Better Auth's `baseURL`")
         else:
             if not answer.is_success:
-                yield fail("exchange", f"HTTP {answer.status_code} at {url}: {_why_no_token(answer)}")
+                yield fail(
+                    "exchange",
+                    f"HTTP {answer.status_code} at {url}: {_why_no_token(answer, self._settings.public_url)}",
+                )
                 return
             yield ok("exchange", "Better Auth made a JWT of it, which is judged from here on")
             judged = TokenExamination(jwt, self._settings, self._issuer, clock=self._clock)
@@ -343,7 +348,7 @@ def client_id_listed(name: str) -> Finding:
     )
 
 
-def _why_no_token(answer: httpx.Response) -> str:
+def _why_no_token(answer: httpx.Response, resource: str) -> str:
     if answer.is_server_error and not answer.content:
         return (
             "Better Auth cannot read its own key, as after a change of BETTER_AUTH_SECRET: "
@@ -351,8 +356,8 @@ def _why_no_token(answer: httpx.Response) -> str:
         )
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         return (
-            "the session has ended, or Better Auth lacks the bearer plugin; "
-            "`requireSignature` wants it as the header set-auth-token gave it"
+            "the session has ended, or Better Auth lacks the bearer plugin, whose `requireSignature` wants what the header "
+            f"set-auth-token gave; or it is an opaque access token: ask for one with resource={resource}"
         )
     if answer.status_code == httpx.codes.NOT_FOUND:
         return "give Better Auth the jwt plugin"

@@ -24,7 +24,7 @@ async def serving(script: Script) -> AsyncIterator[tuple[str, list[bytes]]]:
         try:
             requests.append(await reader.readuntil(b"\r\n\r\n"))
             await script(writer)
-        except (ConnectionError, asyncio.CancelledError):
+        except (ConnectionError, EOFError, asyncio.CancelledError):  # EOFError: somebody connected, and no more
             pass
         finally:
             writer.close()

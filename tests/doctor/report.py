@@ -1,0 +1,51 @@
+"""What the doctor says under given settings, as a person would read it."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from backend.auth.testing import LocalIssuer
+from backend.doctor import Finding, Level, examine
+from backend.settings import Settings
+
+SECRET = "hunter2"
+
+
+class Report(list[Finding]):
+    """Its findings; nothing secret is in them, or there is no report."""
+
+    @classmethod
+    async def of(cls, token: str | None = None, *, clock: Callable[[], float] = time.time, **settings: Any) -> "Report":
+        found = cls([finding async for finding in examine(Settings(_env_file=None, **settings), token, clock=clock)])
+        text = str(found)
+        assert SECRET not in text
+        assert "\n" not in "".join(map(str, found))
+        # Neither the whole nor the part without which nobody can use it.
+        assert token is None or len(token) < 20 or (token not in text and token[-20:] not in text)
+        return found
+
+    def wrong(self) -> list[str]:
+        """The lines that name something to change, in their order."""
+        return [str(finding) for finding in self if finding.level is not Level.OK]
+
+    def failures(self) -> list[str]:
+        return [str(finding) for finding in self if finding.level is Level.FAILURE]
+
+    def on(self, subject: str) -> str:
+        """What is said of a subject."""
+        return "\n".join(str(finding) for finding in self if finding.subject == subject)
+
+
+def names(line: str, words: Sequence[str]) -> None:
+    """The line holds all of these."""
+    for word in words:
+        assert word in line, line
+
+
+def at(issuer: LocalIssuer, jwks_url: str) -> dict[str, Any]:
+    """Settings that trust a local issuer, whose keys are somewhere else than it says."""
+    return {
+        "better_auth_url": issuer.url,
+        "better_auth_jwks_url": jwks_url,
+        "better_auth_audiences": (issuer.audience,),
+    }
