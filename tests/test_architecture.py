@@ -63,7 +63,7 @@ def test_a_module_states_its_promise(module: Path) -> None:
 
 
 def test_only_the_executor_speaks_to_the_database() -> None:
-    """Pool, migrations and listener connect; the executor runs statements, readiness check and listener their own."""
+    """Pool, migrations, listener and doctor connect; the executor runs statements, they and `/readyz` their own."""
     calls = {
         (str(module.relative_to(BACKEND)), node.func.attr)
         for module in MODULES
@@ -75,6 +75,8 @@ def test_only_the_executor_speaks_to_the_database() -> None:
     assert calls == {
         ("database.py", "connect"),
         ("database.py", "execute"),
+        ("doctor/stores.py", "connect"),
+        ("doctor/stores.py", "execute"),
         ("health.py", "execute"),
         ("migrations/__init__.py", "connect"),
         ("shared_counters.py", "execute"),  # of Redis

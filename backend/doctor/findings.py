@@ -42,11 +42,11 @@ def fail(subject: str, text: str) -> Finding:
     return Finding(Level.FAILURE, subject, text)
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, longest: int = LONGEST) -> str:
     """What others wrote, as a short part of one line: nothing in it can move a terminal's cursor."""
     text = value if isinstance(value, str) else json.dumps(value)
     line = "".join(character if character.isprintable() else "?" for character in text)
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 def listed(values: Any) -> str:

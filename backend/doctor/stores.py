@@ -54,7 +54,7 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
             async for finding in _examine(connections[0], connections[1], settings):
                 yield finding
         except psycopg.Error as error:
-            yield fail("database", f"{shown(' '.join(str(error).split()))}: look at the server's log")
+            yield fail("database", f"{_line(error)}: look at the server's log")
 
 
 async def _examine(
@@ -79,7 +79,7 @@ async def _examine_schema(direct: AsyncConnection[Any], settings: Settings) -> A
     try:
         reason = await asyncio.to_thread(migrations.pending, settings.direct_url)
     except (migrations.MigrationError, psycopg.Error) as error:
-        yield fail("migrations", shown(str(error)))
+        yield fail("migrations", _line(error))
         return
     yield fail("migrations", reason) if reason else ok("migrations", f"at revision {migrations.head()}")
     rows = await (await direct.execute("SELECT FROM pg_roles WHERE rolname = 'api_user'")).fetchall()
@@ -184,12 +184,17 @@ async def _connect(url: str) -> AsyncConnection[Any]:
 
 def _unreachable(name: str, url: str, error: psycopg.Error) -> str:
     try:
-        conninfo_to_dict(url)
+        readable = str(conninfo_to_dict(url).get("port") or "0").isdigit()
     except psycopg.ProgrammingError:
+        readable = False
+    if not readable:
         # libpq would quote what it takes for a host or a port, and which may be half a password.
         return f"{name} cannot be read: write what is special in its password as %XX (`/` is %2F, `@` %40, `#` %23)"
-    said = shown(" ".join(str(error).split()))
-    return f"{said}: mend {name}"
+    return f"{_line(error)}: mend {name}"
+
+
+def _line(error: Exception) -> str:
+    return shown(" ".join(str(error).split()), 400)
 
 
 async def examine_account(settings: Settings, principal: Principal) -> AsyncIterator[Finding]:
@@ -232,13 +237,13 @@ async def examine_redis(settings: Settings) -> AsyncIterator[Finding]:
         return
     try:
         await redis.eval("return redis.call('PTTL', KEYS[1])", 1, f"doctor:{uuid4().hex}")
-    except (AuthenticationError, NoPermissionError):
-        yield fail("redis", f"{shown(where)} refuses the login: put a user and a password that may EVAL into REDIS_URL")
     except (RedisError, OSError, TimeoutError) as error:
-        yield fail(
-            "redis",
-            f"none at {shown(where)} ({type(error).__name__}): mend REDIS_URL; until then each worker counts alone",
-        )
+        if isinstance(error.__cause__ or error, (AuthenticationError, NoPermissionError)):
+            remedy = "put a user and a password that may EVAL into REDIS_URL"
+            yield fail("redis", f"{shown(where)} refuses the login: {remedy}")
+        else:
+            remedy = "mend REDIS_URL; until then each worker counts alone"
+            yield fail("redis", f"none at {shown(where)} ({type(error).__name__}): {remedy}")
     else:
         yield ok("redis", f"limits are shared at {shown(where)}")
     finally:

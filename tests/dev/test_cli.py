@@ -1,6 +1,7 @@
 """Every command says what is wrong in one line, and does what it says."""
 
 import http.client
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from backend import __version__, migrations
 from backend.app import create_app
 from backend.cli import main
 from backend.dev.issuer import Issuer
+from backend.dev.people import demo_token
 from tests.conftest import create_database
 from tests.dev.processes import await_end, family
 
@@ -64,7 +66,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("command", ["dev", "serve", "migrate", "token"])
+@pytest.mark.parametrize("command", ["dev", "serve", "migrate", "doctor", "token"])
 def test_a_wrong_setting_is_named_and_its_value_is_not_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -138,6 +140,32 @@ def test_token_without_an_issuer_says_how_to_start_one(
         monkeypatch.setenv("BETTER_AUTH_URL", url)
         assert main(["token"]) == 1
     assert lines(capsys) == [f"no issuer answers at {url}: start one with `make dev`"]
+
+
+def test_the_doctor_ends_with_what_it_has_found(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, better_auth: Issuer
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", better_auth.url)
+    assert main(["doctor"]) == 0
+    assert "ok    keys " in capsys.readouterr().out
+    monkeypatch.setenv("BETTER_AUTH_URL", f"{better_auth.url}/elsewhere")
+    assert main(["doctor"]) == 1
+    assert f"set BETTER_AUTH_URL to {better_auth.url}\n" in capsys.readouterr().out
+
+
+def test_the_doctor_reads_a_token_from_standard_input_and_shows_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, better_auth: Issuer
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", better_auth.url)
+    jwt = demo_token(better_auth.base_url, "stdin@example.com")
+    for arguments, given in (["--token", jwt], ""), (["--token", "-"], f"{jwt}\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        assert main(["doctor", *arguments]) == 0
+        said = capsys.readouterr()
+        assert "ok    signature " in said.out
+        assert jwt[-20:] not in said.out + said.err
+    assert main(["doctor", "--token", f"{jwt[:-30]}{'A' * 30}"]) == 1
+    assert "FAIL  signature " in capsys.readouterr().out
 
 
 def test_token_is_for_development_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,234 @@
+"""Whatever keeps the API from its database or its Redis is named, with the setting or the statement that helps."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from redis import Redis
+
+from backend import migrations
+from backend.auth.testing import LocalIssuer
+from tests.conftest import create_database
+from tests.doctor.report import SECRET, Report, at, names
+from tests.redis_server import redis_server
+from tests.test_migrations import as_login
+
+
+@pytest.fixture
+def database(postgres: str) -> str:
+    """A migrated database of the test's own."""
+    url = create_database(postgres, f"doctor_{uuid4().hex[:8]}")
+    migrations.upgrade(url)
+    return url
+
+
+def run(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+@pytest.fixture
+def settings(jwks_url: str, issuer: LocalIssuer) -> dict[str, Any]:
+    return at(issuer, jwks_url)
+
+
+async def test_no_database_is_no_failure_under_dev(settings: dict[str, Any]) -> None:
+    report = await Report.of(**settings)
+    assert report.failures() == []
+    names(report.on("database"), ["warn", "DATABASE_URL is not set"])
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (f"postgresql://api:{SECRET}@127.0.0.1:9/api", ["refused", "mend DATABASE_URL"]),
+        (f"postgresql://api:{SECRET}/x@127.0.0.1/api", ["DATABASE_URL cannot be read", "%2F"]),
+        (f"postgresql://api:{SECRET}#x@127.0.0.1/api", ["mend DATABASE_URL"]),
+        (f"postgresql://api:%{SECRET}@127.0.0.1/api", ["DATABASE_URL cannot be read", "%XX"]),
+    ],
+)
+async def test_a_database_that_cannot_be_reached(settings: dict[str, Any], url: str, words: list[str]) -> None:
+    (line,) = (await Report.of(**settings, database_url=url)).failures()
+    names(line, ["FAIL  database", *words])
+
+
+async def test_a_login_or_a_database_that_does_not_exist(settings: dict[str, Any], database: str) -> None:
+    (line,) = (await Report.of(**settings, database_url=as_login(database, "nobody_here"))).failures()
+    names(line, ['role "nobody_here" does not exist', "mend DATABASE_URL"])
+    elsewhere = database.replace("/doctor_", "/nowhere_")
+    (line,) = (await Report.of(**settings, database_url=database, database_direct_url=elsewhere)).failures()
+    names(line, ["does not exist", "mend DATABASE_DIRECT_URL"])
+
+
+async def test_a_server_that_is_too_old(
+    settings: dict[str, Any], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "OLDEST_POSTGRES", 99)
+    (line,) = (await Report.of(**settings, database_url=database_url)).failures()
+    names(line, ["PostgreSQL 18 is there, 99 or newer is needed", "DATABASE_URL"])
+
+
+async def test_a_database_that_has_not_been_migrated(settings: dict[str, Any], postgres: str) -> None:
+    empty = create_database(postgres, f"doctor_{uuid4().hex[:8]}")
+    (line,) = (await Report.of(**settings, database_url=empty)).failures()
+    names(line, ["FAIL  migrations", "run `resource-server migrate`"])
+
+
+async def test_a_database_of_a_newer_version(settings: dict[str, Any], database: str) -> None:
+    run(database, "UPDATE alembic_version SET version_num = '9999'")
+    (line,) = (await Report.of(**settings, database_url=database)).failures()
+    names(line, ["FAIL  migrations", "at revision 9999", "deploy a newer one"])
+
+
+async def test_a_login_that_may_not_take_on_the_roles(settings: dict[str, Any], database: str) -> None:
+    """What the doctor says is what a DBA runs, and then all is well."""
+    login = f"plain_{uuid4().hex[:8]}"
+    run(database, f"CREATE ROLE {login} LOGIN", f"GRANT SELECT ON alembic_version TO {login}")
+    (line,) = (await Report.of(**settings, database_url=as_login(database, login))).failures()
+    names(line, ["FAIL  roles", "DATABASE_URL's login", "api_user, api_system", "have a DBA run: GRANT"])
+    run(database, line.partition("have a DBA run: ")[2])
+    assert (await Report.of(**settings, database_url=as_login(database, login))).failures() == []
+
+
+async def test_roles_that_are_not_there(
+    settings: dict[str, Any], postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Roles are the cluster's, which other tests share: so the doctor looks for others."""
+    monkeypatch.setattr("backend.doctor.stores.ROLES", ("api_user", "api_absent"))
+    empty = create_database(postgres, f"doctor_{uuid4().hex[:8]}")
+    line = (await Report.of(**settings, database_url=empty)).failures()[-1]
+    names(line, ["FAIL  roles", "api_absent are not there", "CREATEROLE"])
+
+
+async def test_a_table_whose_owner_goes_by_its_policies(settings: dict[str, Any], database: str) -> None:
+    run(database, "ALTER TABLE tasks NO FORCE ROW LEVEL SECURITY", "CREATE TABLE somebody_elses (owner_id uuid)")
+    (line,) = (await Report.of(**settings, database_url=database)).failures()
+    names(line, ["FAIL  isolation", "not forced on tasks", "ALTER TABLE tasks ENABLE ROW LEVEL SECURITY, FORCE"])
+    run(database, line.partition(": ")[2])
+    assert (await Report.of(**settings, database_url=database)).failures() == []
+
+
+async def test_a_role_that_goes_by_every_policy(settings: dict[str, Any], database: str) -> None:
+    run(database, "ALTER ROLE api_user BYPASSRLS")
+    try:
+        (line,) = (await Report.of(**settings, database_url=database)).failures()
+    finally:
+        run(database, "ALTER ROLE api_user NOBYPASSRLS")
+    names(line, ["FAIL  isolation", "does not bind api_user", "ALTER ROLE api_user NOSUPERUSER NOBYPASSRLS"])
+
+
+async def test_two_addresses_of_two_databases(settings: dict[str, Any], database: str, database_url: str) -> None:
+    (line,) = (await Report.of(**settings, database_url=database, database_direct_url=database_url)).failures()
+    names(line, ["FAIL  listen", "DATABASE_DIRECT_URL leads", "to another database than DATABASE_URL"])
+
+
+@pytest.mark.needs("pgbouncer")
+class TestPooler:
+    async def test_what_a_transaction_pooler_does_not_carry(self, settings: dict[str, Any], database: str) -> None:
+        with pooler(database) as pooled:
+            prepare, listen = (await Report.of(**settings, database_url=pooled)).failures()
+            names(prepare, ["FAIL  prepare", "set DATABASE_PREPARE to off", "pgbouncer 1.21"])
+            names(listen, ["FAIL  listen", "DATABASE_URL leads through", "set DATABASE_DIRECT_URL"])
+            mended: dict[str, Any] = {
+                "database_url": pooled,
+                "database_prepare": "off",
+                "database_direct_url": database,
+            }
+            report = await Report.of(**settings, **mended)
+            assert report.failures() == []
+            names(report.on("prepare"), ["off, behind a pooler"])
+
+    async def test_a_direct_address_that_is_the_poolers(self, settings: dict[str, Any], database: str) -> None:
+        with pooler(database) as pooled:
+            both: dict[str, Any] = {"database_url": database, "database_direct_url": pooled}
+            (line,) = (await Report.of(**settings, **both)).failures()
+        names(line, ["FAIL  listen", "DATABASE_DIRECT_URL leads through a transaction pooler"])
+
+    async def test_a_session_pooler_carries_everything(self, settings: dict[str, Any], database: str) -> None:
+        with pooler(database, mode="session") as pooled:
+            report = await Report.of(**settings, database_url=pooled)
+        assert report.failures() == []
+        names(report.on("prepare"), ["behind a pooler"])
+
+
+@contextmanager
+def pooler(url: str, mode: str = "transaction") -> Iterator[str]:
+    """A pgbouncer in front of a database; its address."""
+    parts = conninfo_to_dict(url)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)  # it runs as another user where the tests run as root
+        target = " ".join(f"{key}={value}" for key, value in parts.items() if key in ("host", "port", "dbname", "user"))
+        (folder / "pgbouncer.ini").write_text(
+            f"[databases]\n* = {target}\n[pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {folder}\n"
+            f"pool_mode = {mode}\nauth_type = any\n"
+        )
+        command = ["pgbouncer", str(folder / "pgbouncer.ini")]
+        user = "nobody" if os.geteuid() == 0 else None
+        with subprocess.Popen(command, user=user, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            try:
+                assert any("listening on unix" in line for line in process.stderr), "it has ended"
+                yield f"postgresql:///{parts['dbname']}?{urlencode({'host': name, 'port': 6432, 'user': 'anybody'})}"
+            finally:
+                process.terminate()
+
+
+class TestAccount:
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ("status = 'suspended'", ["FAIL", "suspended here", "/api/v1/admin/users/", "/reinstate"]),
+            ("status = 'purged'", ["FAIL", "deleted at Better Auth"]),
+            ("tokens_valid_after = now() + interval '1 minute'", ["FAIL", "were revoked", "get a fresh one"]),
+            ("time_zone = 'Europe/Berlin'", ["ok", "active"]),
+        ],
+    )
+    async def test_what_the_api_knows_against_somebody(
+        self, settings: dict[str, Any], issuer: LocalIssuer, database_url: str, change: str, words: list[str]
+    ) -> None:
+        subject = uuid4().hex
+        insert = f"INSERT INTO users (issuer, subject) VALUES ('{issuer.url}', '{subject}')"  # noqa: S608
+        run(database_url, insert, f"UPDATE users SET {change} WHERE subject = '{subject}'")  # noqa: S608
+        report = await Report.of(issuer.token(sub=subject), **settings, database_url=database_url)
+        names(report.on("account"), words)
+
+    async def test_somebody_new(self, settings: dict[str, Any], issuer: LocalIssuer, database_url: str) -> None:
+        report = await Report.of(issuer.token(sub=uuid4().hex), **settings, database_url=database_url)
+        names(report.on("account"), ["ok", "not here yet"])
+
+
+class TestRedis:
+    @pytest.mark.needs("redis-server")
+    async def test_one_that_answers_and_one_that_wants_a_password(self, settings: dict[str, Any]) -> None:
+        with redis_server() as server:
+            names((await Report.of(**settings, redis_url=server.url)).on("redis"), ["ok", "limits are shared"])
+            with Redis.from_url(server.url) as redis:
+                redis.config_set("requirepass", SECRET)
+            (line,) = (await Report.of(**settings, redis_url=server.url)).failures()
+            names(line, ["FAIL  redis", "refuses the login", "password", "REDIS_URL"])
+            wrong = server.url.replace("unix://", f"unix://:{SECRET}x@")
+            (line,) = (await Report.of(**settings, redis_url=wrong)).failures()
+            names(line, ["FAIL  redis", "refuses the login"])
+
+    async def test_nobody_answers(self, settings: dict[str, Any]) -> None:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            url = f"redis://:{SECRET}@127.0.0.1:{nobody.getsockname()[1]}"
+            (line,) = (await Report.of(**settings, redis_url=url)).failures()
+        names(line, ["FAIL  redis", "none at 127.0.0.1", "mend REDIS_URL"])
+
+    async def test_an_address_that_cannot_be_read(self, settings: dict[str, Any]) -> None:
+        (line,) = (await Report.of(**settings, redis_url=f"redis://api:{SECRET}/x@127.0.0.1")).failures()
+        names(line, ["FAIL  redis", "REDIS_URL cannot be read", "%XX"])
