@@ -28,11 +28,11 @@ export interface Running {
 }
 
 /**
- * Listens on 127.0.0.1, starts what answers there, and prints one line of JSON.
+ * Listens, starts what answers there, and prints one line of JSON.
  *
  * A start that fails is an explanation on standard error and exit code 1.
  */
-export async function serve<S extends Pick<Settings, "port" | "url">>(
+export async function serve<S extends Pick<Settings, "host" | "port" | "url">>(
   read: () => S,
   start: (settings: S, where: Location) => Promise<Running>,
 ): Promise<void> {
@@ -46,7 +46,7 @@ export async function serve<S extends Pick<Settings, "port" | "url">>(
     // Longer than any client pools a connection: a reused one must not be closed under a request.
     server.keepAliveTimeout = 75_000;
     await new Promise<void>((resolve, reject) => {
-      server.once("error", reject).listen(settings.port, "127.0.0.1", resolve);
+      server.once("error", reject).listen(settings.port, settings.host, resolve);
     });
     const where = locate(settings.url, (server.address() as AddressInfo).port);
     const { handle, close, about } = await start(settings, where);

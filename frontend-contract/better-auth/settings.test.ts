@@ -13,6 +13,7 @@ test("an empty environment and empty values give the defaults", () => {
     const { secret, ...settings } = readSettings(environment);
     assert.ok(secret.length >= 32);
     assert.deepEqual(settings, {
+      host: "127.0.0.1",
       port: 3000,
       url: null,
       database: ":memory:",
@@ -32,6 +33,7 @@ test("an empty environment and empty values give the defaults", () => {
 test("what is given is read", () => {
   const settings = readSettings({
     ...memory,
+    ISSUER_HOST: "0.0.0.0",
     ISSUER_PORT: "0",
     ISSUER_URL: "https://example.com/auth/",
     ISSUER_AUDIENCE: "a, b,",
@@ -41,6 +43,7 @@ test("what is given is read", () => {
     ISSUER_SECURITY_EVENTS: "http://127.0.0.1:8000/api/v1/security-events",
     ISSUER_SECURITY_EVENTS_AUDIENCE: "https://api.example.com/api/v1/security-events",
   });
+  assert.equal(settings.host, "0.0.0.0");
   assert.equal(settings.port, 0);
   assert.equal(settings.url, "https://example.com/auth");
   assert.deepEqual(settings.audience, ["a", "b"]);
@@ -52,6 +55,7 @@ test("what is given is read", () => {
 });
 
 for (const [name, value] of [
+  ["ISSUER_HOST", "localhost"],
   ["ISSUER_PORT", "65536"],
   ["ISSUER_PORT", "-1"],
   ["ISSUER_PORT", "http"],

@@ -1,6 +1,7 @@
 /** The reference server's settings, read from the environment and refused with one clear line when wrong. */
 import { randomBytes } from "node:crypto";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { isIP } from "node:net";
 import { join } from "node:path";
 import type { KeyAlgorithm } from "./auth.ts";
 
@@ -9,6 +10,8 @@ const KEY_ALGORITHMS = ["EdDSA", "ES256", "ES512", "PS256", "RS256"] satisfies K
 export class SettingsError extends Error {}
 
 export interface Settings {
+  /** The address to listen on: in a container 0.0.0.0, or nothing outside could reach it. */
+  host: string;
   /** 0: the system chooses. */
   port: number;
   /** The public address; null is `http://localhost:<port>`. Its port may be 0, for the one that was chosen. */
@@ -38,6 +41,7 @@ export function readSettings(env: Environment): Settings {
   const directory = env["ISSUER_DATA_DIR"] || ".data";
   const database = env["ISSUER_DATABASE"] || join(directory, "better-auth.sqlite");
   return {
+    host: ip(env, "ISSUER_HOST", "127.0.0.1"),
     port: whole(env, "ISSUER_PORT", 3000, 65_535),
     url: address(env, "ISSUER_URL"),
     audience: list(env, "ISSUER_AUDIENCE"),
@@ -80,6 +84,12 @@ function whole(env: Environment, name: string, otherwise: number, most = Number.
   const value = /^\d+$/.test(text) ? Number(text) : NaN;
   if (!(value <= most)) throw new SettingsError(`${name} must be a whole number from 0 to ${most}, not "${text}"`);
   return value;
+}
+
+function ip(env: Environment, name: string, otherwise: string): string {
+  const text = env[name] || otherwise;
+  if (!isIP(text)) throw new SettingsError(`${name} must be an IP address, not "${text}"`);
+  return text;
 }
 
 function onOff(env: Environment, name: string): boolean {
