@@ -153,6 +153,14 @@ def openapi(_: argparse.Namespace) -> int:
     return 0
 
 
+def settings(_: argparse.Namespace) -> int:
+    """Print what each setting is, as Markdown"""
+    from backend.settings import reference
+
+    sys.stdout.write(reference())
+    return 0
+
+
 def token(options: argparse.Namespace) -> int:
     """Print a JWT of a demo person, from the reference issuer at BETTER_AUTH_URL"""
     import httpx
@@ -189,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     added = {}
-    for run in (dev, serve, migrate, doctor, openapi, token):
+    for run in (dev, serve, migrate, doctor, settings, openapi, token):
         added[run] = commands.add_parser(run.__name__, help=run.__doc__, description=f"{run.__doc__}.")
         added[run].set_defaults(run=run)
     added[dev].add_argument("--port", type=_port, default=8000, help="the API's (%(default)s; 0: any free one)")

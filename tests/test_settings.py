@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from backend.settings import Settings, explain
+from backend.settings import Settings, explain, reference
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name.upper() for name in Settings.model_fields]
@@ -149,6 +149,13 @@ def test_the_example_file_names_every_setting_and_can_be_copied() -> None:
     assert copied == Settings(_env_file=None)
     # `resource-server dev` starts what is not set, and tells its own address.
     assert not copied.model_fields_set & {"database_url", "better_auth_url", "public_url"}
+
+
+def test_the_reference_is_what_the_command_prints() -> None:
+    assert (ROOT / "docs/settings.md").read_text() == reference(), (
+        "run `.venv/bin/resource-server settings > docs/settings.md`"
+    )
+    assert re.findall(r"^## (\w+)$", reference(), re.MULTILINE) == NAMES
 
 
 def test_the_readme_has_a_row_for_every_setting() -> None:

@@ -19,6 +19,7 @@ from backend.app import create_app
 from backend.cli import main
 from backend.dev.issuer import Issuer
 from backend.dev.people import demo_token
+from backend.settings import reference
 from tests.conftest import create_database
 from tests.dev.processes import await_end, family
 
@@ -108,6 +109,17 @@ def test_migrate_may_run_again(
         assert main(["migrate"]) == 0
         assert lines(capsys) == [f"the database is at revision {migrations.head()}"]
     assert migrations.pending(empty_database) is None
+
+
+def test_settings_are_told_without_their_values(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://user:secret@host/db")
+    monkeypatch.setenv("METRICS_TOKEN", "secret")
+    assert main(["settings"]) == 0
+    text = capsys.readouterr().out
+    assert text == reference()
+    assert ":secret@" not in text
 
 
 def test_openapi_is_stable_text(capsys: pytest.CaptureFixture[str]) -> None:
