@@ -25,6 +25,7 @@ USAGE = """usage: python3 bootstrap.py COMMAND [ARGUMENT ...]
   test    run every test, with coverage: pytest
   bench   compare with other servers under load: [--quick] [--peer NAME] [--workload NAME]
   lint    ruff check, ruff format --check, mypy
+  audit   ask the registries for known vulnerabilities of what is pinned
   lock    resolve requirements/*.txt anew from pyproject.toml, with uv"""
 
 NEEDED_PYTHON = (3, 11)
@@ -288,11 +289,16 @@ def lint(checkout: Checkout, _: "list[str]") -> int:
     return max(subprocess.call(command, cwd=checkout.root) for command in commands)
 
 
+def audit(checkout: Checkout, _: "list[str]") -> int:
+    return subprocess.call([checkout.python, "ops/audit.py"], cwd=checkout.root)
+
+
 def lock(checkout: Checkout, arguments: "list[str]") -> int:
     """Write requirements/*.txt: versions and hashes for every platform, and no registry's address."""
     import tomllib
 
-    extras = tomllib.loads((checkout.root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((checkout.root / "pyproject.toml").read_text())
+    named = {**project["project"]["optional-dependencies"], **project["dependency-groups"]}
     with tempfile.TemporaryDirectory() as folder:
         uv = shutil.which("uv")
         if not uv:
@@ -316,14 +322,15 @@ def lock(checkout: Checkout, arguments: "list[str]") -> int:
             "dev": ["pyproject.toml", "--group=dev"],
             "postgres": ["-", "--constraint=requirements/dev.txt"],
             "node": ["-", "--constraint=requirements/dev.txt"],
+            "containers": ["-"],
         }.items():
             command = [*resolve, *source, f"--output-file=requirements/{name}.txt"]
-            words = "\n".join(extras.get(name, [])).encode()
+            words = "\n".join(named.get(name, [])).encode()
             subprocess.run(command, cwd=checkout.root, input=words, stdout=subprocess.DEVNULL, check=True)
     return 0
 
 
-COMMANDS = {"setup": lambda *_: 0, "dev": dev, "test": test, "bench": bench, "lint": lint, "lock": lock}
+COMMANDS = {"setup": lambda *_: 0, "dev": dev, "test": test, "bench": bench, "lint": lint, "audit": audit, "lock": lock}
 
 
 def main(arguments: "list[str]") -> int:

@@ -1,14 +1,21 @@
-"""A pytest plugin: tests that need a program of the machine's, `@pytest.mark.needs("redis-server")`.
+"""A pytest plugin: tests that need a program of the machine's or the environment's, `@pytest.mark.needs("promtool")`.
 
 Where it is missing the test is left out, and the run says so; in CI that is an error.
 """
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
 _LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
+
+
+def find(program: str) -> str | None:
+    """Its path: on the machine's PATH, or else beside this Python, which need not be on it."""
+    return shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         for marker in item.iter_markers("needs")
         for program in marker.args
-        if not shutil.which(program)
+        if not find(program)
     }
     if missing and os.environ.get("CI") == "true":
         raise pytest.UsageError(f"this machine has no {', '.join(sorted(set(missing.values())))}")
