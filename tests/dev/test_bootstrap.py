@@ -355,7 +355,7 @@ def test_what_stops_the_set_up_is_one_line(capsys: pytest.CaptureFixture[str], m
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make here; the plain form needs none")
 def test_make_is_a_thin_front() -> None:
-    command = ["make", "-n", "-C", str(bootstrap.ROOT), "setup", "dev", "test", "lint", "lock"]
+    command = ["make", "-n", "-C", str(bootstrap.ROOT), "setup", "dev", "test", "lint", "audit", "lock"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     ran = [line.strip() for line in done.stdout.splitlines() if "bootstrap.py" in line]
-    assert ran == [f"python3 bootstrap.py {name}" for name in ("setup", "dev", "test", "lint", "lock")]
+    assert ran == [f"python3 bootstrap.py {name}" for name in ("setup", "dev", "test", "lint", "audit", "lock")]
