@@ -225,7 +225,7 @@ def reference() -> str:
     lines = [
         "# Settings",
         "",
-        "From the environment, or from `.env`. What is empty is unset; a wrong value stops the start with one line, and",
+        "From the environment, or from `.env`. What is empty is unset. A wrong value stops the start with one line;",
         "`resource-server doctor` says what does not fit. This page is what `resource-server settings` prints.",
         "",
     ]
