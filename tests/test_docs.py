@@ -1,13 +1,17 @@
-"""The documentation is complete: every error code, and every link leads somewhere."""
+"""The documentation is complete, and what it names is there: error codes, links, tests, commands, settings."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+import bootstrap
 from backend import problems
+from backend.app import create_app
 from backend.auth import bearer
+from backend.cli import _parser
 from backend.problems import DomainError
+from backend.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,6 +22,7 @@ def kinds(of: type[DomainError]) -> set[type[DomainError]]:
 
 
 def test_every_error_code_is_documented_with_its_status() -> None:
+    create_app()  # imports every feature, so that its errors are known
     documented = {
         (code, int(status))
         for code, status in re.findall(r"^\| `(\w+)` \| (\d+) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
@@ -37,3 +42,31 @@ def test_every_error_code_is_documented_with_its_status() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_test_that_is_named_exists(page: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+        assert re.search(rf"^ *(async )?def {name}\(" if name else "", (ROOT / file).read_text(), re.MULTILINE), name
+
+
+def test_every_threat_has_its_test() -> None:
+    threats, found = (ROOT / "docs/threat-model.md").read_text().partition("## Spoofing")[2], 0
+    for row in re.findall(r"^\| (?!Threat|-)(.+) \|$", threats, re.MULTILINE):
+        found += 1
+        assert re.fullmatch(r"`tests/.+::\w+`", row.split(" | ")[-1]), row
+    assert found > 30
+
+
+def test_commands_and_settings_that_are_named_exist() -> None:
+    commands = {name for action in _parser()._actions for name in action.choices or ()}
+    targets = set(re.findall(r"^ {2}(\w+) ", bootstrap.USAGE, re.MULTILINE))
+    for page in PAGES:
+        text = page.read_text()
+        assert set(re.findall(r"(?<![\w.])resource-server (\w+)", text)) <= commands, page.name
+        assert set(re.findall(r"`make (\w+)", text)) <= targets | {"web"}, page.name
+    settings = {name.upper() for name in Settings.model_fields}
+    guide = (ROOT / "docs/run-in-production.md").read_text()
+    named = set(re.findall(r"`([A-Z]+_[A-Z_]+)\b", guide)) - {"BETTER_AUTH_SECRET"}
+    assert named
+    assert named <= settings
