@@ -10,19 +10,22 @@ export type KeyAlgorithm = "EdDSA" | "ES256" | "ES512" | "PS256" | "RS256";
 
 const DAY = 24 * 60 * 60;
 
-export interface AuthSettings {
+export interface TokenSettings {
+  /** `aud` of the JWTs; the origin of Better Auth's `baseURL` unless given. */
+  audience?: string | string[];
+  /** What new keys sign with. Keys already in the database keep theirs until they expire. */
+  keyAlgorithm?: KeyAlgorithm;
+  /** Seconds a key signs for before the next one takes over; 0 keeps one key for ever. */
+  keyRotation?: number;
+}
+
+export interface AuthSettings extends TokenSettings {
   /** A Pool, a DatabaseSync, an adapter: whatever Better Auth takes. */
   database: NonNullable<BetterAuthOptions["database"]>;
   /** The public address of the app. Its origin becomes `iss`; a path of its own replaces `/api/auth`. */
   baseURL: string;
   /** Encrypts the private keys and signs the cookies: at least 32 random characters, and never changed lightly. */
   secret: string;
-  /** `aud` of the JWTs; the origin of `baseURL` unless given. */
-  audience?: string | string[];
-  /** What new keys sign with. Keys already in the database keep theirs until they expire. */
-  keyAlgorithm?: KeyAlgorithm;
-  /** Seconds a key signs for before the next one takes over; 0 keeps one key for ever. */
-  keyRotation?: number;
   /** Other origins that may send cookies here, beside that of `baseURL`. */
   trustedOrigins?: string[];
 }
@@ -92,35 +95,34 @@ function neverWithoutKeys(options: JwtOptions): BetterAuthPlugin {
   };
 }
 
-/** The options for `betterAuth`, for an app that adds to them: spread them, and append to `plugins`. */
-export function authOptions(settings: AuthSettings) {
-  const rotation = settings.keyRotation ?? 30 * DAY;
-  const tokens: JwtOptions = {
+/** The plugins that make tokens for the API, for an app with a Better Auth of its own: `plugins: [...apiTokens()]`. */
+export function apiTokens({ audience, keyAlgorithm = "EdDSA", keyRotation = 30 * DAY }: TokenSettings = {}) {
+  const options = {
     jwks: {
-      keyPairConfig: { alg: settings.keyAlgorithm ?? "EdDSA" },
+      keyPairConfig: { alg: keyAlgorithm },
       // An old key must outlive the tokens it signed, which is minutes. The default, 30 days, is as long as a stolen
       // key would stay good.
       gracePeriod: DAY,
-      ...(rotation > 0 && { rotationInterval: rotation }),
+      ...(keyRotation > 0 && { rotationInterval: keyRotation }),
     },
-    jwt: {
-      expirationTime: "15m",
-      definePayload: claims,
-      ...(settings.audience !== undefined && { audience: settings.audience }),
-    },
+    jwt: { expirationTime: "15m", definePayload: claims, ...(audience !== undefined && { audience }) },
     // A JWT is made for whoever asks for one at /token, not signed anew into every answer of /get-session.
     disableSettingJwtHeader: true,
-  };
+  } satisfies JwtOptions;
+  return [jwt(options), neverWithoutKeys(options)] as const;
+}
+
+/** The options for `betterAuth`, for an app that adds to them: spread them, and append to `plugins`. */
+export function authOptions({ baseURL, secret, database, trustedOrigins = [], ...tokens }: AuthSettings) {
   return {
-    baseURL: settings.baseURL,
-    secret: settings.secret,
-    database: settings.database,
-    trustedOrigins: settings.trustedOrigins ?? [],
+    baseURL,
+    secret,
+    database,
+    trustedOrigins,
     emailAndPassword: { enabled: true },
     telemetry: { enabled: false },
     plugins: [
-      jwt(tokens),
-      neverWithoutKeys(tokens),
+      ...apiTokens(tokens),
       // Without the signature, the session ids in a leaked database would be good credentials.
       bearer({ requireSignature: true }),
       admin(),
