@@ -22,7 +22,13 @@ from backend.settings import Settings
 from backend.users.directory import Users
 from benchmarks.issuer import serve_keys
 
-pytest_plugins = ["tests.postgres", "tests.issuers", "tests.contract.serving", "tests.programs"]
+pytest_plugins = [
+    "tests.postgres",
+    "tests.issuers",
+    "tests.contract.packages",
+    "tests.contract.serving",
+    "tests.programs",
+]
 
 ISSUER = "http://issuer.test"
 BASE = f"{ISSUER}/api/auth"

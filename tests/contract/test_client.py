@@ -1,7 +1,6 @@
 """The typed client: under each Node.js that is here, as a package, and against the real issuer and the real API."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,25 +11,9 @@ from pathlib import Path
 import pytest
 
 from backend.dev.issuer import find_node
+from tests.contract.packages import CLIENT, CONTRACT, TSC, run
 
-CONTRACT = Path(__file__).parents[2] / "frontend-contract"
-CLIENT = CONTRACT / "client"
-TSC = CONTRACT / "node_modules/typescript/bin/tsc"
 OLDEST_NODE = 20
-
-
-def run(node: str, folder: Path, *arguments: str | Path, **environment: str) -> str:
-    """What a program of Node.js prints; an assertion when it fails."""
-    done = subprocess.run(
-        [node, *arguments],
-        cwd=folder,
-        env={"PATH": f"{Path(node).parent}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", "/"), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def passed(output: str) -> int:
@@ -65,19 +48,6 @@ def test_its_own_tests_pass(compiled: Path, node: str) -> None:
 @each_node
 def test_it_speaks_to_the_real_ones(compiled: Path, servers: Mapping[str, str], node: str) -> None:
     assert passed(run(node, compiled, "--test", "--test-reporter=spec", "real.js", **servers)) >= 8
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What would be published."""
-    node = find_node()
-    npm = Path(node).parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
-    shutil.rmtree(CLIENT / "dist", ignore_errors=True)
-    run(node, CLIENT, npm, "run", "build")
-    folder = tmp_path_factory.mktemp("package")
-    run(node, CLIENT, npm, "pack", f"--pack-destination={folder}")
-    (archive,) = folder.glob("*.tgz")
-    return archive
 
 
 def test_the_package_has_what_it_should(package: Path) -> None:

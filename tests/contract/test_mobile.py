@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from backend.dev.issuer import find_node
-from tests.contract.test_client import CONTRACT, passed, run
+from tests.contract.packages import CONTRACT, run
+from tests.contract.test_client import passed
 
 MOBILE = CONTRACT / "mobile"
 TEST = ("--experimental-strip-types", "--disable-warning=ExperimentalWarning", "--test", "--test-reporter=spec")
