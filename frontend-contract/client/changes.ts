@@ -49,7 +49,7 @@ export async function* changes(client: Client, options: LiveOptions = {}): Async
         position.token = null;
         continue;
       }
-      if (final(error)) throw error;
+      if (final(error, failures)) throw error;
       failures++;
     }
     const pause = position.retry ?? 1_000;
@@ -67,9 +67,13 @@ interface Position {
 const LOST = ["sync_token_expired", "invalid_sync_token"];
 const lost = (error: unknown): boolean => error instanceof ApiError && LOST.includes(error.code);
 
-function final(error: unknown): boolean {
+// A token of the very second of a revocation is refused with the old ones; the next is not.
+const REFUSALS = 3;
+
+function final(error: unknown, failures: number): boolean {
   if (error instanceof SignedOut) return true;
   if (!(error instanceof ApiError || error instanceof IssuerError)) return false;
+  if (error instanceof ApiError && error.status === 401) return failures >= REFUSALS;
   return error.status < 500 && error.status !== 429 && error.status !== 408;
 }
 

@@ -85,6 +85,16 @@ test("a refusal for good is thrown, and so is the end of the session", async (t)
   await assert.rejects(heard(t, await client(t, lost, { token: nobody }), 1), SignedOut);
 });
 
+test("a 401 is asked about a few times more: the next token may be a better one", async (t) => {
+  t.mock.method(Math, "random", () => 0);
+  const refused: Script = (_, response) => problem(response, 401, "invalid_token");
+  const api = await client(t, inTurn(...Array<Script>(6).fill(refused), open(event("a", "1"))));
+  assert.deepEqual(await heard(t, api, 2), ["resync", "1@a"]);
+  const never = await client(t, refused);
+  await assert.rejects(heard(t, never, 1), (error) => error instanceof ApiError && error.status === 401);
+  assert.equal(never.calls().length, 8);
+});
+
 test("an abort ends it, wherever it is", async (t) => {
   for (const script of [open(FAST), lost, () => {}] as Script[]) {
     const stop = new AbortController();

@@ -99,26 +99,28 @@ test("raw requests keep the same promises", async () => {
   await assert.rejects(api.fetch("/api/v1/nothing"), (error) => error instanceof ApiError && error.code === "not_found");
 });
 
-test("what others do arrives where there are no streams", async () => {
-  const { api } = await signedIn();
-  const { data: before } = await api.POST("/api/v1/tasks", { body: { title: "before" } });
-  const said: string[] = [];
-  let token = "";
-  for await (const change of changes(api, { streaming: false, pollEvery: 20 })) {
-    if (change.type === "resync") {
-      await api.POST("/api/v1/tasks", { body: { title: "after" } });
-      await api.DELETE("/api/v1/tasks/{id}", { params: { path: { id: before.id } } });
-    } else {
-      said.push(`${change.task.title}${change.task.deleted_at ? " is gone" : ""}`);
-      token = change.token;
-      if (said.length === 2) break;
+for (const streaming of [true, false]) {
+  test(`what others do arrives ${streaming ? "as it happens" : "where there are no streams"}`, async () => {
+    const { api } = await signedIn();
+    const { data: before } = await api.POST("/api/v1/tasks", { body: { title: "before" } });
+    const said: string[] = [];
+    let token = "";
+    for await (const change of changes(api, { streaming, pollEvery: 20 })) {
+      if (change.type === "resync") {
+        await api.POST("/api/v1/tasks", { body: { title: "after" } });
+        await api.DELETE("/api/v1/tasks/{id}", { params: { path: { id: before.id } } });
+      } else {
+        said.push(`${change.task.title}${change.task.deleted_at ? " is gone" : ""}`);
+        token = change.token;
+        if (said.length === 2) break;
+      }
     }
-  }
-  assert.deepEqual(said, ["after", "before is gone"]);
-  await update(api, (await api.GET("/api/v1/tasks")).data.items[0]!, { title: "later" });
-  for await (const change of changes(api, { streaming: false, pollEvery: 20, since: token })) {
-    if (change.type === "task") said.push(change.task.title);
-    if (change.type === "resync" || said.includes("later")) break;
-  }
-  assert.equal(said.at(-1), "later");
-});
+    assert.deepEqual(said, ["after", "before is gone"]);
+    await update(api, (await api.GET("/api/v1/tasks")).data.items[0]!, { title: "later" });
+    for await (const change of changes(api, { streaming, pollEvery: 20, since: token })) {
+      if (change.type === "task") said.push(change.task.title);
+      if (change.type === "resync" || said.includes("later")) break;
+    }
+    assert.equal(said.at(-1), "later");
+  });
+}
