@@ -21,6 +21,8 @@ export class SignInRefused extends Error {
   }
 }
 
+type Fetch = (input: string, init?: RequestInit) => Promise<Response>;
+
 interface Kept {
   sessionToken: string;
   person: string;
@@ -33,9 +35,9 @@ export class Session {
   readonly token: TokenSource;
   readonly #authUrl: string;
   readonly #storage: SecureStorage;
-  readonly #fetch: typeof fetch;
+  readonly #fetch: Fetch;
 
-  constructor({ authUrl, storage, fetch = globalThis.fetch }: { authUrl: string; storage: SecureStorage; fetch?: typeof globalThis.fetch }) {
+  constructor({ authUrl, storage, fetch = globalThis.fetch }: { authUrl: string; storage: SecureStorage; fetch?: Fetch }) {
     this.#authUrl = authUrl.replace(/\/+$/, "");
     this.#storage = storage;
     this.#fetch = fetch;

@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { createClient, SignedOut, uuid } from "../../client.ts";
 import { type SecureStorage, Session, SignInRefused } from "../session.ts";
-import { faults, World } from "./world.ts";
+import { everyPhase, FAULTS } from "./phases.ts";
+import { faults, type Fetch, Flash, World } from "./world.ts";
 
 const { AUTH_URL: authUrl = "", API_URL: baseUrl = "" } = process.env;
 
@@ -71,5 +72,14 @@ test("whatever fails and whenever, phones and server end up equal, and nothing t
     const world = new World(seed, fetch, { baseUrl, token: session.token });
     await world.run(40);
   }
-  assert.equal(Object.keys(faults).length, 6);
+  assert.equal(Object.keys(faults).length, 7);
+});
+
+test("each request of a sync may fail, in each way: the swap of the token, each page, the batch", async (t) => {
+  const { api, storage } = await signedUp();
+  const session = (fetch: Fetch) => new Session({ authUrl, storage, fetch }).token;
+  const place = { baseUrl, fetch, session, web: api, flash: new Flash(), news: 101 };
+  const asked = await everyPhase(() => place, FAULTS.filter(({ dies }) => dies), (phase) => t.diagnostic(phase));
+  const [swap, feed, batch] = [`GET ${new URL(authUrl).pathname}/token`, "GET /api/v1/tasks/changes", "POST /api/v1/tasks/batch"];
+  assert.deepEqual(asked, [feed, feed, batch, feed].flatMap((request) => [swap, request]));
 });

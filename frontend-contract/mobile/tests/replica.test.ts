@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { type TestContext, test } from "node:test";
-import { createClient, SignedOut, tokenSource } from "../../client.ts";
+import { bearerSession, createClient, SignedOut, tokenSource } from "../../client.ts";
 import { AnotherPerson, NotHere, Replica } from "../replica.ts";
 import { type SQLite, sqliteStore } from "../store.ts";
 import { FakeApi } from "./fake-api.ts";
-import { faults, World } from "./world.ts";
+import { everyPhase, FAULTS, journey } from "./phases.ts";
+import { faults, type Fetch, Flash, World } from "./world.ts";
 
 const baseUrl = "http://api.test";
 const token = tokenSource(async () => "t");
@@ -67,8 +68,30 @@ test("whatever fails and whenever, phones and server end up equal, and nothing t
   }
   assert.deepEqual(Object.keys(faults).sort(), [
     "killed after it was kept", "killed after the server acted", "killed before it was kept", "killed before the request",
-    "lost after the server acted", "lost before the request",
+    "lost after the server acted", "lost before the request", "lost in the middle of the answer",
   ]);
+});
+
+test("each request of a sync may fail, in each way, and be followed by another failure", async (t) => {
+  t.mock.method(Math, "random", () => 0);
+  const place = () => {
+    const api = new FakeApi();
+    // What the issuer says; a page of the feed has three tasks.
+    const fetch: Fetch = async (input, init) =>
+      input.endsWith("/token") ? Response.json({ token: "e30.e30.c2ln" }) : api.fetch(input, init);
+    const session = (fetch: Fetch) => bearerSession({ authUrl: `${baseUrl}/api/auth`, sessionToken: () => "s.h", fetch });
+    return { baseUrl, fetch, session, web: createClient({ baseUrl, token, fetch: api.fetch }), flash: new Flash(), news: 4 };
+  };
+  const asked = await everyPhase(place, FAULTS, (phase) => t.diagnostic(phase));
+  const [swap, feed, batch] = ["GET /api/auth/token", "GET /api/v1/tasks/changes", "POST /api/v1/tasks/batch"];
+  assert.deepEqual(asked, [feed, feed, feed, batch, feed].flatMap((request) => [swap, request]));
+  for (const first of asked.keys()) {
+    for (const one of FAULTS) {
+      for (const dies of [false, true]) {
+        await journey(place(), new Map([[first, one], [first + 1, { when: "before its answer", dies }]]));
+      }
+    }
+  }
 });
 
 test("an edit shows at once, and is pending until the server has told of it", async () => {

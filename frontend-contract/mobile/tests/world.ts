@@ -5,7 +5,7 @@ import { MEMBERS } from "../edits.ts";
 import { NotHere, Replica } from "../replica.ts";
 import type { Store } from "../store.ts";
 
-type Fetch = (input: string, init?: RequestInit) => Promise<Response>;
+export type Fetch = (input: string, init?: RequestInit) => Promise<Response>;
 
 /** mulberry32: the same numbers for the same seed. */
 export function generator(seed: number) {
@@ -26,8 +26,18 @@ class Killed extends Error {}
 export const faults: Record<string, number> = {};
 const strikes = (name: string) => void (faults[name] = (faults[name] ?? 0) + 1);
 
+/** An answer of which the first half arrives. */
+export async function torn(response: Response, error: () => Error): Promise<Response> {
+  const bytes = new Uint8Array(await response.arrayBuffer());
+  const half = new ReadableStream<Uint8Array>({
+    start: (arrives) => arrives.enqueue(bytes.slice(0, bytes.length / 2)),
+    pull: (arrives) => arrives.error(error()),
+  });
+  return new Response(half, { status: response.status, headers: response.headers });
+}
+
 /** What a phone keeps when its app dies. */
-class Flash implements Store {
+export class Flash implements Store {
   readonly kept = new Map<string, string>();
   load = async () => new Map(this.kept);
   commit = async (changes: ReadonlyMap<string, string | null>) => {
@@ -91,6 +101,10 @@ export class Phone {
         throw new TypeError("network");
       }
       if (fault(0.2)) die("after the server acted");
+      if (fault(0.3)) {
+        strikes("lost in the middle of the answer");
+        return torn(response, () => new TypeError("network"));
+      }
       return response;
     };
     const client = createClient({ ...this.#options, fetch, retries: 0 });
@@ -233,7 +247,7 @@ function unlessGone(error: unknown): void {
   if (!(error instanceof ApiError && error.status === 404)) throw error;
 }
 
-function essence(tasks: ReadonlyMap<string, Task>) {
+export function essence(tasks: ReadonlyMap<string, Task>) {
   const kept = [...tasks.values()].map((task) => [task.id, task.version, ...MEMBERS.map((name) => task[name])]);
   return kept.sort(([one], [other]) => (one! < other! ? -1 : 1));
 }
