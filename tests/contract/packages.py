@@ -28,14 +28,18 @@ def run(node: str, folder: Path, *arguments: str | Path, **environment: str) -> 
     return done.stdout
 
 
+def npm() -> Path:
+    """npm's own program, for the Node.js that `find_node` found."""
+    return Path(find_node()).parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
+
+
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What would be published."""
     node = find_node()
-    npm = Path(node).parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
     shutil.rmtree(CLIENT / "dist", ignore_errors=True)
-    run(node, CLIENT, npm, "run", "build")
+    run(node, CLIENT, npm(), "run", "build")
     folder = tmp_path_factory.mktemp("package")
-    run(node, CLIENT, npm, "pack", f"--pack-destination={folder}")
+    run(node, CLIENT, npm(), "pack", f"--pack-destination={folder}")
     (archive,) = folder.glob("*.tgz")
     return archive
