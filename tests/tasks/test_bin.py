@@ -55,6 +55,22 @@ async def test_restore_heeds_if_match(api: Api) -> None:
     stale = await ada.post(url, headers={"If-Match": '"1"'})
     assert (stale.status_code, stale.json()["code"]) == (412, "stale_version")
     assert (await ada.post(url, headers={"If-Match": '"2"'})).status_code == 200
+    assert (await ada.post(url, headers={"If-Match": '"2"'})).status_code == 412, "when it is back, too"
+
+
+async def test_of_what_is_not_there_no_version_is_asked(api: Api) -> None:
+    """Not for restore, either: an id that is unknown, somebody else's, or past its time is a 404 before it is a 412."""
+    ada = api.person()
+    others, (past,) = await api.person().task(), await deleted(api, ada, "31 days")
+    for id in uuid4(), others["id"], past["id"]:
+        for method, end in ("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/restore"):
+            for if_match in '"7"', "*":
+                body = {"title": "x"} if method == "PATCH" else None
+                answer = await ada.request(method, f"{TASKS}/{id}{end}", json=body, headers={"If-Match": if_match})
+                assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        for operation in {"op": "update", "changes": {"title": "x"}}, {"op": "delete"}:
+            batch = {"operations": [{**operation, "id": f"{id}", "if_match": '"7"'}]}
+            assert (await ada.post(f"{TASKS}/batch", batch)).status_code == 404
 
 
 @pytest.mark.parametrize(("age", "there"), [("29 days 23:59", True), ("30 days 00:00:01", False)])

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 
 from backend.database import SYSTEM, Database, Statement, Transaction
@@ -100,24 +99,48 @@ async def test_while_the_first_is_at_work_the_second_is_told_so(api: Api, monkey
     assert (await ada.post(TASKS, {"title": "x"}, headers=headers)).json() == (await first).json()
 
 
-async def test_a_crash_between_work_and_record_leaves_neither(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def end_backend(api: Api, transaction: Transaction) -> None:
+    """As when the server crashes, or the connection to it is lost."""
+    pid = transaction._connection.info.backend_pid
+    async with api.state["pool"].connection() as other:
+        ended = await (await other.execute("SELECT pg_terminate_backend(%s, 10000) AS ended", (pid,))).fetchone()
+    assert ended == {"ended": True}
+
+
+@pytest.mark.parametrize("when", ["before the record", "before the commit"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (TASKS, {"title": "x", "tags": ["t"]}),
+        (f"{TASKS}/batch", {"operations": [{"op": "create", "task": {"title": "x", "tags": ["t"]}}]}),
+    ],
+    ids=["one", "batch"],
+)
+async def test_a_crash_between_work_and_record_leaves_neither(
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], when: str
+) -> None:
     ada = api.person()
     headers = key()
     rows = Transaction.rows
 
     async def crash(self: Transaction, statement: Statement, **values: Any) -> Any:
-        if statement is idempotency.KEEP:
-            raise psycopg.OperationalError("the server has gone")
-        return await rows(self, statement, **values)
+        if statement is not idempotency.KEEP:
+            return await rows(self, statement, **values)
+        if when == "before the record":
+            await end_backend(api, self)
+            return await rows(self, statement, **values)
+        found = await rows(self, statement, **values)
+        await end_backend(api, self)
+        return found
 
     with monkeypatch.context() as patch:
         patch.setattr(Transaction, "rows", crash)
-        lost = await ada.post(TASKS, {"title": "x", "tags": ["t"]}, headers=headers)
+        lost = await ada.post(path, body, headers=headers)
         assert (lost.status_code, lost.json()["code"]) == (503, "database_unavailable")
     assert await count(ada) == 0
     assert (await ada.get("/api/v1/tags")).json() == {"items": []}
-    again = await ada.post(TASKS, {"title": "x", "tags": ["t"]}, headers=headers)
-    assert (again.status_code, again.headers.get("idempotency-replayed")) == (201, None)
+    again = await ada.post(path, body, headers=headers)
+    assert (again.status_code, again.headers.get("idempotency-replayed")) == (201 if path == TASKS else 200, None)
     assert await count(ada) == 1
 
 
