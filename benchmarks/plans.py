@@ -183,6 +183,8 @@ def strays(plan: list[dict[str, Any]]) -> list[str]:
 
 def way(plan: list[dict[str, Any]]) -> str:
     """How the tasks of a listing are found, in a few words."""
+    if any(node.get("Index Name") == "tasks_by_text" for node in plan):
+        return "the first 200, and then the index of all texts"
     # Tags of one task are always sorted; only a sort of the tasks themselves costs more with every task.
     if not any(node["Node Type"].endswith("Sort") and re.search(r"\bid\b", str(node["Sort Key"])) for node in plan):
         return "the index of the sort, in its order"
@@ -228,8 +230,10 @@ def milliseconds(
 def timed(connection: psycopg.Connection, owners: list[Owner]) -> list[tuple[str, ...]]:
     """Rows of a table: what is asked for, and for each owner the milliseconds and their ratio to the plain listing."""
 
-    def ask(*filters: str, continued: bool = False, counted: bool = False, **values: object) -> Any:
-        shape = Shape(frozenset(filters), "-created_at", continued=continued, deleted=False, counted=counted)
+    def ask(
+        *filters: str, sort: str = "-created_at", continued: bool = False, counted: bool = False, **values: object
+    ) -> Any:
+        shape = Shape(frozenset(filters), sort, continued=continued, deleted=False, counted=counted)
         return shape.statement, shape.values | values
 
     asked = {
@@ -241,7 +245,9 @@ def timed(connection: psycopg.Connection, owners: list[Owner]) -> list[tuple[str
         "`q` that every second task has": ask("q", q="noon"),
         "`q` that one task in 500 has": ask("q"),
         "`q` that no task has": ask("q", q="nowhere to be found"),
+        "`q` that no task has, by title": ask("q", sort="title", q="nowhere to be found"),
         "the newest 20, and how many there are": ask(counted=True),
+        "`q` that every second task has, and how many": ask("q", counted=True, q="noon"),
         "the summary": (statements.SUMMARY, {"today": NOW, "tomorrow": NOW}),
     }
     plain: dict[str, float] = {}

@@ -1,5 +1,6 @@
 """The statements on one user's tasks. Each starts from `OWNED` or its like, so none can reach another's."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
@@ -9,9 +10,11 @@ from sqlalchemy import (
     ARRAY,
     Boolean,
     ColumnElement,
+    CompoundSelect,
     Insert,
     Integer,
     Label,
+    Subquery,
     Text,
     Update,
     and_,
@@ -28,6 +31,7 @@ from sqlalchemy import (
     or_,
     true,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -38,7 +42,7 @@ from backend import changes, owned, pagination
 from backend.changes import RETENTION
 from backend.database import Statement, parameters
 from backend.owned import CALLER
-from backend.tasks.models import Priority, Status, Tag, Task, TaskTag, sort_key
+from backend.tasks.models import LONG, SHORT, Priority, Status, Tag, Task, TaskTag, sort_key
 from backend.tasks.schemas import TaskCreate, TaskRead
 from backend.users.models import User
 from backend.values import Instant, Storable
@@ -70,6 +74,11 @@ BIN = (MINE, col(Task.deleted_at) > func.now() - RETENTION)
 KEPT = (MINE, or_(col(Task.deleted_at).is_(None), col(Task.deleted_at) > func.now() - RETENTION))
 THIS = (*OWNED, col(Task.id) == bindparam("task_id"))
 
+LIMIT = bindparam("limit", type_=Integer)
+
+# How many of the first rows of a listing a search looks at one by one.
+NEAR = 200
+
 # A subquery without a table is worked out once, not once a row.
 SEARCHED = select(func.casefold(collate(bindparam("q", type_=Text), "pg_unicode_fast"))).scalar_subquery()
 
@@ -78,6 +87,11 @@ def folded_names(parameter: str) -> SelectOfScalar[str]:
     """The names in a parameter, each once, as tags are compared."""
     name = func.unnest(bindparam(parameter, type_=ARRAY(Text))).column_valued("name")
     return select(collate(func.casefold(collate(name, "pg_unicode_fast")), "C").label("folded")).distinct()
+
+
+def holds(folded: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a text has in it what is searched for."""
+    return func.strpos(folded, SEARCHED) > 0
 
 
 FILTERS: dict[str, ColumnElement[bool]] = {
@@ -93,7 +107,7 @@ FILTERS: dict[str, ColumnElement[bool]] = {
         .group_by(col(TaskTag.task_id))
         .having(func.count() == select(func.count()).select_from(folded_names("tag").subquery()).scalar_subquery())
     ),
-    "q": func.strpos(col(Task.folded), SEARCHED) > 0,
+    "q": holds(TABLE.c.folded),
 }
 CURSOR_KEYS: dict[str, TypeAdapter[Any]] = {
     "created_at": TypeAdapter(Instant),
@@ -109,6 +123,39 @@ def completed(status: Any, before: Any) -> ColumnElement[datetime | None]:
     return case((status == Status.done.value, func.coalesce(before, func.now())))
 
 
+def texts(*conditions: ColumnElement[bool], key: ColumnElement[Any]) -> CompoundSelect[Any]:
+    """The `id` and `sort_key` of live tasks, read from the index of all texts but for those too long for it."""
+    lengths: list[ColumnElement[bool]] = [literal_column(SHORT), literal_column(LONG)]
+    each = (select(col(Task.id), key.label("sort_key")).where(*conditions, length) for length in lengths)
+    return union_all(*each)
+
+
+def search(
+    rest: Sequence[ColumnElement[bool]],
+    key: ColumnElement[Any],
+    *,
+    after: ColumnElement[Any] | None,
+    descending: bool,
+) -> Subquery:
+    """The `id` and `sort_key` of one page of the live tasks that have `q` in them and meet the other conditions.
+
+    What many tasks have fills the page from the first of the listing. Only if it does not are all texts looked
+    through; that is a subquery with an OFFSET, or else PostgreSQL, which cannot know how rare a text is, would hope to
+    find it early in the order of the listing, and visit every task in the table.
+    """
+    columns: list[Any] = [col(Task.id), key.label("sort_key"), col(Task.folded)]
+    first = pagination.keyset(select(*columns).where(*rest), key, TABLE.c.id, after=after, descending=descending)
+    start = first.limit(literal_column(f"{NEAR}")).subquery("start")
+    by = pagination.order(start.c.sort_key, start.c.id, descending=descending)
+    hits = select(start.c.id, start.c.sort_key).where(holds(start.c.folded)).order_by(*by).limit(LIMIT)
+    near = hits.cte("near")
+    too_few = select(func.count()).select_from(near).scalar_subquery() < LIMIT
+    every = texts(*rest, holds(TABLE.c.folded), too_few, key=key).offset(literal_column("0")).subquery("every")
+    page = select(every.c.id, every.c.sort_key)
+    page = pagination.keyset(page, every.c.sort_key, every.c.id, after=after, descending=descending)
+    return select(near.c.id, near.c.sort_key).union(page).subquery("found")
+
+
 @lru_cache(256)
 def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: bool, counted: bool) -> Statement:
     """The statement for one combination of filters and sort; their values come with each request.
@@ -118,13 +165,22 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
     name, descending = sort.removeprefix("-"), sort.startswith("-")
     column, id = TABLE.c[name], TABLE.c.id
     key = sort_key(sort, column)
-    wanted = (*(BIN if deleted else OWNED), *(FILTERS[name] for name in sorted(filters)))
-    query = select(*READ, *([key.label("sort_key")] if counted else [])).where(*wanted)
     after = sort_key(sort, bindparam("after_key", type_=column.type)) if continued else None
-    query = pagination.keyset(query, key, id, after=after, descending=descending)
+    given = {name: FILTERS[name] for name in sorted(filters)}
+    searched = None if deleted else given.pop("q", None)
+    wanted = (*(BIN if deleted else OWNED), *given.values())
+    if searched is None:
+        query = select(*READ, *([key.label("sort_key")] if counted else [])).where(*wanted)
+        query = pagination.keyset(query, key, id, after=after, descending=descending)
+        total = select(func.count().label("total")).where(*wanted)
+    else:
+        found = search(wanted, key, after=after, descending=descending)
+        query = select(*READ, *([found.c.sort_key] if counted else [])).join(found, found.c.id == id).where(MINE)
+        query = query.order_by(*pagination.order(found.c.sort_key, found.c.id, descending=descending)).limit(LIMIT)
+        total = select(func.count().label("total")).select_from(texts(*wanted, searched, key=key).subquery())
     if not counted:
         return Statement(query)
-    page, count = query.subquery(), select(func.count().label("total")).where(*wanted).subquery()
+    page, count = query.subquery(), total.subquery()
     fields = [page.c[name] for name in TaskRead.model_fields]
     both = select(count.c.total, *fields).select_from(count.outerjoin(page, true()))
     return Statement(both.order_by(*pagination.order(page.c.sort_key, page.c.id, descending=descending)))

@@ -8,6 +8,7 @@ import pytest
 
 from backend.database import SYSTEM, Database
 from tests.conftest import Api, Person
+from tests.tasks.test_paging import walk
 from tests.test_database import raw
 
 TASKS = "/api/v1/tasks"
@@ -173,12 +174,32 @@ async def test_what_is_not_offered_is_a_422(api: Api, params: dict[str, str]) ->
 
 
 async def test_a_search_looks_through_ten_thousand_tasks(api: Api) -> None:
+    """Whether what it finds is many or few, first or last, in a short text or a long one."""
     ada = api.person()
     seed = raw(
-        "INSERT INTO tasks (owner_id, title, description, status, priority)"
-        " SELECT CAST(:owner AS uuid), 'Task number ' || n, repeat('Some words about it. ', n % 5), 'todo', 'normal'"
-        " FROM generate_series(1, 10000) n"
+        "INSERT INTO tasks (owner_id, title, description, status, priority, created_at)"
+        " SELECT CAST(:owner AS uuid), 'Task number ' || n,"
+        " repeat('Some words about it. ', n % 5 * CASE n % 50 WHEN 1 THEN 100 ELSE 1 END),"
+        " 'todo', 'normal', now() - n * interval '1 minute' FROM generate_series(1, 10000) n"
     )
     await Database(api.state["pool"], SYSTEM).rows(seed, owner=await owner(ada))
     for q, total in {"zebra": 0, "TASK NUMBER 9999": 1, "number 77": 111, "words about": 8000}.items():
-        assert (await ada.get(TASKS, params={"q": q, "count": "exact"})).json()["total"] == total
+        for sort in "created_at", "-created_at", "title":
+            page = (await ada.get(TASKS, params={"q": q, "count": "exact", "limit": 2, "sort": sort})).json()
+            assert (page["total"], len(page["items"]), page["next_cursor"] is None) == (total, min(2, total), total < 2)
+    found = await walk(ada, q="number 77", limit=50)
+    numbers = [n for n in range(1, 10001) if f"{n}".startswith("77")]
+    assert [task["title"] for task in found] == [f"Task number {n}" for n in numbers]
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "🎉"])
+async def test_a_search_reads_texts_of_any_length(api: Api, letter: str) -> None:
+    """Those that fit into an index, and those that do not."""
+    ada = api.person()
+    around = [length // len(letter.encode()) + more for length in (1500, 2700, 8190) for more in (-9, -1, 0, 1)]
+    lengths = [0, 1, *around, 10_000 - len("end")]
+    for length in lengths:
+        await ada.task(f"{length}", description=f"{letter * length}End")
+    for q, count in {"END": len(lengths), f"{letter}end": len(lengths) - 1, letter * 200: len(lengths) - 2}.items():
+        assert await titles(ada, q=q) == [f"{length}" for length in lengths][-count:]
+    assert await titles(ada, q="1", sort="-created_at") == [f"{n}" for n in lengths[::-1] if "1" in f"{n}"]

@@ -1,6 +1,7 @@
 """No listing reads the whole table, or rows of others, and a sort that is offered has its index."""
 
 from collections.abc import Iterator
+from itertools import product
 from typing import get_args
 from uuid import UUID, uuid4
 
@@ -59,6 +60,22 @@ def test_every_sort_is_read_from_its_index(seeded: psycopg.Connection, owner: UU
         (scan,) = [node for node in plan if node.get("Relation Name") == "tasks"]
         assert plans.way(plan) == "the index of the sort, in its order"
         assert ("ROW(" in scan["Index Cond"]) is continued
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("sort", get_args(Sort))
+def test_a_search_visits_no_table(seeded: psycopg.Connection, owner: UUID, sort: str, mode: Mode) -> None:
+    """But for the first rows of the listing, for texts that are too long for an index, and for the page itself."""
+    for filters, continued in product(({"q"}, {"q", "status", "priority", "due_after", "overdue"}), (False, True)):
+        shape = Shape(frozenset(filters), sort, continued=continued, deleted=False, counted=True)
+        plan = plans.explain(seeded, shape.statement, shape.values, owner, mode)
+        kinds = [node["Node Type"] for node in plan if node.get("Index Name") == "tasks_by_text"]
+        assert kinds == ["Index Only Scan"] * 2  # the page, and the count
+        (start,) = [node for node in plan if node.get("Alias") == "start"]
+        assert start["Plans"][0]["Node Type"] == "Limit"
+        assert start["Plans"][0]["Plan Rows"] <= statements.NEAR
+        walked = [node for node in plans.nodes(start) if node.get("Relation Name") == "tasks"]
+        assert len([node for node in plan if node.get("Relation Name") == "tasks"]) == 2 + 2 + 1 + len(walked)
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))
