@@ -91,6 +91,8 @@ def test_the_linters_have_no_complaint(checkout: Checkout, linter: list[str]) ->
 # Tests of others that look at all of the API, and must not mind that there is more of it.
 OF_THE_WHOLE = [
     "tests/test_app.py::test_the_resource_metadata_come_from_the_settings",
+    "tests/test_contract.py::test_every_operation_is_documented",
+    "tests/test_contract.py::test_every_schema_and_its_members_are_described",
     "tests/tasks/test_isolation.py::test_every_operation_of_the_api_takes_part",
     "tests/users/test_lifecycle.py::test_nothing_of_an_account_is_left",
     "tests/users/test_users.py::test_no_password_ever_reaches_this_side",
@@ -106,6 +108,7 @@ def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
     # And it is the copy that was tried.
     for name in (
         "test_two_people_at_once[notes-forgotten]",
+        "test_every_operation_is_documented[list_notes]",
         "test_hostile_values_are_answered_as_documented[post-/api/v1/notes]",
         "test_a_feature_is_known_to_the_application_alone[notes]",
     ):
