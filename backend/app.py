@@ -1,5 +1,6 @@
 """The application: every piece made once, at start-up, and put where the next one finds it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -57,6 +58,7 @@ class State(TypedDict):
     proxies: TrustedProxies | None
     metrics: Metrics | None
     revision: str
+    stopping: asyncio.Event
 
 
 def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig | None = None) -> FastAPI:
@@ -104,8 +106,9 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                     proxies=TrustedProxies(config.trusted_proxies) if config.trusted_proxies else None,
                     metrics=observer,
                     revision=migrations.head(),
+                    stopping=asyncio.Event(),
                 )
-                with when_told_to_stop(live.stop):
+                with when_told_to_stop(state["stopping"].set, live.stop, after=config.drain_seconds):
                     yield state
 
     app = Application(

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from backend.settings import Settings
 
 
+# Seconds. Proxies keep idle connections for 60; whoever closes first must not be the one who may get a request on it.
+_KEEP_ALIVE = 75
+
+
 class CommandError(Exception):
     """Ends the command with one line, and an exit code: 2 for what the caller can mend in the settings, else 1."""
 
@@ -89,7 +93,9 @@ def serve(options: argparse.Namespace) -> int:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=25,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=20,
+            timeout_worker_healthcheck=30,  # a worker that starts anew on a busy machine needs time
         )
     return 0
 
@@ -99,9 +105,11 @@ def application() -> "FastAPI":
     from backend import tracing
     from backend.app import create_app
     from backend.observability import configure_logging
+    from backend.stopping import stop_with_parent
 
     settings = _settings(database=True)
     configure_logging(settings.log_level, settings.log_format)
+    stop_with_parent()
     app = create_app(settings, telemetry=tracing.from_environment())
     # What is imported by now stays for good. To look through it for garbage stopped every request for 90 ms at a time.
     gc.collect()

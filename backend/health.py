@@ -58,6 +58,8 @@ class Readiness(BaseModel):
 async def get_readiness(request: Request) -> JSONResponse:
     """Takes at most two seconds."""
     state = request.state
+    if state.stopping.is_set():
+        return _said({"process": "is being stopped"})
     database = asyncio.create_task(_database(state))
     # A probe that hangs is left to its own bounds: to cancel it would wait for the server once more.
     done, _ = await asyncio.wait({database}, timeout=_PATIENCE)
@@ -65,6 +67,10 @@ async def get_readiness(request: Request) -> JSONResponse:
         "database": database.result() if done else "unreachable",
         "keys": "ok" if state.keys.ready else "no usable keys",
     }
+    return _said(checks)
+
+
+def _said(checks: dict[str, str]) -> JSONResponse:
     ready = all(check == "ok" for check in checks.values())
     return JSONResponse({"status": "ok" if ready else "unavailable", "checks": checks}, 200 if ready else 503)
 
@@ -76,4 +82,9 @@ async def _database(state: Any) -> str:
             row = await cursor.fetchone()
     except psycopg.Error as error:
         return "not migrated" if isinstance(error, psycopg.errors.UndefinedTable) else "unreachable"
-    return "ok" if row and row["version_num"] == state.revision else "at another revision than this version needs"
+    return "ok" if row and _suits(row["version_num"], state.revision) else "at another revision than this version needs"
+
+
+def _suits(found: str, needed: str) -> bool:
+    """A newer one does: in a rolling upgrade the migration comes first, and must not take everybody out of service."""
+    return found == needed or (found.isdecimal() and needed.isdecimal() and int(found) > int(needed))

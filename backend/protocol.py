@@ -12,6 +12,7 @@ from backend.problems import TITLES
 
 MAX_HEAD: Final = 64 * 1024  # bytes: request line and header fields
 HEAD_SECONDS: Final = 10.0  # until the head of a request is there, or a body that nobody waits for has ended
+LAST_HEAD_SECONDS: Final = 1.0  # the same, at the end of the process
 LINGER_SECONDS: Final = 2.0
 STALL_SECONDS: Final = 30.0  # without a reader taking anything
 MOST_CONNECTIONS: Final = 10_000  # of a worker, if the system lets it have as many files
@@ -65,9 +66,22 @@ class Protocol(HttpToolsProtocol):
         if self._refused:
             raise ValueError("refused")  # ends the parser, which has the rest of it
         super().on_headers_complete()
+        stopping: asyncio.Event | None = self.app_state.get("stopping")
+        if stopping is not None and stopping.is_set():
+            # The answer says `Connection: close`: the next request goes elsewhere, not into a connection that ends.
+            self.cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "bad_request", msg)
+
+    def shutdown(self) -> None:
+        """uvicorn's word to end. Where a request is on its way, it is answered first."""
+        cycle: Any = self.cycle
+        if cycle is not None and not self._in_head:
+            super().shutdown()
+        elif not self._refused and not self.transport.is_closing():
+            self._disarm()
+            self._deadline = self.loop.call_later(LAST_HEAD_SECONDS, self.transport.abort)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -152,6 +152,13 @@ class Settings(BaseSettings):
         validate_default=False,
         description="A Redis in which all workers share the rate limits. Default: each worker counts alone.",
     )
+    drain_seconds: float = Field(
+        default=5,
+        ge=0,
+        le=600,
+        description="Seconds to go on serving after SIGTERM, while `/readyz` is 503, so that load balancers notice. "
+        "What is still being answered then gets 20 seconds more.",
+    )
     metrics: Literal["on", "off"] = Field(default="on", description="Prometheus metrics at `/metrics`.")
     metrics_token: SecretStr = Field(
         default=SecretStr(""), description="What `/metrics` wants as a bearer. Default: it is open to all."

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -33,15 +34,26 @@ async def port() -> AsyncIterator[int]:
 
 
 async def serving(app: Any) -> AsyncIterator[int]:
+    async with server_of(app) as server:
+        yield port_of(server)
+
+
+@asynccontextmanager
+async def server_of(app: Any) -> AsyncIterator[uvicorn.Server]:
     config = uvicorn.Config(app, port=0, http=Protocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
     await server.startup()
     try:
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield server
     finally:
         await server.shutdown()
+
+
+def port_of(server: uvicorn.Server) -> int:
+    port: int = server.servers[0].sockets[0].getsockname()[1]
+    return port
 
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -191,6 +203,33 @@ async def test_one_connection_too_many_is_told(port: int, monkeypatch: pytest.Mo
     assert problem(found) == (503, "unavailable")
     assert found[1]["retry-after"] == "1"
     writer.close()
+
+
+async def test_who_has_been_let_in_is_answered_at_the_end() -> None:
+    """A request that is on its way when the server closes: the first one of a connection, and a later one."""
+    async with server_of(answer) as server:
+        port = port_of(server)
+        server.lifespan.state["stopping"] = stopping = asyncio.Event()
+        idle, kept, fresh, silent = [await connect(port) for _ in range(4)]
+        for reader, writer in idle, kept:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"connection: close" not in await reader.readuntil(b"ok")
+        kept[1].write(b"GET / HT")
+        connections: Any = server.server_state.connections
+        while sum(each._in_head for each in connections) < 1 or len(connections) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        stopping.set()
+        end = asyncio.create_task(server.shutdown())
+        assert await idle[0].read() == b""
+        for (reader, writer), rest in (kept, b"TP/1.1\r\n\r\n"), (fresh, b"GET / HTTP/1.1\r\n\r\n"):
+            writer.write(rest)
+            answered = await reader.read()
+            assert answered.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in answered
+        assert await ended(silent[0]) == b""
+        await end
+        for _, writer in idle, kept, fresh, silent:
+            writer.close()
 
 
 def test_there_is_room_for_connections() -> None:

@@ -95,8 +95,14 @@ async def test_readiness_says_what_is_wrong_with_the_schema(
         migrations.upgrade(url)
         assert await said() == (200, "ok")
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("UPDATE alembic_version SET version_num = '0000'")
-        assert await said() == (503, "at another revision than this version needs")
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+            assert await said() == (200, "ok")  # a newer version is being rolled out
+            for other in "0000", "other":
+                connection.execute("UPDATE alembic_version SET version_num = %s", (other,))
+                assert await said() == (503, "at another revision than this version needs")
+        api.state["stopping"].set()
+        response = await api.http.get("/readyz")
+        assert (response.status_code, response.json()["checks"]) == (503, {"process": "is being stopped"})
 
 
 def test_migrations_go_past_a_pooler(
@@ -144,6 +150,7 @@ def test_a_server_says_one_line_a_request_and_nothing_of_itself(database_url: st
         "BETTER_AUTH_JWKS_URL": jwks_url,
         "LOG_FORMAT": "json",
         "PYTHONUNBUFFERED": "1",
+        "DRAIN_SECONDS": "0",
     }
     command = [PROGRAM, "serve", "--port", "0"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:

@@ -37,6 +37,7 @@ def two_workers(database_url: str, jwks_url: str) -> Iterator[Server]:
         "DATABASE_POOL_SIZE": "3",
         "LOG_FORMAT": "json",
         "RATE_LIMIT": "off",
+        "DRAIN_SECONDS": "0",
     }
     command = [PROGRAM, "serve", "--port", "0", "--workers", "2"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:

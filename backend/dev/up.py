@@ -77,7 +77,7 @@ def _run(
     events: SimpleQueue[_Event] = SimpleQueue()
     port = listener.getsockname()[1]
     public_url = settings.public_url if "public_url" in settings.model_fields_set else f"http://localhost:{port}"
-    environment = {"PUBLIC_URL": public_url}
+    environment = {"PUBLIC_URL": public_url, "DRAIN_SECONDS": "0"}
     if issuer:
         issuer.security_events = f"http://127.0.0.1:{port}{_SECURITY_EVENTS}"
         issuer.security_events_audience = settings.security_events_audience or f"{public_url}{_SECURITY_EVENTS}"

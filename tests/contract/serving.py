@@ -30,7 +30,7 @@ def serving(empty: Path, environment: Mapping[str, str], port: int = 0) -> Itera
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=empty,
-            env={"PATH": os.environ["PATH"], **environment},
+            env={"PATH": os.environ["PATH"], "DRAIN_SECONDS": "0", **environment},
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
