@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -32,9 +32,11 @@ class Account:
     failed: int = 0  # no answer: the connection was refused, or broke
     statuses: Counter[int] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     written: set[str] = field(default_factory=set)  # titles that a 201 said are there
-    asked_for: set[str] = field(default_factory=set)  # all others that may be there
+    asked_for: set[str] = field(default_factory=set)  # titles that may be there
+    owed: set[str] = field(default_factory=set)  # of those, what was to be asked for until it is there
 
     def __str__(self) -> str:
         return f"sent {self.sent}, failed {self.failed} {dict(self.errors)}, {dict(self.statuses)} {dict(self.codes)}"
@@ -49,18 +51,27 @@ class Account:
         """What was acknowledged is there, nothing is there twice, and nothing that nobody asked for."""
         logger.info("%s", self)
         stored = self.stored(url)
+        assert self.owed <= self.written
         assert self.written - stored.keys() == set(), "lost"
         assert set(stored.values()) <= {1}, "done twice"
-        assert stored.keys() <= self.written | self.asked_for
+        assert stored.keys() <= self.asked_for
 
 
 class Load:
     """`CLIENTS` people who each write a task, read their list, and so on, with connections that they keep."""
 
-    def __init__(self, issuer: LocalIssuer, address: Callable[[], str], *, again: bool = False) -> None:
-        """`address`: where to send the next request. `again`: whether a write without a 201 is sent until it has one,
-        with the same Idempotency-Key."""
+    def __init__(
+        self,
+        issuer: LocalIssuer,
+        address: Callable[[], str] = lambda: "http://localhost:8000",
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        again: bool = False,
+    ) -> None:
+        """`address`: where to send the next request. Every other write has an Idempotency-Key; `again`: whether it is
+        sent until it has been answered with 201."""
         self._issuer = issuer
+        self._transport = transport
         self._address = address
         self._again = again
         self._stop = asyncio.Event()
@@ -83,17 +94,21 @@ class Load:
     async def _go_on(self, person: str) -> None:
         account = self.account
         bearer = {"Authorization": f"Bearer {self._issuer.token(sub=person)}"}
-        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE, headers=bearer) as http:
+        async with httpx.AsyncClient(
+            transport=self._transport, trust_env=False, timeout=PATIENCE, headers=bearer
+        ) as http:
             for number in count():
                 if self._stop.is_set():
                     return
                 assert number < MOST, f"nobody stopped it: {account}"
-                title, key = f"{person} {number}", {"Idempotency-Key": uuid4().hex}
+                title, key = f"{person} {number}", {"Idempotency-Key": uuid4().hex} if number % 2 else {}
                 account.asked_for.add(title)
+                if key and self._again:
+                    account.owed.add(title)
                 while True:
                     status = await self._ask(http, "POST", title, key)
                     await asyncio.sleep(PACE)
-                    if status == 201 or not self._again:
+                    if status == 201 or title not in account.owed:
                         break
                 await self._ask(http, "GET", None, {})
                 await asyncio.sleep(PACE)
@@ -112,10 +127,12 @@ class Load:
         finally:
             self._moved.set()
         account.statuses[response.status_code] += 1
+        account.answers[method, response.status_code] += 1
         if response.is_success and title:
             account.written.add(title)
         elif not response.is_success:
             account.codes[response.json()["code"]] += 1
+            assert response.status_code != 503 or int(response.headers["retry-after"]) >= 1
         return response.status_code
 
     @asynccontextmanager
@@ -129,9 +146,3 @@ class Load:
                 yield self
             finally:
                 self._stop.set()
-
-
-def one_of(addresses: Sequence[str]) -> Callable[[], str]:
-    """Each in its turn."""
-    numbers = count()
-    return lambda: addresses[next(numbers) % len(addresses)]

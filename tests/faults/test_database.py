@@ -1,0 +1,170 @@
+"""PostgreSQL stops, crashes, ends sessions, is locked, slow or full, under load: refused in time, nothing lost, healed."""
+
+import asyncio
+import logging
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from backend import database, migrations
+from backend.auth.testing import LocalIssuer
+from backend.dev.postgres import EmbeddedPostgres
+from backend.settings import Settings
+from tests.conftest import Api, create_database, running
+from tests.faults.load import CLIENTS, Account, Load
+
+# A crash of its processes is what is tested, not one of the machine.
+QUICK = {"fsync": "off", "full_page_writes": "off", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+OURS = "application_name LIKE 'resource-server%' AND datname = current_database()"
+
+
+@contextmanager
+def own_server(place: Path) -> Iterator[EmbeddedPostgres]:
+    place.chmod(0o711)  # as root, PostgreSQL runs as somebody else
+    with EmbeddedPostgres(place / "data", settings=QUICK) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedPostgres]:
+    with tempfile.TemporaryDirectory() as name, own_server(Path(name)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def url(server: EmbeddedPostgres) -> str:
+    url = create_database(server.url, "api")
+    migrations.upgrade(url)
+    return url
+
+
+@asynccontextmanager
+async def under_load(url: str, settings: Settings, issuer: LocalIssuer) -> AsyncIterator[tuple[Api, Load]]:
+    """The application on this database, with people who send each keyed write until it is there."""
+    values = {"database_url": url, "database_direct_url": url, "database_pool_size": 5}
+    async with running(settings.model_copy(update=values), issuer) as api:
+        async with Load(issuer, transport=api.http._transport, again=True).running() as load:
+            yield api, load
+
+
+def only_refused(account: Account) -> None:
+    assert account.failed == 0, account
+    assert account.statuses.keys() <= {200, 201, 409, 503}, account
+    assert account.codes.keys() <= {"database_unavailable", "database_busy", "idempotency_key_in_use"}, account
+
+
+@pytest.mark.parametrize("end", [EmbeddedPostgres.close, EmbeddedPostgres.kill], ids=["stopped", "killed"])
+async def test_a_server_that_is_started_again(
+    url: str, server: EmbeddedPostgres, settings: Settings, issuer: LocalIssuer, end: Callable[[EmbeddedPostgres], None]
+) -> None:
+    async with under_load(url, settings, issuer) as (api, load):
+        await asyncio.to_thread(end, server)
+        await load.answered(2 * CLIENTS, 503)
+        assert (await api.http.get("/readyz")).status_code == 503
+        assert (await api.http.get("/livez")).status_code == 200
+        await asyncio.to_thread(server.start)
+        await load.answered(2 * CLIENTS, 201)
+        before = load.account.statuses[503]
+        await load.answered(10 * CLIENTS, 200)
+        assert load.account.statuses[503] == before
+        assert (await api.http.get("/readyz")).status_code == 200
+    load.account.check(url)
+    only_refused(load.account)
+
+
+async def test_sessions_that_are_ended(url: str, settings: Settings, issuer: LocalIssuer) -> None:
+    """As by an administrator, or a failover: no read notices, and a write that was not under way does not either."""
+    async with under_load(url, settings, issuer) as (_, load):
+        with psycopg.connect(url, autocommit=True) as other:
+            for _ in range(5):
+                ended = other.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OURS}".encode())
+                assert ended.rowcount > 1
+                await load.answered(4 * CLIENTS)
+    load.account.check(url)
+    only_refused(load.account)
+    assert load.account.answers["GET", 503] == 0
+    assert load.account.statuses[503] <= 5 * CLIENTS
+
+
+async def test_no_connection_to_be_had(url: str, settings: Settings, issuer: LocalIssuer) -> None:
+    """Writes wait for a lock that somebody holds, hold all connections for writes, and are refused; reads go on."""
+    async with under_load(url, settings, issuer) as (_, load):
+        async with await psycopg.AsyncConnection.connect(url) as other:
+            await other.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
+            await load.answered(CLIENTS, 503)
+        before = load.account.answers["POST", 503]
+        await load.answered(10 * CLIENTS)
+        assert load.account.answers["POST", 503] == before
+    load.account.check(url)
+    only_refused(load.account)
+    assert load.account.codes.keys() == {"database_busy"}
+    assert load.account.answers["GET", 503] == 0
+
+
+async def test_statements_that_take_too_long(
+    url: str, settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tenth of a second in place of ten."""
+    monkeypatch.setattr(database, "_BECOME", database._BECOME.replace("'10s'", "'100ms'"))
+    async with under_load(url, settings, issuer) as (_, load):
+        async with await psycopg.AsyncConnection.connect(url) as other:
+            await other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+            await load.answered(2 * CLIENTS, 503)
+        await load.answered(4 * CLIENTS, 201)
+    load.account.check(url)
+    only_refused(load.account)
+    assert load.account.codes.keys() == {"database_busy"}
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of a size of its own, which can be full."""
+    with tempfile.TemporaryDirectory() as name:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m,mode=711", "tmpfs", name], check=True)
+        try:
+            yield Path(name)
+        finally:
+            subprocess.run(["umount", name], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take what is left, to the last block."""
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(b"\0" * 65536)
+            file.flush()
+    assert shutil.disk_usage(disk).free < 65536
+    return ballast
+
+
+@pytest.mark.needs("tmpfs")
+async def test_a_disk_that_is_full(
+    small_disk: Path, settings: Settings, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL refuses writes, or gives up when it cannot write its log; with room again it is started, and goes on."""
+    caplog.set_level(logging.CRITICAL, "httpx")
+    with own_server(small_disk) as server:
+        url = create_database(server.url, "api")
+        migrations.upgrade(url)
+        async with under_load(url, settings, issuer) as (api, load):
+            ballast = fill(small_disk)
+            with psycopg.connect(url, autocommit=True) as other, pytest.raises(psycopg.Error):
+                other.execute("CREATE TABLE large AS SELECT repeat('x', 1000) FROM generate_series(1, 200000)")
+            await load.answered(2 * CLIENTS, 503)
+            ballast.unlink()
+            try:
+                psycopg.connect(url).close()
+            except psycopg.OperationalError:
+                server.close()
+                await asyncio.to_thread(server.start)
+            await load.answered(2 * CLIENTS, 201)
+            assert (await api.http.get("/readyz")).status_code == 200
+        load.account.check(url)
+        only_refused(load.account)
