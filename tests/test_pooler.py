@@ -1,0 +1,168 @@
+"""Behind a transaction pooler: callers share connections and nothing else, times are right, and revocation works."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from backend import migrations
+from backend.auth.testing import LocalIssuer
+from backend.database import SYSTEM, Actor, Database, Transaction
+from backend.settings import Settings
+from tests.conftest import Api, caught_up, create_database, running
+from tests.pooler import SHARED, pooler
+from tests.test_database import raw
+
+TASKS = "/api/v1/tasks"
+ME = "/api/v1/users/me"
+WHO = raw("SELECT current_user AS role, current_setting('app.caller') AS caller, pg_backend_pid() AS pid")
+
+pytestmark = pytest.mark.needs("pgbouncer")
+
+
+@pytest.fixture(scope="module")
+def direct(postgres: str) -> str:
+    """A database whose own time zone is not UTC."""
+    url = create_database(postgres, f"pooled_{uuid4().hex[:8]}")
+    migrations.upgrade(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET timezone TO 'America/New_York'".encode())
+    return url
+
+
+@pytest.fixture(scope="module")
+def pooled(direct: str) -> Iterator[str]:
+    with pooler(direct) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def behind(settings: Settings, pooled: str, direct: str) -> Settings:
+    values = {"database_url": pooled, "database_direct_url": direct, "database_prepare": "off"}
+    return settings.model_copy(update=values)
+
+
+@pytest.fixture(scope="module")
+async def api(behind: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
+    async with running(behind, issuer) as api:
+        yield api
+
+
+async def test_each_statement_runs_as_its_caller_whoever_shares_the_connection(api: Api) -> None:
+    """Alone in a pipeline, and in transactions; some of them fail."""
+    actors = [Actor.user(uuid4()) for _ in range(30)] + [SYSTEM] * 10
+    fails = raw("SELECT 1 / 0")
+
+    async def look(actor: Actor) -> tuple[str, str, int]:
+        database = Database(api.state["pool"], actor)
+
+        async def look_twice(transaction: Transaction) -> None:
+            first, second = await transaction.row(WHO), await transaction.row(WHO)
+            assert first == second == {"role": actor.role, "caller": actor.id, "pid": first["pid"] if first else 0}
+
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await database.rows(fails)
+        row, _ = await asyncio.gather(database.row(WHO), database.transact(look_twice))
+        assert row
+        return row["role"], row["caller"], row["pid"]
+
+    for _ in range(3):
+        found = await asyncio.gather(*map(look, actors))
+        assert [(role, caller) for role, caller, _ in found] == [(actor.role, actor.id) for actor in actors]
+    assert 1 <= len({pid for *_, pid in found}) <= SHARED
+
+
+async def test_nothing_is_left_behind(api: Api, direct: str, pooled: str) -> None:
+    for actor in Actor.user(uuid4()), SYSTEM:
+        await Database(api.state["pool"], actor).rows(WHO)
+    query = (
+        "SELECT current_user = session_user, coalesce(current_setting('app.caller', true), ''),"
+        " (SELECT count(*) FROM pg_prepared_statements)"
+    )
+    others = [psycopg.connect(pooled, prepare_threshold=None) for _ in range(SHARED)]
+    try:
+        for other in others:  # each holds its transaction open, so that they have all connections among them
+            assert other.execute(query).fetchone() == (True, "", 0)
+        pids = {other.execute("SELECT pg_backend_pid()").fetchone() for other in others}
+    finally:
+        for other in others:
+            other.close()
+    with psycopg.connect(direct) as connection:
+        rows = connection.execute(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'resource-server'"
+        )
+        assert set(rows.fetchall()) <= pids
+
+
+async def test_people_see_what_is_theirs(api: Api) -> None:
+    """Writes of every kind by many at once."""
+    people = [api.person() for _ in range(12)]
+
+    async def work(number: int) -> None:
+        person = people[number]
+        for turn in range(3):
+            task = await person.task(f"{number} {turn}", tags=[f"tag {number}"])
+            operations = [{"op": "create", "task": {"title": f"{number} {turn} b"}}]
+            answer = await person.post(f"{TASKS}/batch", {"operations": operations})
+            assert answer.status_code == 200, answer.text
+            answer = await person.post(TASKS, {"title": f"{number} {turn} c"}, headers={"Idempotency-Key": uuid4().hex})
+            assert answer.status_code == 201, answer.text
+            answer = await person.patch(f"{TASKS}/{task['id']}", {"title": f"{number} {turn} a"})
+            assert answer.status_code == 200, answer.text
+
+    await asyncio.gather(*map(work, range(len(people))))
+    for number, person in enumerate(people):
+        items = (await person.get(TASKS, params={"limit": 100})).json()["items"]
+        assert {item["title"] for item in items} == {f"{number} {turn} {kind}" for turn in range(3) for kind in "abc"}
+        assert [tag["name"] for tag in (await person.get("/api/v1/tags")).json()["items"]] == [f"tag {number}"]
+
+
+async def test_times_are_utc_whatever_others_make_of_a_connection(api: Api, pooled: str) -> None:
+    """The server's own zone, and one that somebody else has set through the same pooler."""
+    ada = api.person()
+    with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as other:
+        for zone in "", "SET timezone = 'Asia/Tokyo'":
+            if zone:
+                other.execute(zone.encode())
+            for tags in [], ["home"]:  # by one statement, and in a transaction
+                made = await ada.post(TASKS, {"title": "due", "due_at": "2026-07-01T12:00:00-04:00", "tags": tags})
+                found = await ada.get(made.headers["location"])
+                for task in made.json(), found.json():
+                    assert task["due_at"] == "2026-07-01T16:00:00Z"
+                    assert task["created_at"].endswith("Z")
+            rows = await Database(api.state["pool"], SYSTEM).rows(raw("SELECT timestamptz '2026-07-01 12:00+00' AS at"))
+            assert rows[0]["at"].isoformat() == "2026-07-01T12:00:00+00:00"
+
+
+async def test_a_suspension_is_heard_past_the_pooler(api: Api, behind: Settings, issuer: LocalIssuer) -> None:
+    async with running(behind, issuer) as other:
+        ada = api.person()
+        elsewhere = other.person(sub=ada.subject)
+        for worker, person in (api, ada), (other, elsewhere):
+            assert (await person.get(ME)).status_code == 200
+            await caught_up(worker.state["users"])
+            assert worker.state["users"].believed
+        await Database(api.state["pool"], SYSTEM).rows(
+            raw("UPDATE users SET status = 'suspended' WHERE subject = :subject"), subject=ada.subject
+        )
+        for worker, person in (api, ada), (other, elsewhere):
+            await caught_up(worker.state["users"])
+            assert (await person.get(ME)).json()["code"] == "account_suspended"
+
+
+async def test_who_listens_through_the_pooler_is_told_and_each_request_looks(
+    behind: Settings, pooled: str, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(behind.model_copy(update={"database_direct_url": pooled}), issuer) as api:
+        ada = api.person()
+        assert (await ada.get(ME)).status_code == 200
+        async with asyncio.timeout(30):
+            while "DATABASE_DIRECT_URL" not in caplog.text:
+                await asyncio.sleep(0.05)  # noqa: ASYNC110
+        assert not api.state["users"].believed
+        await Database(api.state["pool"], SYSTEM).rows(
+            raw("UPDATE users SET status = 'suspended' WHERE subject = :subject"), subject=ada.subject
+        )
+        assert (await ada.get(ME)).json()["code"] == "account_suspended"
