@@ -1,11 +1,14 @@
-"""A pgbouncer of a test's own, in transaction mode: few connections to PostgreSQL, shared by all that are made to it."""
+"""A pgbouncer of a test's own, in transaction mode: few connections to PostgreSQL, shared by all who connect to it."""
 
 import os
+import pwd
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from psycopg.conninfo import conninfo_to_dict
@@ -16,7 +19,7 @@ _PORT = 6432
 
 @contextmanager
 def pooler(url: str) -> Iterator[str]:
-    """Between here and a database; its URL. As root it runs as whoever owns PostgreSQL's socket, for it must not be root."""
+    """Between here and a database; its URL. As root, it runs as the owner of PostgreSQL's socket, or as nobody."""
     target = {name: value for name, value in conninfo_to_dict(url).items() if value}
     with tempfile.TemporaryDirectory(prefix="pooler-") as name:
         folder = Path(name)
@@ -35,18 +38,14 @@ def pooler(url: str) -> Iterator[str]:
         lines = [f"{key} = {value}" for key, value in settings.items()]
         database = " ".join(f"{key}='{value}'" for key, value in target.items())
         (folder / "ini").write_text("\n".join(["[databases]", f"pooled = {database}", "[pgbouncer]", *lines, ""]))
-        owner = Path(str(target["host"])).stat() if str(target["host"]).startswith("/") else os.stat("/dev/null")
-        as_root = os.geteuid() == 0
-        if as_root:
-            os.chown(folder, owner.st_uid, owner.st_gid)
-        process = subprocess.Popen(
-            ["pgbouncer", folder / "ini"],
-            stderr=subprocess.PIPE,
-            text=True,
-            user=owner.st_uid if as_root else None,
-            group=owner.st_gid if as_root else None,
-            extra_groups=[] if as_root else None,
-        )
+        command: list[str | Path] = ["pgbouncer", folder / "ini"]
+        account: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            host = Path(str(target["host"]))
+            owner = host.owner() if host.is_absolute() and host.owner() != "root" else "nobody"
+            account = {"user": owner, "group": pwd.getpwnam(owner).pw_gid, "extra_groups": []}
+            shutil.chown(folder, owner)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **account)
         assert process.stderr is not None
         try:
             said = []

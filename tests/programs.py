@@ -1,7 +1,7 @@
 """A pytest plugin: tests that need a program of the machine's or the environment's, `@pytest.mark.needs("promtool")`.
 
-Where it is missing the test is left out, and the run says so; in CI that is an error. `tmpfs` is the right to mount one,
-which no package brings: that is left out, and said, in CI too.
+Where it is missing the test is left out, and the run says so; in CI that is an error. `tmpfs` is the right to mount
+one, which no package brings: without it the test is left out in CI, too.
 """
 
 import os
@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -48,11 +50,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def is_here(program: str) -> bool:
     if program != "tmpfs":
         return find(program) is not None
-    if os.geteuid():
+    try:
+        with tempfile.TemporaryDirectory() as name, mounted(Path(name)):
+            return True
+    except (OSError, subprocess.CalledProcessError):
         return False
-    with tempfile.TemporaryDirectory() as place:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True, check=False)
-        return not mounted.returncode and not subprocess.run(["umount", place], check=False).returncode
+
+
+@contextmanager
+def mounted(place: Path, options: str = "size=1m") -> Iterator[None]:
+    """A file system of its own, in memory."""
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    subprocess.run(mount, check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        umount = ["umount", str(place)]
+        subprocess.run(umount, check=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

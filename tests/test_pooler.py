@@ -91,7 +91,8 @@ async def test_nothing_is_left_behind(api: Api, direct: str, pooled: str) -> Non
             other.close()
     with psycopg.connect(direct) as connection:
         rows = connection.execute(
-            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'resource-server'"
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'resource-server'"
         )
         assert set(rows.fetchall()) <= pids
 
@@ -159,8 +160,8 @@ async def test_who_listens_through_the_pooler_is_told_and_each_request_looks(
         ada = api.person()
         assert (await ada.get(ME)).status_code == 200
         async with asyncio.timeout(30):
-            while "DATABASE_DIRECT_URL" not in caplog.text:
-                await asyncio.sleep(0.05)  # noqa: ASYNC110
+            while "DATABASE_DIRECT_URL" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         assert not api.state["users"].believed
         await Database(api.state["pool"], SYSTEM).rows(
             raw("UPDATE users SET status = 'suspended' WHERE subject = :subject"), subject=ada.subject

@@ -24,13 +24,23 @@ class Machine:
     """One `serve`. Its log is a file in `folder`, which has no `.env`."""
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str], *, host: str = "127.0.0.1", workers: int = 1
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        host: str = "127.0.0.1",
+        workers: int = 1,
+        held: bool = True,
     ) -> None:
+        """`held`: its listening socket is ours, and outlives it."""
         self._folder = folder
         self._environment = {"PATH": os.environ["PATH"], "LOG_FORMAT": "json", **environment}
         self._listener = socket.create_server((host, 0), backlog=1024)
         self._workers = workers
         host, port = self._listener.getsockname()
+        self._on = ["--fd", str(self._listener.fileno())] if held else ["--host", host, "--port", str(port)]
+        if not held:
+            self._listener.close()
         self.url = f"http://{host}:{port}"
         self.log = folder / f"log-{port}"
         self.log.touch()
@@ -48,8 +58,8 @@ class Machine:
         """Until every worker serves. What has ended may be started again: meanwhile, callers wait."""
         self.close()
         begun = self.said(BEGUN)
-        fd = self._listener.fileno()
-        command = [sys.executable, "-m", "backend.cli", "serve", "--fd", str(fd), f"--workers={self._workers}"]
+        command = [sys.executable, "-m", "backend.cli", "serve", *self._on, f"--workers={self._workers}"]
+        inherited = [self._listener.fileno()] if "--fd" in self._on else []
         with self.log.open("ab") as log:
             self._leash = subprocess.Popen(  # noqa: ASYNC220  # as quick as a fork
                 leash.arguments(command, grace=PATIENCE),
@@ -57,7 +67,7 @@ class Machine:
                 stderr=log,
                 cwd=self._folder,
                 env=self._environment,
-                pass_fds=[fd],
+                pass_fds=inherited,
                 start_new_session=True,
             )
         await self.says(BEGUN, begun + self._workers)
