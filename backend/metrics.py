@@ -28,11 +28,13 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 _PREFIX: Final = "resource_server"
 
 # What is looked at from time to time, and how the workers' values become one.
-GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemin"]]]] = {
+GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemin", "livemax"]]]] = {
     "database_connections": ("Connections to the database in use.", "livesum"),
     "database_connections_limit": ("Connections to the database that there can be.", "livesum"),
     "database_waiting": ("Requests that wait for a connection to the database.", "livesum"),
     "key_set_ready": ("1 where tokens can be judged; of several workers the least.", "livemin"),
+    "key_set_skipped_keys": ("Keys of the issuer that cannot be used; of several workers the most.", "livemax"),
+    "key_set_waiting": ("Requests that wait for the issuer's keys to be fetched.", "livesum"),
     "users_remembered": ("Users whose row is remembered.", "livesum"),
     "users_believed": ("1 where changes of users are heard, else each request looks; of several the least.", "livemin"),
     "streams": ("Streams of live events that are open.", "livesum"),
@@ -102,6 +104,13 @@ class Metrics(Observer):
             "rate_limited", "Requests refused with 429.", ["who"], namespace=_PREFIX, registry=registry
         )
         self._loads = Counter("user_loads", "Callers whose row had to be read.", namespace=_PREFIX, registry=registry)
+        self._security_events = Counter(
+            "security_events",
+            "Security event tokens that were sent here: `taken`, or the `err` that they were refused with.",
+            ["outcome"],
+            namespace=_PREFIX,
+            registry=registry,
+        )
         # To look a child up by its labels costs more than to count.
         self._request = lru_cache(2048)(self._requests.labels)
         self._duration = lru_cache(512)(self._durations.labels)
@@ -120,6 +129,10 @@ class Metrics(Observer):
     def limited(self, who: str) -> None:
         """A request was refused with 429."""
         self._limited.labels(who).inc()
+
+    def security_event(self, outcome: str) -> None:
+        """A security event token was taken, or refused."""
+        self._security_events.labels(outcome).inc()
 
     def fetched(self, reason: FetchReason, seconds: float, error: str | None) -> None:
         self._fetches.labels(reason.value, "failed" if error else "fetched").inc()

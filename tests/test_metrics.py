@@ -70,6 +70,8 @@ async def test_each_request_is_counted_by_its_route(api: Api) -> None:
     assert value(after, "resource_server_users_remembered") >= 1
     assert value(after, "resource_server_database_connections_limit") == 8
     assert value(after, "resource_server_key_set_ready") == 1
+    assert value(after, "resource_server_key_set_skipped_keys") == 0
+    assert value(after, "resource_server_key_set_waiting") == 0
     assert value(after, "resource_server_key_set_fetches_total", reason="refresh", outcome="fetched") >= 1
     assert value(after, "resource_server_key_set_fetched_timestamp_seconds") > 1e9
     assert value(after, "process_resident_memory_bytes") > 1e6
@@ -86,6 +88,21 @@ async def test_no_client_makes_up_a_label(api: Api) -> None:
     assert {dict(labels).get("method") for _, labels in new} <= {"GET", "other"}
     assert {dict(labels).get("route") for _, labels in new} <= {"unmatched", TASKS, "/metrics"}
     assert "made" not in str(after).lower()
+
+
+async def test_security_events_are_counted(api: Api) -> None:
+    before = await samples(api)
+    name, type = "resource_server_security_events_total", {"Content-Type": "application/secevent+jwt"}
+    event = api.issuer.security_event("counted", "https://schemas.openid.net/secevent/caep/event-type/session-revoked")
+    for body, status in (event, 202), (event, 202), (event[:-4] + "AAAA", 400), ("x", 400):
+        response = await api.http.post("/api/v1/security-events", content=body, headers=type)
+        assert response.status_code == status, response.text
+    after = await samples(api)
+    more = {
+        outcome: value(after, name, outcome=outcome) - value(before, name, outcome=outcome)
+        for outcome in ("taken", "authentication_failed", "invalid_request")
+    }
+    assert more == {"taken": 2, "authentication_failed": 1, "invalid_request": 1}
 
 
 async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> None:

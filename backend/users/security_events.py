@@ -176,7 +176,7 @@ class SecurityEvents:
     """Takes the security event tokens of one Better Auth server.
 
     `issuers`: its names, the first of which people are filed under. `audience`: what the tokens must be for. `clock`:
-    seconds since 1970.
+    seconds since 1970. `judged` hears of each token: `taken`, or its Err.
     """
 
     def __init__(
@@ -188,6 +188,7 @@ class SecurityEvents:
         issuers: Sequence[str],
         audience: str,
         clock: Callable[[], float] = time.time,
+        judged: Callable[[str], None] | None = None,
     ) -> None:
         self._database = Database(pool, SYSTEM)
         self._users = users
@@ -195,14 +196,20 @@ class SecurityEvents:
         self._issuers = issuers
         self._audience = audience
         self._clock = clock
+        self._judged = judged or (lambda _: None)
 
     async def take(self, token: bytes, request_id: str) -> None:
         """Judge a token, and do what follows from it; nothing, when one of its `jti` was taken before.
 
         Raises Rejected, KeysUnavailable or psycopg.Error. With the latter two it should be sent again.
         """
-        event = await self._judge(token)
-        await self._database.transact(lambda transaction: self._apply(transaction, event, request_id))
+        try:
+            event = await self._judge(token)
+            await self._database.transact(lambda transaction: self._apply(transaction, event, request_id))
+        except Rejected as rejected:
+            self._judged(rejected.err)
+            raise
+        self._judged("taken")
         # Other workers hear of it from the database; here it holds before the sender has the answer.
         for subject in (event.subject, *(each.into for each in event.events if each.into)):
             self._users.forget(subject)
