@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -100,7 +101,12 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                     users=users,
                     live=live,
                     security_events=SecurityEvents(
-                        pool, users, keys=keys, issuers=config.issuers, audience=config.events_audience
+                        pool,
+                        users,
+                        keys=keys,
+                        issuers=config.issuers,
+                        audience=config.events_audience,
+                        judged=observer.security_event if observer else None,
                     ),
                     rate_limits=rate_limits,
                     proxies=TrustedProxies(config.trusted_proxies) if config.trusted_proxies else None,
@@ -167,6 +173,8 @@ async def measuring(
         "database_connections_limit": lambda: pool.size,
         "database_waiting": lambda: pool.waiting,
         "key_set_ready": lambda: keys.ready,
+        "key_set_skipped_keys": lambda: len(keys.status().skipped),
+        "key_set_waiting": lambda: keys.status().waiting,
         "users_remembered": lambda: len(users),
         "users_believed": lambda: users.believed,
         "streams": lambda: len(live),
@@ -222,7 +230,7 @@ class Edge:
             app = CORSMiddleware(
                 app,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+                allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
                 allow_headers=[
                     "Authorization",
                     "Content-Type",
@@ -233,6 +241,9 @@ class Edge:
                     "X-Request-ID",
                 ],
                 expose_headers=[
+                    "Allow",
+                    "Content-Disposition",
+                    "Deprecation",
                     "ETag",
                     "Idempotency-Replayed",
                     "Link",
@@ -240,14 +251,32 @@ class Edge:
                     "RateLimit",
                     "RateLimit-Policy",
                     "Retry-After",
+                    "Sunset",
                     "WWW-Authenticate",
                     "X-Request-ID",
                 ],
                 max_age=3600,
             )
+            app = varying_by_origin(app)
         if "*" not in settings.trusted_hosts:
             app = TrustedHostMiddleware(app, allowed_hosts=settings.trusted_hosts, www_redirect=False)
         return problems.PlainTextRefusals(app)
+
+
+def varying_by_origin(app: ASGIApp) -> ASGIApp:
+    """Say so of every answer: a cache must not give one origin what another was answered, or none (Fetch, 3.2.7)."""
+
+    async def say_so(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_varying(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if "Origin" not in headers.get("vary", ""):
+                    headers.add_vary_header("Origin")
+            await send(message)
+
+        await app(scope, receive, send_varying)
+
+    return say_so
 
 
 def without_content(send: Send) -> Send:

@@ -20,6 +20,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 # The docs page loads Swagger UI; everything else is data and may load nothing.
 _DOCS = "/docs"
+_DOCS_CSP = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _HSTS = "max-age=63072000"  # two years; of other names under this host's it says nothing
 _CSP = "default-src 'none'; frame-ancestors 'none'"
 
@@ -58,8 +59,7 @@ class Observability:
                 headers.setdefault("Cache-Control", "private, no-cache" if "etag" in headers else "no-store")
                 if scope["scheme"] == "https":
                     headers["Strict-Transport-Security"] = _HSTS
-                if scope["path"] != _DOCS:
-                    headers["Content-Security-Policy"] = _CSP
+                headers["Content-Security-Policy"] = _DOCS_CSP if scope["path"] == _DOCS else _CSP
             try:
                 await send(message)
             except (OSError, RuntimeError):

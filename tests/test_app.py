@@ -193,7 +193,8 @@ async def test_every_answer_carries_the_safe_headers(api: Api) -> None:
         assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
         assert answer.headers["cache-control"] == ("private, no-cache" if "etag" in answer.headers else "no-store")
         assert len(answer.headers["x-request-id"]) == 32
-    assert "content-security-policy" not in (await api.http.get("/docs")).headers
+    docs = await api.http.get("/docs")  # whose page loads Swagger UI, but nobody may frame it
+    assert docs.headers["content-security-policy"] == "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 @pytest.mark.parametrize(
@@ -266,6 +267,37 @@ async def test_cors_is_for_the_listed_origins_alone(api: Api) -> None:
     unauthorized = await api.http.get(TASKS, headers={"Origin": "https://app.example.com"})
     assert unauthorized.headers["access-control-allow-origin"] == "https://app.example.com"
     assert "ETag" in unauthorized.headers["access-control-expose-headers"]
+    # A cache must not give one origin what another one was answered, or none (Fetch, "CORS protocol and HTTP caches").
+    for headers in {}, {"Origin": "https://evil.example"}, {"Origin": "https://app.example.com"}:
+        answer = await api.http.get("/", headers={**headers, "Accept-Encoding": "gzip"})
+        assert answer.headers["vary"].split(", ").count("Origin") == 1
+        assert ("access-control-allow-origin" in answer.headers) is (headers.get("Origin") == "https://app.example.com")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+async def test_browsers_may_use_every_method(api: Api, method: str) -> None:
+    headers = {
+        "Origin": "https://app.example.com",
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": "authorization",
+    }
+    assert (await api.http.options(TASKS, headers=headers)).status_code == 200
+
+
+async def test_browsers_may_read_every_header_that_is_described(api: Api) -> None:
+    """Of those that the answers have in the API's description, and those that every answer has."""
+    responses = [
+        response
+        for path in api.app.openapi()["paths"].values()
+        for operation in path.values()
+        for response in operation["responses"].values()
+    ]
+    described = {name.lower() for response in responses for name in response.get("headers", {})}
+    answer = await api.http.get("/", headers={"Origin": "https://app.example.com"})
+    exposed = set(answer.headers["access-control-expose-headers"].lower().split(", "))
+    without_asking = {"cache-control", "content-language", "content-type", "expires", "last-modified", "pragma"}
+    assert "etag" in described
+    assert described - exposed - without_asking - {"x-accel-buffering"} == set()  # that one is for proxies
 
 
 async def test_only_trusted_hosts_are_served(settings: Settings, api: Api) -> None:
