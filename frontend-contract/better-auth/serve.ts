@@ -20,8 +20,9 @@ export interface Location {
 type Listener = (request: IncomingMessage, response: ServerResponse) => Promise<void> | void;
 
 export interface Running {
-  /** Answers what comes under `base_url`. */
+  /** Answers what comes under `base_url`; or, with `everything`, any request. */
   handle: Listener;
+  everything?: boolean;
   close(): void;
   /** Goes into the readiness line beside the location. */
   about?: object;
@@ -49,8 +50,8 @@ export async function serve<S extends Pick<Settings, "host" | "port" | "url">>(
       server.once("error", reject).listen(settings.port, settings.host, resolve);
     });
     const where = locate(settings.url, (server.address() as AddressInfo).port);
-    const { handle, close, about } = await start(settings, where);
-    answer(route(where, handle));
+    const { handle, everything = false, close, about } = await start(settings, where);
+    answer(everything ? handle : route(where, handle));
     endWithParent(close);
     process.stdout.write(`${JSON.stringify({ ...where, ...about })}\n`);
   } catch (error) {

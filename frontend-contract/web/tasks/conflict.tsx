@@ -1,0 +1,65 @@
+"use client";
+import { useState } from "react";
+import { same, type Task, type TaskChanges } from "@frontend-contract/client";
+import { useClock, type Clock } from "./clock.ts";
+import { Dialog } from "./dialog.tsx";
+import { dueText } from "./due.ts";
+import { PRIORITIES, STATUSES } from "./query.ts";
+import type { Dispute } from "./store.ts";
+import button from "@/app/button.module.css";
+import styles from "./conflict.module.css";
+
+const MEMBERS = { title: "Title", description: "Notes", status: "Status", priority: "Priority", due_at: "Due", tags: "Tags" } as const;
+type Member = keyof typeof MEMBERS;
+type Side = "mine" | "theirs";
+
+/** Somebody else was there first: both versions side by side, to choose from member by member. */
+export function ConflictDialog({ dispute: { mine, theirs }, onSettle }: { dispute: Dispute; onSettle: (changes: TaskChanges | null) => void }) {
+  const clock = useClock();
+  const differing = (Object.keys(MEMBERS) as Member[]).filter((name) => !same(name, mine[name], theirs[name]));
+  const [sides, setSides] = useState<Partial<Record<Member, Side>>>({});
+  const all = (side: Side) => setSides(Object.fromEntries(differing.map((name) => [name, side])));
+  const sideOf = (name: Member): Side => sides[name] ?? "mine";
+
+  function save() {
+    const chosen = differing.filter((name) => sideOf(name) === "mine");
+    onSettle(Object.fromEntries(chosen.map((name) => [name, mine[name]])) as TaskChanges);
+  }
+
+  return (
+    <Dialog title="Two versions of one task" wide onClose={() => onSettle(null)}>
+      <p className={styles.lead}>“{theirs.title}” was changed elsewhere while you were editing it. Choose what it is to say.</p>
+      <div className={styles.versions}>
+        <div className={styles.heads}>
+          <button type="button" onClick={() => all("mine")}>Yours <small>Use all of it</small></button>
+          <button type="button" onClick={() => all("theirs")}>Theirs <small>Use all of it</small></button>
+        </div>
+        {differing.map((name) => (
+          <fieldset key={name} className={styles.member}>
+            <legend>{MEMBERS[name]}</legend>
+            {(["mine", "theirs"] as const).map((side) => (
+              <label key={side} className={styles.side}>
+                <input type="radio" name={name} checked={sideOf(name) === side} onChange={() => setSides({ ...sides, [name]: side })} />
+                <span><span className="unseen">{side === "mine" ? "Yours: " : "Theirs: "}</span>{textOf(name, side === "mine" ? mine : theirs, clock)}</span>
+              </label>
+            ))}
+          </fieldset>
+        ))}
+      </div>
+      <footer className={styles.foot}>
+        <button type="button" className={button.quiet} onClick={() => onSettle(null)}>Discard mine</button>
+        <button type="button" className={button.primary} onClick={save}>Save this version</button>
+      </footer>
+    </Dialog>
+  );
+}
+
+function textOf(name: Member, task: Task, clock: Clock): string {
+  switch (name) {
+    case "status": return STATUSES[task.status];
+    case "priority": return PRIORITIES[task.priority];
+    case "due_at": return task.due_at ? dueText(task.due_at, clock) : "No due date";
+    case "tags": return task.tags.join(", ") || "No tags";
+    default: return task[name] || "Nothing";
+  }
+}

@@ -1,0 +1,35 @@
+"use client";
+/** Keys for the whole page: heard wherever no text is being typed and no dialog is open. */
+import { useEffect, useEffectEvent } from "react";
+
+export const SHORTCUTS = [
+  ["n", "New task"],
+  ["/", "Search"],
+  ["j", "Next task"],
+  ["k", "Previous task"],
+  ["Enter", "Open the task"],
+  ["x", "Complete, or reopen"],
+  ["Delete", "Delete, or restore from the bin"],
+  ["z", "Undo"],
+  ["?", "These shortcuts"],
+] as const;
+
+export type Shortcut = (typeof SHORTCUTS)[number][0];
+
+/** act: returns whether the key was of use; then the browser does nothing with it. */
+export function useShortcuts(act: (key: string) => boolean): void {
+  const pressed = useEffectEvent((event: KeyboardEvent) => {
+    const undo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";
+    if (!undo && (event.ctrlKey || event.metaKey || event.altKey)) return;
+    if (isTyping(event.target) || document.querySelector("dialog[open]")) return;
+    if (act(event.key.length === 1 ? event.key.toLowerCase() : event.key)) event.preventDefault();
+  });
+  useEffect(() => {
+    const listener = (event: KeyboardEvent) => pressed(event);
+    document.addEventListener("keydown", listener);
+    return () => document.removeEventListener("keydown", listener);
+  }, []);
+}
+
+const isTyping = (target: EventTarget | null): boolean =>
+  target instanceof HTMLElement && target.matches("textarea, select, [contenteditable], input:not([type=checkbox], [type=radio])");
