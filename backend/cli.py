@@ -41,6 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def dev(options: argparse.Namespace) -> int:
     """Run the API, Better Auth and PostgreSQL on this machine, and reload on changes"""
+    return _up(options)
+
+
+def web(options: argparse.Namespace) -> int:
+    """Run the web app in place of the bare Better Auth, and all that `dev` runs beside it"""
+    return _up(options, web=True)
+
+
+def _up(options: argparse.Namespace, *, web: bool = False) -> int:
     from backend.dev.issuer import IssuerError
     from backend.dev.postgres import EmbeddedPostgresError
     from backend.dev.up import DevError, up
@@ -53,6 +62,7 @@ def dev(options: argparse.Namespace) -> int:
             data_dir=options.data_dir,
             settings=settings,
             say=_say,
+            web=web,
         )
     except (DevError, EmbeddedPostgresError, IssuerError) as error:
         raise CommandError(error) from error
@@ -205,12 +215,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     added = {}
-    for run in (dev, serve, migrate, doctor, settings, openapi, token):
+    for run in (dev, web, serve, migrate, doctor, settings, openapi, token):
         added[run] = commands.add_parser(run.__name__, help=run.__doc__, description=f"{run.__doc__}.")
         added[run].set_defaults(run=run)
-    added[dev].add_argument("--port", type=_port, default=8000, help="the API's (%(default)s; 0: any free one)")
-    added[dev].add_argument("--issuer-port", type=_port, default=3000, help="Better Auth's (%(default)s; 0: any)")
-    added[dev].add_argument("--data-dir", type=Path, default=Path(".data"), help="kept between runs (%(default)s)")
+    for command in (added[dev], added[web]):
+        command.add_argument("--port", type=_port, default=8000, help="the API's (%(default)s; 0: any free one)")
+        command.add_argument("--issuer-port", type=_port, default=3000, help="Better Auth's (%(default)s; 0: any)")
+        command.add_argument("--data-dir", type=Path, default=Path(".data"), help="kept between runs (%(default)s)")
     added[serve].add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     added[serve].add_argument("--port", type=_port, default=8000, help="port to listen on (%(default)s)")
     added[serve].add_argument("--fd", type=int, help="an inherited listening socket, instead of host and port")

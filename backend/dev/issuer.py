@@ -51,6 +51,10 @@ class Issuer:
     `http://localhost:8000` unless given."""
     oauth: bool = False
     """Run the OAuth provider instead of the reference configuration; see `client` and `backend.dev.oauth`."""
+    web: bool = False
+    """Run the web app, which has the reference configuration mounted in it; `backend.dev.web` builds it."""
+    api_url: str = ""
+    """Where the web app finds the API; `http://127.0.0.1:8000` unless given."""
     key_algorithm: KeyAlgorithm = "EdDSA"
     key_rotation: int | None = None
     """Seconds until a key is followed by the next; 0 is never. The configuration's own default is 30 days."""
@@ -106,10 +110,11 @@ class Issuer:
         """
         if self.pid:
             raise IssuerError("this issuer runs already")
-        server = CONTRACT / ("better-auth-oauth" if self.oauth else "better-auth") / "server.ts"
+        folder = "web" if self.web else "better-auth-oauth" if self.oauth else "better-auth"
+        server = CONTRACT / folder / "server.ts"
         if not server.is_file():
             raise IssuerError(f"{server} is missing: the reference issuer runs from a checkout of the project")
-        installed = server.parent if self.oauth else CONTRACT
+        installed = server.parent if self.web or self.oauth else CONTRACT
         if not (installed / "node_modules" / "better-auth").is_dir():
             raise IssuerError(f"Better Auth is not installed: run `npm ci` in {installed}")
         node = find_node()
@@ -213,7 +218,9 @@ class Issuer:
         # TEST would change how this one runs.
         inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
         return inherited | {
-            "NODE_ENV": "development",
+            "NODE_ENV": "production" if self.web else "development",
+            "NEXT_TELEMETRY_DISABLED": "1",
+            "API_URL": self.api_url,
             "NODE_COMPILE_CACHE": str(CONTRACT / "node_modules" / ".cache" / "node"),
             "ISSUER_DATA_DIR": str(self._directory),
             "ISSUER_PORT": str(self.port),

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from backend.dev import leash
 from backend.dev.issuer import Issuer
 from backend.dev.postgres import EmbeddedPostgres
+from backend.dev.web import build
 from backend.settings import Settings
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -43,23 +44,37 @@ class _Event(NamedTuple):
     code: int | None
 
 
-def up(*, port: int, issuer_port: int, data_dir: Path, settings: Settings, say: Callable[[str], None]) -> int:
+def up(
+    *,
+    port: int,
+    issuer_port: int,
+    data_dir: Path,
+    settings: Settings,
+    say: Callable[[str], None],
+    web: bool = False,
+) -> int:
     """Run everything until somebody stops it. The exit code: 0 when asked to end, 1 when a part ended by itself.
 
     port, issuer_port: 0 for any free one.
     data_dir: kept from one run to the next.
     settings: with a `database_url` no PostgreSQL starts; with a `better_auth_url` of one's own, no issuer.
     say: is given each line for the person at the terminal.
+    web: whether the web app is the issuer.
 
     Raises DevError, EmbeddedPostgresError, IssuerError.
     """
     try:
         with _signals_stop(), ExitStack() as parts:
+            own_issuer = "better_auth_url" in settings.model_fields_set
+            if web and own_issuer:
+                raise DevError("BETTER_AUTH_URL is set, and the web app is an issuer of its own: unset it")
             listener = parts.enter_context(_listen(port, "--port"))
-            issuer = None if "better_auth_url" in settings.model_fields_set else Issuer(data_dir=data_dir / "issuer")
+            issuer = None if own_issuer else Issuer(data_dir=data_dir / "issuer", web=web)
             if issuer:
                 with _listen(issuer_port, "--issuer-port") as free:
                     issuer.port = free.getsockname()[1]
+            if web:
+                build(say)
             return _run(parts, listener, issuer, data_dir, settings, say)
     except _Stopped:
         say("\nstopped")
@@ -79,7 +94,8 @@ def _run(
     public_url = settings.public_url if "public_url" in settings.model_fields_set else f"http://localhost:{port}"
     environment = {"PUBLIC_URL": public_url, "DRAIN_SECONDS": "0"}
     if issuer:
-        issuer.security_events = f"http://127.0.0.1:{port}{_SECURITY_EVENTS}"
+        issuer.api_url = f"http://127.0.0.1:{port}"
+        issuer.security_events = f"{issuer.api_url}{_SECURITY_EVENTS}"
         issuer.security_events_audience = settings.security_events_audience or f"{public_url}{_SECURITY_EVENTS}"
         parts.callback(issuer.close)
         issuer_starts = parts.enter_context(ThreadPoolExecutor(1)).submit(issuer.start)
@@ -92,7 +108,11 @@ def _run(
     if issuer:
         issuer_starts.result()
         environment["BETTER_AUTH_URL"] = issuer.url
-        _watch(events, "the issuer", None, issuer.wait)
+        if issuer.web:
+            # The browser speaks to the API from the app's pages, under whichever name the person opened them.
+            pages = (issuer.url, f"http://127.0.0.1:{issuer.port}")
+            environment["CORS_ORIGINS"] = ",".join(dict.fromkeys([*settings.cors_origins, *pages]))
+        _watch(events, "the web app" if issuer.web else "the issuer", None, issuer.wait)
 
     api = _Api(listener, environment, events)
     parts.callback(api.stop)
@@ -238,6 +258,8 @@ def _welcome(port: int, settings: Settings, issuer: Issuer | None, database: str
         "Try": f'curl -s {address}/api/v1/tasks -H "Authorization: Bearer {bearer}"',
         "Stop": "Ctrl-C",
     }
+    if issuer and issuer.web:
+        lines = {"Open": issuer.url} | lines | {"Better Auth": f"{issuer.base_url} (in the web app)"}
     if not issuer:
         lines["Try"] += "  # with a JWT of your Better Auth in TOKEN"
     return "\n".join(["", *(f"  {name:12} {text}" for name, text in lines.items()), ""])

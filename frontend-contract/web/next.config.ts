@@ -6,6 +6,8 @@ const config: NextConfig = {
   turbopack: { root: dirname(import.meta.dirname) },
   // `npm run typecheck` does it, and the suite; a build need not do it again.
   typescript: { ignoreBuildErrors: true },
+  // A build is kept whole; what would only speed up the next one is not worth the wait for it.
+  experimental: { turbopackFileSystemCacheForBuild: false },
   poweredByHeader: false,
   devIndicators: false,
   async headers() {

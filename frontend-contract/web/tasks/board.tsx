@@ -96,7 +96,7 @@ export function Board({ person, apiUrl, query: first, initial, rendered }: Board
   return (
     <Rendered value={rendered}>
       <a className={styles.skip} href="#list-title">Skip to the tasks</a>
-      <div className={styles.page}>
+      <div className={styles.page} data-unsent={unsent}>
         <Sidebar person={person} query={query} tags={state.tags} summary={state.summary} ask={ask} onHelp={() => setHelp(true)} />
         <main className={styles.main}>
           <Offline reachable={state.reachable} unsent={unsent} />

@@ -14,12 +14,12 @@ type Member = keyof typeof MEMBERS;
 type Side = "mine" | "theirs";
 
 /** Somebody else was there first: both versions side by side, to choose from member by member. */
-export function ConflictDialog({ dispute: { mine, theirs }, onSettle }: { dispute: Dispute; onSettle: (changes: TaskChanges | null) => void }) {
+export function ConflictDialog({ dispute: { mine, theirs, changed }, onSettle }: { dispute: Dispute; onSettle: (changes: TaskChanges | null) => void }) {
   const clock = useClock();
   const differing = (Object.keys(MEMBERS) as Member[]).filter((name) => !same(name, mine[name], theirs[name]));
   const [sides, setSides] = useState<Partial<Record<Member, Side>>>({});
   const all = (side: Side) => setSides(Object.fromEntries(differing.map((name) => [name, side])));
-  const sideOf = (name: Member): Side => sides[name] ?? "mine";
+  const sideOf = (name: Member): Side => sides[name] ?? (changed.includes(name) ? "mine" : "theirs");
 
   function save() {
     const chosen = differing.filter((name) => sideOf(name) === "mine");

@@ -41,6 +41,8 @@ export interface Notice {
 export interface Dispute {
   mine: Task;
   theirs: Task;
+  /** What was changed here. */
+  changed: readonly string[];
 }
 
 export interface State {
@@ -203,7 +205,7 @@ export class TaskStore {
     void this.#change(seen.id, (task) => task && withChanges(task, changes), (current) => update(this.#api, newest(seen, current, this.#mine), changes), {
       failed: `“${seen.title}” could not be changed.`,
       ...(!quiet && { done, undo }),
-      wanted: withChanges(seen, changes),
+      wanted: { mine: withChanges(seen, changes), changed: Object.keys(changes) },
     });
   }
 
@@ -259,7 +261,7 @@ export class TaskStore {
     id: string,
     apply: Draft["apply"],
     send: (current: Task | null) => Promise<Task | null>,
-    { failed, done, undo, wanted }: { failed: string; done?: string; undo?: () => void; wanted?: Task },
+    { failed, done, undo, wanted }: { failed: string; done?: string; undo?: () => void; wanted?: Omit<Dispute, "theirs"> },
   ): Promise<void> {
     const draft: Draft = { id, apply };
     this.#drafts.push(draft);
@@ -276,7 +278,10 @@ export class TaskStore {
     } catch (error) {
       if (error instanceof Conflict && error.current && wanted) {
         this.#put(error.current);
-        this.#set({ dispute: { mine: wanted, theirs: error.current }, notices: [] });
+        this.#set({ dispute: { ...wanted, theirs: error.current }, notices: [] });
+      } else if (error instanceof Conflict || (error instanceof ApiError && error.status === 404)) {
+        this.#known.delete(id);
+        this.#notify(`${failed} It has been deleted elsewhere.`, "failed");
       } else if (!this.#isOver(error)) {
         this.#notify(`${failed} ${reasonOf(error)}`.trim(), "failed");
       }

@@ -1,0 +1,88 @@
+"""The web app's production build: made when there is none of these very sources, and kept."""
+
+import fcntl
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from backend.dev import leash
+from backend.dev.issuer import CONTRACT, IssuerError, find_node
+
+WEB = CONTRACT / "web"
+_BUILT = WEB / ".next"
+_STAMP = _BUILT / "built-of"
+_NEXT = WEB / "node_modules" / "next" / "dist" / "bin" / "next"
+# What the app is made of, beside its own folder.
+_OTHERS = ("client.ts", "client/*.ts", "better-auth/*.ts", "package-lock.json")
+_NOT_OURS = {".next", "node_modules", "tests", "next-env.d.ts"}
+
+
+def build(say: Callable[[str], None]) -> None:
+    """Build the app unless that has been done; half a minute, in which `say` is told what is going on.
+
+    Two builds of one checkout take turns. An interrupted one leaves nothing running, and counts as not done.
+
+    Raises IssuerError with what Next.js last said.
+    """
+    if not _NEXT.is_file():
+        raise IssuerError(f"Next.js is not installed: run `npm ci` in {WEB}")
+    node = find_node()
+    with _alone():
+        sources = _digest()
+        if _STAMP.is_file() and _STAMP.read_text() == sources:
+            return
+        _STAMP.unlink(missing_ok=True)
+        say("building the web app (once, until its sources change)")
+        with TemporaryFile() as output:
+            process = subprocess.Popen(  # noqa: S603 - a program of the checkout, by its full path
+                leash.arguments([node, _NEXT, "build"], grace=5),
+                cwd=WEB,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,
+            )
+            try:
+                code = process.wait()
+            finally:
+                process.communicate()
+            if code:
+                output.seek(0)
+                said = output.read().decode(errors="replace").splitlines()[-20:]
+                raise IssuerError("the web app cannot be built:\n" + "\n".join(said))
+        _STAMP.write_text(sources)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    held = os.open(WEB, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _digest() -> str:
+    whole = hashlib.sha256(str(WEB).encode())
+    for path in sorted(_sources()):
+        whole.update(f"{path.relative_to(CONTRACT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def _sources() -> Iterator[Path]:
+    for folder, folders, names in os.walk(WEB):
+        folders[:] = [name for name in folders if name not in _NOT_OURS]
+        yield from (Path(folder, name) for name in names if name not in _NOT_OURS and not name.endswith(".md"))
+    for pattern in _OTHERS:
+        yield from CONTRACT.glob(pattern)
+
+
+def _environment() -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in ("HOME", "LANG", "PATH", "TMPDIR") if name in os.environ}
+    return inherited | {"NEXT_TELEMETRY_DISABLED": "1", "NODE_ENV": "production"}
