@@ -296,7 +296,7 @@ export class TaskStore {
     for (;;) {
       try {
         const result = await send();
-        this.#set({ reachable: true });
+        this.#set({ reachable: navigator.onLine });
         return result;
       } catch (error) {
         if (!(error instanceof TypeError || error instanceof TimedOut)) throw error;
@@ -309,7 +309,7 @@ export class TaskStore {
   async #listen(signal: AbortSignal): Promise<void> {
     try {
       for await (const change of liveChanges(this.#api, { signal })) {
-        this.#set({ live: true, reachable: true });
+        this.#set({ live: true, reachable: navigator.onLine });
         if (change.type === "resync") {
           await this.reload();
         } else {

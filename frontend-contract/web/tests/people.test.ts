@@ -44,7 +44,7 @@ async function asAdministrator(path: string, body?: object): Promise<Response> {
 const post = (path: string, body?: object, bearer?: string): Promise<Response> =>
   fetch(`${WEB_URL}/api/auth${path}`, {
     method: body ? "POST" : "GET",
-    headers: { "Content-Type": "application/json", ...(bearer && { Authorization: `Bearer ${bearer}` }) },
+    headers: { "Content-Type": "application/json", Origin: WEB_URL, ...(bearer && { Authorization: `Bearer ${bearer}` }) },
     ...(body && { body: JSON.stringify(body) }),
   });
 

@@ -56,8 +56,8 @@ test("two tabs that edit one task: both versions are shown, and merged", async (
   assert.equal(refusal.status(), 412);
   const dispute = one.getByRole("dialog", { name: "Two versions of one task" });
   await shown(dispute);
-  for (const text of ["Plan the trip to Oslo", "Plan the trip to Rome", "By train", "Urgent", "Normal"]) {
-    await shown(dispute.getByText(text, { exact: true }));
+  for (const text of ["Yours: Plan the trip to Oslo", "Theirs: Plan the trip to Rome", "Yours: By train", "Theirs: Urgent"]) {
+    await shown(dispute.getByLabel(text));
   }
   await accessible(one, "conflict");
   // Theirs for the title; what only one of them touched is already as that one wanted it.
