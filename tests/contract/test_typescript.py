@@ -16,7 +16,9 @@ def node(folder: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=CONTRACT / folder, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("folder", ["better-auth", "better-auth-oauth", "client", "client/tests", "mobile"])
+@pytest.mark.parametrize(
+    "folder", ["better-auth", "better-auth-oauth", "client", "client/tests", "mobile", "web", "web/tests"]
+)
 def test_it_compiles(folder: str) -> None:
     result = node(folder, str(CONTRACT / "node_modules/typescript/bin/tsc"), "--noEmit", "-p", ".")
     assert result.returncode == 0, result.stdout

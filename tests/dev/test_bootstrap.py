@@ -202,6 +202,16 @@ def test_node_packages_are_installed_for_each_lock_once(root: Path, steps: list[
     assert {*steps} == both
 
 
+def test_next_js_is_installed_for_those_who_want_it(root: Path, steps: list[str]) -> None:
+    (root / "frontend-contract" / "web").mkdir(parents=True)
+    (root / "frontend-contract" / "web" / "package-lock.json").write_text("{}")
+    set_up(root)
+    assert "frontend-contract/web/node_modules" not in steps
+    steps.clear()
+    Checkout(root).set_up(postgres=True, web=True)
+    assert steps == ["frontend-contract/web/node_modules"]
+
+
 def test_the_second_of_two_set_ups_waits_for_the_first(
     root: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,9 +105,9 @@ def start(no_settings: Path) -> Iterator[Callable[..., tuple["subprocess.Popen[s
     """The command itself, in a process group of its own, and its welcome."""
     started = []
 
-    def run(*options: str) -> tuple["subprocess.Popen[str]", str]:
-        command = [str(PROGRAM), "dev", "--port=0", *options]
-        process = subprocess.Popen(command, cwd=no_settings, stderr=subprocess.PIPE, text=True, process_group=0)
+    def run(*options: str, command: str = "dev") -> tuple["subprocess.Popen[str]", str]:
+        words = [str(PROGRAM), command, "--port=0", *options]
+        process = subprocess.Popen(words, cwd=no_settings, stderr=subprocess.PIPE, text=True, process_group=0)
         started.append(process)
         assert process.stderr
         said = ""
@@ -264,3 +264,29 @@ def test_a_change_is_served_without_refusing_anyone(own_servers: Path, monkeypat
     assert seen == [backend.__version__, "9.9.9"]
     assert terminal.lines.count("reload: backend/__init__.py") == 2
     assert terminal.lines.count("the API does not start: waiting for the next change") == 1
+
+
+def test_the_web_app_is_the_issuer_and_its_pages_may_call_the_api(used: Path, start: Any) -> None:
+    process, welcome = start("--issuer-port=0", f"--data-dir={used}", command="web")
+    app, api = re.search(r"Open +(\S+)", welcome), re.search(r"API +(\S+)", welcome)
+    assert app
+    assert api
+    page = httpx.get(app[1], follow_redirects=True, trust_env=False)
+    assert page.status_code == 200
+    assert "<h1>Sign in</h1>" in page.text
+    asked = {"Origin": app[1], "Access-Control-Request-Method": "GET"}
+    allowed = httpx.options(f"{api[1]}/api/v1/tasks", headers=asked, trust_env=False)
+    assert allowed.headers["access-control-allow-origin"] == app[1]
+    anyio.run(sign_out_is_heard_of, api[1], app[1])
+    processes = family(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, rest = process.communicate()
+    assert process.returncode == 0
+    assert rest.endswith("\nstopped\n")
+    await_end(processes)
+
+
+def test_the_web_app_beside_another_issuer_is_refused(own_servers: Path) -> None:
+    del own_servers
+    with pytest.raises(DevError, match=r"^BETTER_AUTH_URL is set, and the web app is an issuer of its own: unset it$"):
+        up(port=0, issuer_port=0, data_dir=Path("data"), settings=Settings(), say=Terminal(), web=True)

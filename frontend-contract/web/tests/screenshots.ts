@@ -30,8 +30,8 @@ async function picture(page: Page, name: string): Promise<void> {
 }
 
 const browser = await launch();
-const context = await visitor(browser, { viewport: { width: 1200, height: 720 } });
-const page = await signUp(context, { ...somebody("Ada"), name: "Ada Lovelace", email: `ada+${Date.now()}@example.com` });
+const context = await visitor(browser, { viewport: { width: 1200, height: 760 } });
+const page = await signUp(context, { ...somebody("Ada"), name: "Ada Lovelace", email: `ada@${Date.now().toString(36)}.example` });
 const response = await fetch(`${API_URL}/api/v1/tasks/batch`, {
   method: "POST",
   headers: { Authorization: `Bearer ${await tokenOf(context)}`, "Content-Type": "application/json" },
@@ -49,11 +49,11 @@ await picture(page, "web-dark");
 await page.keyboard.press("Escape");
 await page.emulateMedia({ colorScheme: "light" });
 
-const phone = await visitor(browser, { viewport: { width: 390, height: 720 }, deviceScaleFactor: 1.5, storageState: await context.storageState() });
+const phone = await visitor(browser, { viewport: { width: 390, height: 720 }, deviceScaleFactor: 1.5, hasTouch: true, storageState: await context.storageState() });
 const small = await phone.newPage();
 await small.goto("/");
 await live(small);
-await small.getByLabel("Done: Pick up flowers for Mary").click();
+await small.getByLabel("Done: Pick up flowers for Mary").tap();
 await settled(small);
 await shown(small.getByRole("button", { name: "Undo" }));
 await picture(small, "web-phone");
