@@ -101,7 +101,7 @@ export function Board({ person, apiUrl, query: first, initial, rendered }: Board
         <main className={styles.main}>
           <Offline reachable={state.reachable} unsent={unsent} />
           <div className={styles.column}>
-            <Filters query={query} ask={ask} search={search} live={state.live} shown={tasks.length} phase={state.phase} />
+            <Filters query={query} ask={ask} search={search} live={state.live && state.reachable} shown={tasks.length} phase={state.phase} />
             {!query.deleted && <Composer ref={composer} query={query} onAdd={(task) => store.create(task)} />}
             <TaskList ref={list} state={state} store={store} ask={ask} onOpen={setOpened} onNew={() => composer.current?.focus()} />
           </div>

@@ -1,6 +1,6 @@
 "use client";
 import { Dialog } from "./dialog.tsx";
-import { SHORTCUTS } from "./shortcuts.ts";
+import { SHORTCUTS, setSingleKeys, singleKeys } from "./shortcuts.ts";
 import styles from "./help.module.css";
 
 export function Help({ onClose }: { onClose: () => void }) {
@@ -14,6 +14,10 @@ export function Help({ onClose }: { onClose: () => void }) {
           </div>
         ))}
       </dl>
+      <label className={styles.setting}>
+        <input type="checkbox" defaultChecked={singleKeys()} onChange={(event) => setSingleKeys(event.target.checked)} />
+        Keys of a single character
+      </label>
     </Dialog>
   );
 }

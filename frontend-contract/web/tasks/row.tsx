@@ -46,9 +46,13 @@ export function Row({ task, store, onOpen, onTag }: RowProps) {
               {dueText(task.due_at, clock)}
             </time>
           )}
-          {task.tags.map((tag) => (
-            <button key={tag} type="button" className={styles.tag} aria-label={`Tag ${tag}`} onClick={() => onTag(tag)}>{tag}</button>
-          ))}
+          {task.tags.length > 0 && (
+            <span className={styles.tags}>
+              {task.tags.map((tag) => (
+                <button key={tag} type="button" className={styles.tag} aria-label={`Tag ${tag}`} onClick={() => onTag(tag)}>{tag}</button>
+              ))}
+            </span>
+          )}
         </span>
       </div>
       {binned ? (

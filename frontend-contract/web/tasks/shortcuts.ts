@@ -16,12 +16,19 @@ export const SHORTCUTS = [
 
 export type Shortcut = (typeof SHORTCUTS)[number][0];
 
+const SETTING = "single-keys";
+
+/** Whoever dictates or misses keys may switch off those of a single character (WCAG 2.1.4). */
+export const singleKeys = (): boolean => localStorage.getItem(SETTING) !== "off";
+export const setSingleKeys = (on: boolean): void => localStorage.setItem(SETTING, on ? "on" : "off");
+
 /** act: returns whether the key was of use; then the browser does nothing with it. */
 export function useShortcuts(act: (key: string) => boolean): void {
   const pressed = useEffectEvent((event: KeyboardEvent) => {
     const undo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";
     if (!undo && (event.ctrlKey || event.metaKey || event.altKey)) return;
     if (isTyping(event.target) || document.querySelector("dialog[open]")) return;
+    if (!undo && event.key.length === 1 && !singleKeys()) return;
     if (act(event.key.length === 1 ? event.key.toLowerCase() : event.key)) event.preventDefault();
   });
   useEffect(() => {

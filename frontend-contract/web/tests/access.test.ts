@@ -125,8 +125,14 @@ test("all of it works with the keyboard alone", async () => {
 
   await press(page, "?");
   await shown(page.getByRole("dialog", { name: "Keyboard shortcuts" }));
-  await press(page, "Escape");
+  // Single characters can be switched off; then they do nothing, and Tab still leads there.
+  await press(page, "Tab", "Space", "Escape");
   await gone(page.getByRole("dialog"));
+  await press(page, "?", "n");
+  assert.notEqual(await page.evaluate(() => document.activeElement?.getAttribute("aria-label")), "New task");
+  assert.equal(await page.getByRole("dialog").count(), 0);
+  await page.getByRole("button", { name: "Keyboard shortcuts" }).focus();
+  await press(page, "Enter", "Tab", "Space", "Escape");
   await press(page, "/");
   await page.keyboard.type("edited");
   await gone(title(page, "First"));
