@@ -126,9 +126,11 @@ def app(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Path:
         file.write_text(block)
     modules = folder / "node_modules"
     modules.mkdir()
-    for module in (CONTRACT / "node_modules").iterdir():
-        if module.name != "@frontend-contract":
-            (modules / module.name).symlink_to(module)
+    found = {
+        module.name: module for place in (CONTRACT, CONTRACT / "web") for module in (place / "node_modules").iterdir()
+    }
+    for name in found.keys() - {"@frontend-contract"}:
+        (modules / name).symlink_to(found[name])
     (modules / "@frontend-contract").mkdir()
     shutil.unpack_archive(package, folder / "unpacked", filter="data")
     (folder / "unpacked" / "package").rename(modules / "@frontend-contract" / "client")

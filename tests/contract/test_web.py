@@ -10,8 +10,9 @@ import pytest
 from backend.dev.issuer import CONTRACT, Issuer, find_node
 from backend.dev.web import build
 from backend.settings import Settings
+from tests.contract.packages import run
 from tests.contract.serving import serving
-from tests.contract.test_client import passed, run
+from tests.contract.test_client import passed
 
 pytestmark = pytest.mark.needs("chromium")
 
