@@ -6,35 +6,43 @@ A full run is written to benchmarks/results/plans.md.
 """
 
 import argparse
+import os
+import random
 import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import combinations, product
 from statistics import median
 from typing import Any, Literal, LiteralString, NamedTuple, get_args
 from uuid import UUID
 
+import httpx
 import psycopg
 from psycopg.sql import SQL, Identifier
 from psycopg.sql import Literal as Value
 from sqlmodel import SQLModel
 
 from backend import migrations
+from backend.auth.testing import LocalIssuer
 from backend.database import Actor, Statement
 from backend.dev.postgres import EmbeddedPostgres
 from backend.tasks import statements
 from backend.tasks.schemas import Sort
-from benchmarks.__main__ import say, write
+from benchmarks.__main__ import ISSUER, say, write
 from benchmarks.data import numbered
+from benchmarks.issuer import AUDIENCE, serve_keys
+from benchmarks.peers import OURS
+from benchmarks.servers import environment, running
 
 ROWS = 5_000_000
 OWNERS = 5_000
 MOST = 10_000  # tasks of the one who has the most
 CHUNK = 250_000
-REPEATS = 15
+REPEATS = 50
 
 Mode = Literal["custom", "generic"]
 
@@ -213,18 +221,24 @@ def check(connection: psycopg.Connection, owners: list[Owner]) -> tuple[Ways, li
     return ways, found
 
 
-def milliseconds(
-    connection: psycopg.Connection, statement: Statement, values: Mapping[str, object], owner: Owner
-) -> float:
-    """The median time of a statement that is prepared, as seen from here."""
-    bound = statement.bind(Actor.user(owner.id), values)
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        cursor = psycopg.RawCursor(connection)
-        cursor.execute(statement.sql.encode(), bound, prepare=True, binary=True).fetchall()
-        times.append((time.perf_counter() - started) * 1000)
-    return median(times)
+def medians(work: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """The median time in milliseconds of each: in turns, and each time in another order, so that a busy moment is
+    nobody's alone, and nobody always comes after the one that fills the processor's memory with other things.
+    """
+    times: list[list[float]] = [[] for _ in work]
+    turn = list(zip(times, work, strict=True))
+    for _ in range(repeats + 1):
+        for each, do in turn:
+            started = time.perf_counter()
+            do()
+            each.append((time.perf_counter() - started) * 1000)
+        random.Random(len(times[0])).shuffle(turn)  # noqa: S311  # the same for all who measure
+    return [median(each[1:]) for each in times]  # the first time finds nothing in memory
+
+
+def beside(took: Sequence[float]) -> list[str]:
+    """Times, and their ratio to the first."""
+    return [f"{each:.2f} ms ({each / took[0]:.1f}x)" for each in took]
 
 
 def timed(connection: psycopg.Connection, owners: list[Owner]) -> list[tuple[str, ...]]:
@@ -250,17 +264,44 @@ def timed(connection: psycopg.Connection, owners: list[Owner]) -> list[tuple[str
         "`q` that every second task has, and how many": ask("q", counted=True, q="noon"),
         "the summary": (statements.SUMMARY, {"today": NOW, "tomorrow": NOW}),
     }
-    plain: dict[str, float] = {}
-    rows = []
-    for name, (statement, values) in asked.items():
-        cells = [name]
+
+    def run(owner: Owner, statement: Statement, values: Mapping[str, object]) -> None:
+        cursor = psycopg.RawCursor(connection)
+        bound = statement.bind(Actor.user(owner.id), values)
+        cursor.execute(statement.sql.encode(), bound, prepare=True, binary=True).fetchall()
+
+    columns = []
+    for owner in owners:
+        become(connection, owner.id)
+        connection.execute("SELECT set_config('plan_cache_mode', 'auto', true)")
+        columns.append(beside(medians([partial(run, owner, *each) for each in asked.values()], REPEATS)))
+    return [*zip(asked, *columns, strict=True)]
+
+
+SEARCHES: dict[str, dict[str, str]] = {
+    "the newest 20": {},
+    "`q` that every second task has": {"q": "noon"},
+    "`q` that one task in 500 has": {"q": "milk"},
+    "`q` that no task has": {"q": "nowhere to be found"},
+    "`q` that no task has, by title": {"q": "nowhere to be found", "sort": "title"},
+    "`q` that one task in 500 has, and how many": {"q": "milk", "count": "exact"},
+}
+
+
+def served(url: str, owners: list[Owner]) -> list[tuple[str, ...]]:
+    """The like of `timed`, of the whole API over HTTP: one request after another, the kinds of them in turns."""
+    issuer = LocalIssuer(ISSUER, audience=AUDIENCE)
+    columns = []
+
+    def ask(http: httpx.Client, params: dict[str, str]) -> None:
+        http.get("/api/v1/tasks", params=params).raise_for_status()
+
+    with serve_keys(issuer) as keys, running(OURS, environment(url, ISSUER, keys, AUDIENCE)) as server:
         for owner in owners:
-            become(connection, owner.id)
-            connection.execute("SELECT set_config('plan_cache_mode', 'auto', true)")
-            took = milliseconds(connection, statement, values, owner)
-            cells.append(f"{took:.2f} ms ({took / plain.setdefault(owner.name, took):.1f}x)")
-        rows.append(tuple(cells))
-    return rows
+            bearer = {"Authorization": f"Bearer {issuer.token(sub=str(owner.id.int % 16**12))}"}
+            with httpx.Client(base_url=server.url, headers=bearer, trust_env=False) as http:
+                columns.append(beside(medians([partial(ask, http, each) for each in SEARCHES.values()], REPEATS)))
+    return [*zip(SEARCHES, *columns, strict=True)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -276,7 +317,9 @@ def main(arguments: list[str] | None = None) -> int:
             owners = people(connection)
             become(connection, owners[0].id)
             ways, found = check(connection, owners)
-            text = report(connection, options.rows, owners, ways, timed(connection, owners), found)
+            times = timed(connection, owners)
+            connection.rollback()
+            text = report(connection, options.rows, owners, ways, times, served(postgres.url, owners), found)
     sys.stdout.write(text)
     if options.rows >= ROWS and not found:
         write({"plans.md": text})
@@ -299,6 +342,7 @@ def report(
     owners: list[Owner],
     ways: Ways,
     times: list[tuple[str, ...]],
+    over_http: list[tuple[str, ...]],
     found: list[str],
 ) -> str:
     version = connection.info.parameter_status("server_version")
@@ -316,9 +360,14 @@ def report(
         *found[:50],
         *table("Listed", "Found by", *columns, rows=counts),
         "",
-        "Medians as a client on the same machine sees them, and their ratio to the plain listing of the same person.",
+        "Medians as a client on the same machine sees them, and their ratio to the first. The kinds take turns. Load"
+        f" average {os.getloadavg()[0]:.1f}, on {os.cpu_count()} processors.",
         "",
         *table("Asked for", *(owner.name for owner in owners), rows=times),
+        "",
+        "The same over HTTP, from the whole API with one worker.",
+        "",
+        *table("Asked for", *(owner.name for owner in owners), rows=over_http),
     ]
     return "\n".join(lines) + "\n"
 
