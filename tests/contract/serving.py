@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -15,18 +15,23 @@ from backend.dev import leash
 from backend.dev.issuer import Issuer
 from backend.settings import Settings
 
+COMMAND_LINE = "-m", "backend.cli"
+
 
 @contextmanager
-def serving(empty: Path, environment: Mapping[str, str], port: int = 0) -> Iterator[str]:
+def serving(
+    empty: Path, environment: Mapping[str, str], port: int = 0, program: Sequence[str] = COMMAND_LINE
+) -> Iterator[str]:
     """Serve the API with these settings until the end; its address.
 
     empty: a working directory without a `.env`.
     port: 0 for any free one.
+    program: what Python runs, as it takes it.
     """
     with socket.create_server(("127.0.0.1", port)) as listener:
         host, port = listener.getsockname()
         process = subprocess.Popen(
-            leash.arguments([sys.executable, "-m", "backend.cli", "serve", "--fd", str(listener.fileno())], grace=5),
+            leash.arguments([sys.executable, *program, "serve", "--fd", str(listener.fileno())], grace=5),
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=empty,
