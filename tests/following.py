@@ -123,15 +123,14 @@ class Reader:
         return block.split("\n")
 
     async def next(self) -> Event:
-        """The next one that is dispatched (HTML, section 9.2.6)."""
-        while True:
-            fields: dict[str, str] = {}
-            for line in await self.block():
-                name, _, value = line.partition(":")
-                fields[name] = value.removeprefix(" ")
-            self.last = fields.get("id", self.last)
-            if "data" in fields:
-                return Event(fields["event"], self.last or "", json.loads(fields["data"]))
+        """The next one that is dispatched (HTML, section 9.2.6); comments do not keep it waiting for ever."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                fields = dict(line.partition(":")[::2] for line in await self.block())
+                fields = {name: value.removeprefix(" ") for name, value in fields.items()}
+                self.last = fields.get("id", self.last)
+                if "data" in fields:
+                    return Event(fields["event"], self.last or "", json.loads(fields["data"]))
 
     async def close(self) -> None:
         self._gone.set()

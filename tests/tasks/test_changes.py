@@ -32,6 +32,8 @@ TAGS = "/api/v1/tags"
 CHANGES = f"{TASKS}/changes"
 NEW = {"title": "t", "description": None, "status": "todo", "priority": "normal", "due_at": None}
 NUMBER = raw("SELECT n, purged FROM change_counters WHERE owner_id = :owner")
+RENAME = "UPDATE tasks SET title = :title, version = version + 1 WHERE owner_id = :caller AND id = CAST(:id AS uuid)"
+WAITING = raw("SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
 DEADLOCKS = raw("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
 
 
@@ -48,6 +50,14 @@ async def live(person: Person) -> dict[str, dict[str, Any]]:
 
 async def owner(person: Person) -> UUID:
     return UUID((await person.get("/api/v1/users/me")).json()["id"])
+
+
+async def waiting(api: Api) -> int:
+    """How many writers wait for their turn."""
+    row = await Database(api.state["pool"], SYSTEM).row(WAITING)
+    assert row
+    count: int = row["n"]
+    return count
 
 
 async def test_from_nothing_to_tombstones(api: Api) -> None:
@@ -135,16 +145,38 @@ async def test_what_commits_late_is_not_missed(api: Api) -> None:
     late = asyncio.create_task(database.transact(slow))
     await written.wait()
     soon = [asyncio.create_task(ada.task(f"{n}")) for n in range(2)]
-    waiting = raw("SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-    while (await Database(api.state["pool"], SYSTEM).rows(waiting))[0]["n"] < 2:
+    while await waiting(api) < 2:
         assert await copy.sync() == []
-    assert not [task for task in soon if task.done()]
+        assert not [task for task in soon if task.done()]
     commit.set()
     await late
     await asyncio.gather(*soon)
     assert (await copy.sync())[0]["title"] == "late"
     assert copy.rows == await live(ada)
     assert len(copy.told) == 3
+
+
+async def test_nobody_waits_in_a_circle(api: Api) -> None:
+    """Two who change the same tasks in another order: the second waits before it has anything in hand."""
+    ada = api.person()
+    ids = [(await ada.task())["id"] for _ in range(2)]
+    database, change = Database(api.state["pool"], Actor.user(await owner(ada))), raw(RENAME)
+    begun, begins = asyncio.Event(), []
+
+    async def rename(transaction: Transaction, order: list[str]) -> None:
+        begins.append(order)
+        for id in order:
+            await transaction.rows(change, id=id, title=f"{len(begins)}")
+            if not begun.is_set():
+                begun.set()
+                while await waiting(api) < 1:
+                    assert not second.done()
+
+    first = asyncio.create_task(database.transact(lambda transaction: rename(transaction, ids)))
+    await begun.wait()
+    second = asyncio.create_task(database.transact(lambda transaction: rename(transaction, ids[::-1])))
+    await asyncio.gather(first, second)
+    assert begins == [ids, ids[::-1]], "nobody had to begin again"
 
 
 async def test_the_system_takes_turns_with_the_owner(api: Api) -> None:
