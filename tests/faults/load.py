@@ -91,6 +91,19 @@ class Load:
                 self._moved.clear()
                 await self._moved.wait()
 
+    async def healed(self) -> None:
+        """Until ten answers for everybody came in a row that are no refusals."""
+        goal = self.account.statuses.total() + 10 * CLIENTS
+        refused = self._refused()
+        async with asyncio.timeout(PATIENCE):
+            while self.account.statuses.total() < goal:
+                await self.answered(1)
+                if self._refused() > refused:
+                    goal, refused = self.account.statuses.total() + 10 * CLIENTS, self._refused()
+
+    def _refused(self) -> int:
+        return self.account.failed + self.account.statuses[503]
+
     async def _go_on(self, person: str) -> None:
         account = self.account
         bearer = {"Authorization": f"Bearer {self._issuer.token(sub=person)}"}
