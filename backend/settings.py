@@ -241,8 +241,8 @@ def reference() -> str:
         values = [f"`{value}`" for part in (schema, *schema.get("anyOf", ())) for value in part.get("enum", ())]
         facts = [" or ".join(values)] if values else []
         match schema:
-            case {"type": "integer"}:
-                facts = [f"a whole number from {schema['minimum']} to {schema['maximum']}"]
+            case {"type": kind, "minimum": least, "maximum": most}:
+                facts = [f"a {'whole ' if kind == 'integer' else ''}number from {least:g} to {most:g}"]
             case {"type": "array"}:
                 facts = ["a list"]
             case {"format": "password"}:
