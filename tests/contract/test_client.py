@@ -64,7 +64,7 @@ def test_the_package_has_what_it_should(package: Path) -> None:
         manifest = json.load(archive.extractfile("package/package.json") or pytest.fail("no manifest"))
     modules = {f"client/{path.stem}" for path in CLIENT.glob("*.ts")} | {"client"}
     code = {f"dist/{module}{suffix}" for module in modules for suffix in (".js", ".d.ts")}
-    assert names == code | {"dist/schema.d.ts", "package.json", "README.md"}
+    assert names == code | {"dist/schema.d.ts", "dist/LICENSE", "package.json", "README.md"}
     assert list(manifest["dependencies"]) == ["openapi-fetch"]
 
 
