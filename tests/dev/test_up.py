@@ -271,9 +271,9 @@ def test_the_web_app_is_the_issuer_and_its_pages_may_call_the_api(used: Path, st
     app, api = re.search(r"Open +(\S+)", welcome), re.search(r"API +(\S+)", welcome)
     assert app
     assert api
-    page = httpx.get(app[1], follow_redirects=True, trust_env=False)
-    assert page.status_code == 200
-    assert "<h1>Sign in</h1>" in page.text
+    stranger = httpx.get(app[1], trust_env=False)
+    assert (stranger.status_code, stranger.headers["location"]) == (307, "/sign-in")
+    assert "<h1>Sign in</h1>" in httpx.get(f"{app[1]}/sign-in", trust_env=False).text
     asked = {"Origin": app[1], "Access-Control-Request-Method": "GET"}
     allowed = httpx.options(f"{api[1]}/api/v1/tasks", headers=asked, trust_env=False)
     assert allowed.headers["access-control-allow-origin"] == app[1]
@@ -283,7 +283,7 @@ def test_the_web_app_is_the_issuer_and_its_pages_may_call_the_api(used: Path, st
     _, rest = process.communicate()
     assert process.returncode == 0
     assert rest.endswith("\nstopped\n")
-    await_end(processes)
+    assert await_end(processes) == []
 
 
 def test_the_web_app_beside_another_issuer_is_refused(own_servers: Path) -> None:

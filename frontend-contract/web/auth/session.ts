@@ -1,6 +1,7 @@
 /** Who is asking, for server components: their session, and the API in their name. */
 import { createClient, cookieSession, type Client } from "@frontend-contract/client";
 import { headers } from "next/headers";
+import { cache } from "react";
 import { auth } from "./instance.ts";
 
 export interface Person {
@@ -9,11 +10,11 @@ export interface Person {
   email: string;
 }
 
-/** Null: nobody is signed in. */
-export async function person(): Promise<Person | null> {
+/** Null: nobody is signed in. Looked up once for each request. */
+export const person = cache(async (): Promise<Person | null> => {
   const session = await (await auth()).api.getSession({ headers: await headers() });
   return session && { id: session.user.id, name: session.user.name, email: session.user.email };
-}
+});
 
 /** One for each request: it speaks for the person whose cookie the request brought. */
 export async function apiOfPerson(): Promise<Client> {
