@@ -76,6 +76,7 @@ class Reader:
         given = {**person.bearer, **headers} | ({"Last-Event-ID": last} if last is not None else {})
         self._headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
         self._sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue(1)
+        self._sending = False
         self._gone = asyncio.Event()
         self._text = ""
 
@@ -94,7 +95,7 @@ class Reader:
             "server": ("localhost", 8000),
             "client": ("127.0.0.1", 5),
         }
-        self.task = asyncio.create_task(self._app(scope, self._receive, self._sent.put))
+        self.task = asyncio.create_task(self._app(scope, self._receive, self._send))
         start = await self.take()
         self.status = start["status"]
         self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
@@ -103,6 +104,12 @@ class Reader:
     async def _receive(self) -> dict[str, Any]:
         await self._gone.wait()
         return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        assert not self._sending, "who does not wait for a slow reader keeps ever more for them"
+        self._sending = True
+        await self._sent.put(message)
+        self._sending = False
 
     async def take(self) -> dict[str, Any]:
         """The next thing that is sent."""

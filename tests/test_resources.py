@@ -353,6 +353,9 @@ async def test_a_reader_follows(api: Api, resource: Resource, monkeypatch: pytes
         await ada.delete(f"{resource.path}/{made[0]['id']}")
         event = await readers[0].next()
         assert event.data["deleted_at"]
+        await readers[0].close()
+        followed = {name for owner in api.state["live"]._owners.values() for name in owner.channels}
+        assert followed == {each.name for each in order[1:]}, "nobody reads on for those who have left"
     (last,) = await make(ada, resource)
     assert await Copy(ada, path=resource.path, token=event.id).sync() == [last]
     async with reading(api, ada, event.id, path=resource.path) as reader:
