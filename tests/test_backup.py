@@ -1,0 +1,74 @@
+"""The backup that docs/run-in-production.md describes, made and brought back with its own commands."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from backend import migrations
+from backend.dev.postgres import EmbeddedPostgresError, _binaries
+from tests.conftest import create_database
+from tests.test_migrations import as_login
+
+GUIDE = (Path(__file__).parents[1] / "docs/run-in-production.md").read_text()
+
+
+def run(program: str, url: str, dump: Path) -> subprocess.CompletedProcess[str]:
+    """The guide's command of this name, for another database and another file."""
+    (line,) = re.findall(rf"^{program} .+$", GUIDE, re.MULTILINE)
+    command = shlex.split(re.sub(r"postgresql://\S+(?=\")", url, line).replace("api.dump", str(dump)))
+    try:
+        command[0] = str(_binaries() / program)
+    except EmbeddedPostgresError:
+        command[0] = str(shutil.which(program))
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def owner(postgres: str, database_url: str) -> str:
+    """A login that has a database of its own, as the guide makes it; the database's address for it."""
+    assert database_url  # migrated, so the roles are there
+    login = f"api_{uuid4().hex[:8]}"
+    url = create_database(postgres, login)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in (
+            f"CREATE ROLE {login} LOGIN",
+            f"ALTER DATABASE {login} OWNER TO {login}",
+            f"GRANT api_user, api_system TO {login} WITH INHERIT FALSE, SET TRUE",
+        ):
+            connection.execute(statement.encode())
+    migrations.upgrade(as_login(url, login))
+    return as_login(url, login)
+
+
+def test_a_dump_by_the_owner_fails_and_one_by_the_backup_login_is_whole(
+    owner: str, postgres: str, tmp_path: Path
+) -> None:
+    backup = f"backup_{uuid4().hex[:8]}"
+    (make,) = re.findall(r"^CREATE ROLE backup (.+) PASSWORD '...' (.+);$", GUIDE, re.MULTILINE)
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {backup} {make[0]} {make[1]}".encode())
+    with psycopg.connect(owner) as connection:
+        connection.execute("SET LOCAL ROLE api_system")
+        connection.execute("INSERT INTO users (issuer, subject) VALUES ('i', 's')")
+
+    failed = run("pg_dump", owner, tmp_path / "owners.dump")
+    assert failed.returncode != 0
+    assert "row-level security" in failed.stderr
+
+    login = re.sub(r"//\w+@", f"//{backup}@", owner)
+    done = run("pg_dump", login, tmp_path / "whole.dump")
+    assert done.returncode == 0, done.stderr
+    restored = create_database(postgres, f"restored_{uuid4().hex[:8]}")
+    done = run("pg_restore", restored, tmp_path / "whole.dump")
+    assert done.returncode == 0, done.stderr
+    assert migrations.pending(restored) is None
+    with psycopg.connect(restored) as connection:
+        assert connection.execute("SELECT subject FROM users").fetchall() == [("s",)]
+        connection.execute("SET LOCAL ROLE api_user")
+        assert connection.execute("SELECT subject FROM users").fetchall() == [], "the policies came along"
