@@ -1,25 +1,18 @@
 """Whatever keeps the API from its database or its Redis is named, with the setting or the statement that helps."""
 
-import os
 import socket
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlencode
 from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 from redis import Redis
 
 from backend import migrations
 from backend.auth.testing import LocalIssuer
 from tests.conftest import create_database
 from tests.doctor.report import SECRET, Report, at, names
+from tests.pooler import pooler
 from tests.redis_server import redis_server
 from tests.test_migrations import as_login
 
@@ -154,35 +147,6 @@ class TestPooler:
             both: dict[str, Any] = {"database_url": database, "database_direct_url": pooled}
             (line,) = (await Report.of(**settings, **both)).failures()
         names(line, ["FAIL  listen", "DATABASE_DIRECT_URL leads through a transaction pooler"])
-
-    async def test_a_session_pooler_carries_everything(self, settings: dict[str, Any], database: str) -> None:
-        with pooler(database, mode="session") as pooled:
-            report = await Report.of(**settings, database_url=pooled)
-        assert report.failures() == []
-        names(report.on("prepare"), ["behind a pooler"])
-
-
-@contextmanager
-def pooler(url: str, mode: str = "transaction") -> Iterator[str]:
-    """A pgbouncer in front of a database; its address."""
-    parts = conninfo_to_dict(url)
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o777)  # it runs as another user where the tests run as root
-        target = " ".join(f"{key}={value}" for key, value in parts.items() if key in ("host", "port", "dbname", "user"))
-        (folder / "pgbouncer.ini").write_text(
-            f"[databases]\n* = {target}\n[pgbouncer]\nlisten_port = 6432\nunix_socket_dir = {folder}\n"
-            f"pool_mode = {mode}\nauth_type = any\n"
-        )
-        command = ["pgbouncer", str(folder / "pgbouncer.ini")]
-        user = "nobody" if os.geteuid() == 0 else None
-        with subprocess.Popen(command, user=user, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            try:
-                assert any("listening on unix" in line for line in process.stderr), "it has ended"
-                yield f"postgresql:///{parts['dbname']}?{urlencode({'host': name, 'port': 6432, 'user': 'anybody'})}"
-            finally:
-                process.terminate()
 
 
 class TestAccount:
