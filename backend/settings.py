@@ -4,6 +4,8 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -37,6 +39,14 @@ def _host_patterns(value: tuple[str, ...]) -> tuple[str, ...]:
 def _database_address(value: str) -> str:
     if not value.startswith(("postgresql://", "postgres://")):
         raise ValueError("must start with postgresql://")
+    try:
+        parts = conninfo_to_dict(value)
+    except ProgrammingError:
+        parts = {"port": "unreadable"}
+    # What libpq takes for a host or a port it quotes when it cannot be reached, and it may be half a password.
+    ports = str(parts.get("port") or "0").split(",")
+    if "@" in str(parts.get("host")) or not all(port.isascii() and port.isdigit() for port in ports):
+        raise ValueError("write what is special in its password as %XX (`/` is %2F, `@` %40, `%` %25)")
     return value
 
 

@@ -85,6 +85,11 @@ def test_an_empty_value_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [
         ("DATABASE_URL", "mysql://user:hunter2@host/db"),
+        ("DATABASE_URL", "postgresql://api:hunter2/x@host/db"),
+        ("DATABASE_URL", "postgresql://api:x/hunter2@host/db"),
+        ("DATABASE_URL", "postgresql://api:x@hunter2@host/db"),
+        ("DATABASE_URL", "postgresql://api:%hunter2@host/db"),
+        ("DATABASE_DIRECT_URL", "postgresql://host:54.32/hunter2"),
         ("DATABASE_POOL_SIZE", "0"),
         ("DATABASE_POOL_SIZE", "many"),
         ("DATABASE_PREPARE", "maybe"),
@@ -123,6 +128,20 @@ def test_a_wrong_value_is_one_line_that_names_the_setting_and_not_the_value(
     assert line.startswith(f"{name}: ")
     assert "\n" not in line
     assert "hunter2" not in line + str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://api:hunter%2F2@host/db",
+        "postgres://api@a:5432,b:5433/db?target_session_attrs=read-write",
+        "postgresql://?host=/run/postgresql&dbname=db",
+        "postgresql://[::1]:5432/db",
+        "postgresql://api:a#b@host",
+    ],
+)
+def test_a_database_may_be_named_in_every_way_of_libpq(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    assert read(monkeypatch, DATABASE_URL=url).database_url == url
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
 from backend import migrations
@@ -48,7 +47,7 @@ async def examine_database(settings: Settings) -> AsyncIterator[Finding]:
             try:
                 connections.append(await stack.enter_async_context(await _connect(url)))
             except psycopg.Error as error:
-                yield fail("database", _unreachable(name, url, error))
+                yield fail("database", _unreachable(name, error))
                 return
         try:
             async for finding in _examine(connections[0], connections[1], settings):
@@ -182,14 +181,7 @@ async def _connect(url: str) -> AsyncConnection[Any]:
     )
 
 
-def _unreachable(name: str, url: str, error: psycopg.Error) -> str:
-    try:
-        readable = str(conninfo_to_dict(url).get("port") or "0").isdigit()
-    except psycopg.ProgrammingError:
-        readable = False
-    if not readable:
-        # libpq would quote what it takes for a host or a port, and which may be half a password.
-        return f"{name} cannot be read: write what is special in its password as %XX (`/` is %2F, `@` %40, `#` %23)"
+def _unreachable(name: str, error: psycopg.Error) -> str:
     return f"{_line(error)}: mend {name}"
 
 

@@ -46,9 +46,7 @@ async def test_no_database_is_no_failure_under_dev(settings: dict[str, Any]) -> 
     ("url", "words"),
     [
         (f"postgresql://api:{SECRET}@127.0.0.1:9/api", ["refused", "mend DATABASE_URL"]),
-        (f"postgresql://api:{SECRET}/x@127.0.0.1/api", ["DATABASE_URL cannot be read", "%2F"]),
         (f"postgresql://api:{SECRET}#x@127.0.0.1/api", ["mend DATABASE_URL"]),
-        (f"postgresql://api:%{SECRET}@127.0.0.1/api", ["DATABASE_URL cannot be read", "%XX"]),
     ],
 )
 async def test_a_database_that_cannot_be_reached(settings: dict[str, Any], url: str, words: list[str]) -> None:
