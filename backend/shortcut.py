@@ -8,7 +8,7 @@ such routes and parameters as this project has. A test asks every operation both
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import iscoroutinefunction
 from json import JSONDecodeError
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, get_args, get_origin
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -181,6 +181,8 @@ def _plan(dependant: Dependant) -> _Plan:
     )
     if call is None or any(others) or not (iscoroutinefunction(call) or iscoroutinefunction(type(call).__call__)):
         raise Unsupported(f"{call!r} asks for more than a request, its path, query, headers and JSON, or is not async")
+    if any(_is_list(field.field_info.annotation) for field in (*dependant.path_params, *dependant.header_params)):
+        raise Unsupported(f"{call!r} takes a header several times")
     query = [_query(field) for field in dependant.query_params]
     body = [_Field(field, ("body",)) for field in dependant.body_params]
     if len(query) > 1 or len(body) > 1:
@@ -204,8 +206,12 @@ def _query(field: Any) -> _Query:
     members = model.model_fields
     if any(member.alias for member in members.values()):
         raise Unsupported(f"{model.__name__} has members of two names")
-    lists = {name for name, member in members.items() if getattr(member.annotation, "__origin__", None) in _LISTS}
+    lists = {name for name, member in members.items() if _is_list(member.annotation)}
     return _Query(_Field(field, ("query",)), frozenset(members), frozenset(lists))
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(kind in _LISTS for each in (annotation, *get_args(annotation)) for kind in (each, get_origin(each)))
 
 
 async def _json(request: Request) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
-from fastapi import APIRouter, Cookie, Depends, Query, Request, Response
+from fastapi import APIRouter, Cookie, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
@@ -138,6 +138,10 @@ async def reads_another_name(a: Annotated[Renamed, Query()]) -> Response:
     return Response(f"{a}")
 
 
+async def reads_a_header_twice(key: Annotated[list[str] | None, Header()] = None) -> Response:
+    return Response(f"{key}")
+
+
 async def changes_the_answer(response: Response) -> Response:
     return response
 
@@ -161,6 +165,7 @@ async def asks_twice(_: Annotated[Response, Depends(reads_a_cookie, use_cache=Fa
         reads_one_parameter,
         reads_two_models,
         reads_another_name,
+        reads_a_header_twice,
         changes_the_answer,
         is_not_async,
         hangs_on_one,
