@@ -5,13 +5,13 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
 from opentelemetry.trace import format_trace_id, get_current_span
 from pydantic_core import to_json
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 access = logging.getLogger("backend.access")
@@ -20,9 +20,9 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 # The docs page loads Swagger UI; everything else is data and may load nothing.
 _DOCS = "/docs"
-_DOCS_CSP = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_HSTS = "max-age=63072000"  # two years; of other names under this host's it says nothing
-_CSP = "default-src 'none'; frame-ancestors 'none'"
+_DOCS_CSP = b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_HSTS = b"max-age=63072000"  # two years; of other names under this host's it says nothing
+_CSP = b"default-src 'none'; frame-ancestors 'none'"
 
 
 class Observability:
@@ -52,14 +52,7 @@ class Observability:
             if message["type"] == "http.response.start":
                 answered = time.perf_counter()
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Referrer-Policy"] = "no-referrer"
-                headers.setdefault("Cache-Control", "private, no-cache" if "etag" in headers else "no-store")
-                if scope["scheme"] == "https":
-                    headers["Strict-Transport-Security"] = _HSTS
-                headers["Content-Security-Policy"] = _DOCS_CSP if scope["path"] == _DOCS else _CSP
+                message = {**message, "headers": [*message["headers"], *_added(scope, message["headers"], request_id)]}
             try:
                 await send(message)
             except (OSError, RuntimeError):
@@ -74,6 +67,18 @@ class Observability:
                 metrics.answered(scope["method"], _route(scope), status, (answered or time.perf_counter()) - started)
             if access.isEnabledFor(logging.INFO):
                 access.info("request", extra={"fields": _fields(scope, status, time.perf_counter() - started)})
+
+
+def _added(scope: Scope, headers: Iterable[tuple[bytes, bytes]], request_id: str) -> Iterator[tuple[bytes, bytes]]:
+    names = {name for name, _ in headers}
+    yield b"x-request-id", request_id.encode()
+    yield b"x-content-type-options", b"nosniff"
+    yield b"referrer-policy", b"no-referrer"
+    if b"cache-control" not in names:
+        yield b"cache-control", b"private, no-cache" if b"etag" in names else b"no-store"
+    if scope["scheme"] == "https":
+        yield b"strict-transport-security", _HSTS
+    yield b"content-security-policy", _DOCS_CSP if scope["path"] == _DOCS else _CSP
 
 
 def _request_id(scope: Scope) -> str:
@@ -151,4 +156,6 @@ def configure_logging(level: str, format: Literal["json", "console"] | None) -> 
         Console() if (format or ("console" if sys.stderr.isatty() else "json")) == "console" else JsonLines()
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # No line tells of them, and each costs every line (https://docs.python.org/3/howto/logging.html#optimization).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("httpx").setLevel("WARNING")
