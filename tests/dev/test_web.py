@@ -107,8 +107,10 @@ def test_an_interrupted_build_leaves_no_process_and_counts_as_none(contract: Pat
     page = contract / "web" / "app" / "page.tsx"
     page.write_text("hang")
     program = f"""
+import signal
 from pathlib import Path
 from backend.dev import web
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background ignores it
 web.CONTRACT, web.WEB = Path({str(contract)!r}), Path({str(contract / "web")!r})
 web._NEXT, web._STAMP = web.WEB / "node_modules/next/dist/bin/next", web.WEB / ".next/built-of"
 web.build(lambda _: None)
@@ -117,7 +119,7 @@ web.build(lambda _: None)
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     pid = int((contract / "started").read_text())  # waits until somebody writes
     process.send_signal(signal.SIGINT)
-    process.wait()
+    process.wait(30)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     page.write_text("as it should")
