@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import combinations, product
 from statistics import median
@@ -56,7 +56,8 @@ VALUES: dict[str, Any] = {
     "q": "milk",
     "tag": ["tag 1", "TAG 2"],
 }
-AFTER = {"created_at": NOW, "updated_at": NOW, "due_at": NOW, "priority": "normal", "title": "7"}
+# Some are made in a second each, up to the moment of seeding, which may be long after this one: from among them.
+AFTER = {"created_at": NOW - timedelta(hours=2), "updated_at": NOW, "due_at": NOW, "priority": "normal", "title": "7"}
 
 _USERS: LiteralString = """
 INSERT INTO users (id, issuer, subject)

@@ -16,7 +16,7 @@ from tests.conftest import BASE, ISSUER, Api, Person, caught_up
 from tests.test_database import raw
 
 ME = "/api/v1/users/me"
-NOW = int(time.time())
+NOW = int(time.time())  # some time before these tests, so what is issued then lives long
 # Within the second of `iat`, if it were UTC; it does not say so.
 WITHOUT_OFFSET = time.strftime("%Y-%m-%dT%H:%M:%S.500", time.gmtime(NOW - 10))
 
@@ -43,14 +43,14 @@ async def test_me(api: Api) -> None:
     ada = api.person(
         email="ada@example.com", emailVerified=True, name="Ada", role="user,admin", image="https://x.test/a.png"
     )
-    seen = await me(ada, iat=NOW, exp=NOW + 900)
+    seen = await me(ada, iat=NOW, exp=NOW + 3000)
     assert list(seen) == list(Me.model_fields)
     assert seen["email"] == "ada@example.com"
     assert seen["email_verified"] is True
     assert (seen["name"], seen["image"], seen["roles"]) == ("Ada", "https://x.test/a.png", ["user", "admin"])
     assert (seen["subject"], seen["issuer"], seen["status"]) == (ada.subject, ISSUER, "active")
     assert (seen["scopes"], seen["time_zone"], seen["locale"], seen["is_anonymous"]) == (None, None, None, False)
-    assert seen["expires_at"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW + 900))
+    assert seen["expires_at"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW + 3000))
 
 
 async def test_two_hundred_first_requests_make_one_row(api: Api) -> None:
@@ -157,7 +157,7 @@ async def test_a_token_without_a_profile_blanks_nothing(api: Api) -> None:
 async def test_a_row_first_seen_without_a_profile_takes_an_older_one(api: Api) -> None:
     """Whoever comes by OAuth first is known by the subject alone, so even an older token of theirs tells more."""
     ada = api.person()
-    bare = api.issuer.access_token(sub=ada.subject, scope="profile", iss=BASE, iat=NOW, exp=NOW + 600)
+    bare = api.issuer.access_token(sub=ada.subject, scope="profile", iss=BASE, iat=NOW, exp=NOW + 3000)
     assert (await ada.get(ME, headers={"Authorization": f"Bearer {bare}"})).json()["name"] is None
     assert (await me(ada, iat=NOW - 60, name="Ada"))["name"] == "Ada"
 
@@ -263,7 +263,7 @@ async def test_tokens_from_before_the_floor_are_invalid(api: Api) -> None:
     await me(ada)
     await set_row(api, ada.subject, "tokens_valid_after", datetime.fromtimestamp(NOW - 100.5, UTC))
     for iat, status in {NOW - 200: 401, NOW - 101: 401, NOW - 100: 200, NOW: 200}.items():
-        token = ada.token(iat=iat, exp=NOW + 600)
+        token = ada.token(iat=iat, exp=NOW + 3000)
         response = await ada.get(ME, headers={"Authorization": f"Bearer {token}"})
         assert response.status_code == status, iat
         if status == 401:
