@@ -102,27 +102,27 @@ async def idle(pid: int, url: str, streams: int, seconds: float) -> State:
     """Look on while nothing happens."""
     with psycopg.connect(url, autocommit=True) as connection:
 
-        def transactions() -> int:
-            connection.execute("SELECT pg_sleep(1.1)")  # until each connection has told what it did
+        def transactions(after: float) -> int:
+            connection.execute("SELECT pg_sleep(%s)", [after])
             row = connection.execute(
                 "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
             ).fetchone()
             assert row
             return int(row[0])
 
-        transactions()  # ours before are told by now
-        first, started, before = transactions(), time.perf_counter(), cpu.seconds(pid)
+        first = transactions(11)  # a connection that has nothing to do tells within 10 s what it has done
+        started, before = time.perf_counter(), cpu.seconds(pid)
         await asyncio.sleep(seconds)
         after, took = cpu.seconds(pid), time.perf_counter() - started
-        last, lasted = transactions(), time.perf_counter() - started
+        last, lasted = transactions(1.1), time.perf_counter() - started
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             " AND backend_type = 'client backend'"
         ).fetchone()
         assert row
         busy = None if before is None or after is None else (after - before) / took
-        # One of ours is among them.
-        return State(streams, memory(pid), busy, row[0], (last - first - 2) / lasted)
+        ours = 2  # as `transactions` looks twice
+        return State(streams, memory(pid), busy, row[0], max(0.0, (last - first - ours) / lasted))
 
 
 async def latencies(port: int, tokens: Sequence[str], readers: Sequence[Sequence[Reader]]) -> list[float]:
