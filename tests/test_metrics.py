@@ -193,15 +193,19 @@ def test_the_workers_of_a_server_count_together(server: Server) -> None:
         assert {value(one, "http_requests_total", **livez) - before for one in found} == {40}
         assert value(found[0], "resource_server_database_connections_limit") == 6
 
-        workers = server.workers()
-        assert len(workers) == 2
-        workers[0].kill()
-        psutil.wait_procs(workers[:1], timeout=20)
-        limits = set()
-        while 6 not in limits:  # until another one has begun
-            assert server.process.poll() is None
-            with suppress(httpx.HTTPError):  # whom the dead one held gets no answer
-                limits.add(value(after := scrape(client), "resource_server_database_connections_limit"))
+        limits: set[float] = set()
+        for _ in range(5):  # on a busy machine another worker may have begun before anybody could look
+            workers = server.workers()
+            assert len(workers) == 2
+            workers[0].kill()
+            psutil.wait_procs(workers[:1], timeout=20)
+            seen = 0.0
+            while seen != 6:  # until another one has begun
+                assert server.process.poll() is None
+                with suppress(httpx.HTTPError):  # whom the dead one held gets no answer
+                    limits.add(seen := value(after := scrape(client), "resource_server_database_connections_limit"))
+            if 3 in limits:
+                break
         assert limits == {3, 6}  # the dead one's were gone
         assert value(after, "http_requests_total", **livez) - before == 40
 
