@@ -75,11 +75,12 @@ class Checkout:
         self._stamp = self.venv / "complete.json"
         self._unfinished = self.venv / "unfinished"
 
-    def set_up(self, *, postgres: bool, load: bool = False, web: bool = False) -> None:
+    def set_up(self, *, postgres: bool, load: bool = False, peers: bool = False, web: bool = False) -> None:
         """Bring everything up to date. Raises SetupError.
 
         postgres: whether the embedded PostgreSQL is wanted.
         load: whether the benchmark's load generator is.
+        peers: whether the servers on Node.js are with which it compares.
         web: whether the web app is: Next.js is larger than everything else together.
         """
         with self._alone():
@@ -91,8 +92,8 @@ class Checkout:
             state = self.state(files)
             if state != "fresh":
                 self._install(files, anew=state == "broken")
-            optional = {"benchmarks/load": load, "frontend-contract/web": web}
-            places = ("frontend-contract", "frontend-contract/*", "benchmarks/load")
+            optional = {"benchmarks/load": load, "benchmarks/peers/fastify": peers, "frontend-contract/web": web}
+            places = ("frontend-contract", "frontend-contract/*", "benchmarks/load", "benchmarks/peers/fastify")
             found = [folder for place in places for folder in self.root.glob(place)]
             folders = [folder for folder in found if optional.get(str(folder.relative_to(self.root)), True)]
             self._install_node_packages(npm or self._wheel_npm(), folders)
@@ -367,6 +368,7 @@ def main(arguments: "list[str]") -> int:
         checkout.set_up(
             postgres=benchmark or not has_database(ROOT, server),
             load=benchmark and not shutil.which("wrk"),
+            peers=benchmark,
             web=arguments[0] in ("setup", "web", "test"),
         )
         return command(checkout, arguments[1:])

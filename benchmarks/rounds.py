@@ -15,7 +15,8 @@ CONNECTIONS = 32
 
 @dataclass(frozen=True)
 class Pace:
-    """How many rounds, and how many seconds of each: warm-up, under load, and with one connection for its latency."""
+    """How many rounds, and how many seconds of each: warm-up, under load, and with one connection for its latency (0:
+    that is left out)."""
 
     rounds: int
     warm_up: int
@@ -24,7 +25,7 @@ class Pace:
 
 
 FULL = Pace(rounds=5, warm_up=2, loaded=5, alone=2)
-QUICK = Pace(rounds=3, warm_up=1, loaded=1, alone=1)
+QUICK = Pace(rounds=2, warm_up=1, loaded=1, alone=0)
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Sample:
     requests_per_second: float
     p50: float
     p99: float
-    alone_p50: float
-    alone_p99: float
+    alone_p50: float | None
+    alone_p99: float | None
     server_cpu: float | None
     postgres_cpu: float | None
     body: int
@@ -72,7 +73,7 @@ def measure(
                         sample = take(scene, server, workload, pace)
                         samples[workload.name].setdefault(peer.name, []).append(sample)
                         figure = f"{sample.requests_per_second:8.0f}/s"
-                        say(f"round {number + 1} of {pace.rounds}: {peer.name:14} {workload.name:8} {figure}")
+                        say(f"round {number + 1} of {pace.rounds}: {peer.name:17} {workload.name:8} {figure}")
             data.restore(scene.database_url)
     return samples
 
@@ -90,7 +91,7 @@ def take(scene: Scene, server: Server, workload: Workload, pace: Pace) -> Sample
     before = cpu.seconds(server.pid), cpu.seconds(scene.postgres)
     loaded = run(CONNECTIONS, pace.loaded)
     after = cpu.seconds(server.pid), cpu.seconds(scene.postgres)
-    alone = run(1, pace.alone)
+    alone = run(1, pace.alone) if pace.alone else None
     server_cpu, postgres_cpu = (
         cpu.per_request(start, end, loaded.requests) for start, end in zip(before, after, strict=True)
     )
@@ -98,8 +99,8 @@ def take(scene: Scene, server: Server, workload: Workload, pace: Pace) -> Sample
         requests_per_second=loaded.requests / loaded.seconds,
         p50=loaded.p50,
         p99=loaded.p99,
-        alone_p50=alone.p50,
-        alone_p99=alone.p99,
+        alone_p50=alone.p50 if alone else None,
+        alone_p99=alone.p99 if alone else None,
         server_cpu=server_cpu,
         postgres_cpu=postgres_cpu,
         body=body,

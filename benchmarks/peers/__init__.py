@@ -7,6 +7,12 @@ tokens' issuer), BETTER_AUTH_JWKS_URL and PUBLIC_URL (their audience).
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from backend.dev.issuer import IssuerError, find_node
+from benchmarks.errors import BenchmarkError
+
+FASTIFY = Path(__file__).with_name("fastify")
 
 ALL = frozenset({"list", "one", "create", "refused"})
 
@@ -15,7 +21,8 @@ ALL = frozenset({"list", "one", "create", "refused"})
 class Peer:
     """One server of the comparison.
 
-    command: its command line for a port of 127.0.0.1; the program's full path comes first.
+    command: its command line for a port of 127.0.0.1; the program's full path comes first. Raises BenchmarkError when
+        something is not installed.
     workloads: the names of those that it answers.
     """
 
@@ -36,6 +43,20 @@ def uvicorn(module: str) -> Callable[[int], list[str]]:
     return command
 
 
+def fastify(mode: str) -> Callable[[int], list[str]]:
+    """One process of Node.js."""
+
+    def command(port: int) -> list[str]:
+        if not (FASTIFY / "node_modules" / "fastify").is_dir():
+            raise BenchmarkError("Fastify is not installed: run this as `python3 bootstrap.py bench`, which does that")
+        try:
+            return [find_node(), str(FASTIFY / "server.mjs"), str(port), mode]
+        except IssuerError as error:
+            raise BenchmarkError(f"Fastify needs Node.js: {error}") from error
+
+    return command
+
+
 def serve(port: int) -> list[str]:
     """This API as it runs in production."""
     return [sys.executable, "-m", "backend.cli", "serve", f"--port={port}", "--workers=1"]
@@ -44,14 +65,31 @@ def serve(port: int) -> list[str]:
 OURS = Peer("ours", "this API, everything on", serve)
 PEERS = (
     Peer(
+        "bare_uvicorn",
+        "bare uvicorn: fixed bytes of the same length",
+        uvicorn("bare_uvicorn"),
+        frozenset({"list", "one", "refused"}),
+    ),
+    Peer(
         "bare_fastapi",
         "bare FastAPI: 20 fixed objects through a response model, no token, no database",
         uvicorn("bare_fastapi"),
         frozenset({"list"}),
     ),
     Peer(
+        "fastify_cached",
+        "Fastify, jose, pg: prepared statements, schemas both ways, verified tokens and user cached",
+        fastify("cached"),
+    ),
+    Peer("fastify_verifying", "the same, which verifies the token of each request", fastify("verifying")),
+    Peer(
         "async_session",
         "async SQLModel session per request, ORM objects through response models, PyJWT, claims and user cached",
         uvicorn("async_session"),
+    ),
+    Peer(
+        "tutorial",
+        "sync SQLModel session per request, sync routes, PyJWT for each request, its user loaded each time",
+        uvicorn("tutorial"),
     ),
 )

@@ -6,103 +6,19 @@ user.
 
 import asyncio
 import os
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Annotated, Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import jwt
 from cachetools import TTLCache
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel
-from sqlalchemy import DateTime, Text, tuple_
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import registry
-from sqlmodel import Field, SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-
-class Priority(StrEnum):
-    low = "low"
-    normal = "normal"
-    high = "high"
-    urgent = "urgent"
-
-
-class Table(SQLModel, registry=registry()):
-    """Tables of this module alone: the same ones as this API's, in a catalogue of their own."""
-
-
-class User(Table, table=True):
-    __tablename__ = "users"
-
-    id: UUID = Field(default_factory=uuid4, primary_key=True)
-    issuer: str
-    subject: str
-    email: str | None = None
-    name: str | None = None
-
-
-class TaskWrite(SQLModel):
-    title: str = Field(min_length=1, max_length=200)
-    description: str | None = Field(default=None, max_length=10_000)
-    status: str = "todo"
-    priority: Priority = Priority.normal
-    due_at: datetime | None = None
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-def moment(**options: Any) -> Any:
-    return Field(sa_type=DateTime(timezone=True), **options)
-
-
-class Task(Table, table=True):
-    __tablename__ = "tasks"
-
-    id: UUID = Field(default_factory=uuid4, primary_key=True)
-    owner_id: UUID = Field(foreign_key="users.id", primary_key=True)
-    title: str = Field(sa_type=Text)
-    description: str | None = Field(default=None, sa_type=Text)
-    status: str = Field(sa_type=Text)
-    priority: Priority = Field(sa_type=Text)
-    due_at: datetime | None = moment(default=None)
-    completed_at: datetime | None = moment(default=None)
-    created_at: datetime = moment(default_factory=now)
-    updated_at: datetime = moment(default_factory=now)
-    deleted_at: datetime | None = moment(default=None)
-    version: int = 1
-
-    @property
-    def is_overdue(self) -> bool:
-        return self.due_at is not None and self.due_at < now() and self.status != "done"
-
-
-class TaskRead(SQLModel):
-    id: UUID
-    title: str
-    description: str | None
-    status: str
-    priority: Priority
-    due_at: datetime | None
-    tags: list[str] = []  # none of the tasks has any, and this peer does not even look
-    is_overdue: bool
-    completed_at: datetime | None
-    created_at: datetime
-    updated_at: datetime
-    deleted_at: datetime | None
-    version: int
-
-
-class Page(BaseModel):
-    items: list[TaskRead]
-    next_cursor: str | None
+from benchmarks.peers.tables import Page, Task, TaskRead, TaskWrite, User, known, new, newest, one, page
 
 
 async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
@@ -131,8 +47,7 @@ async def get_user(request: Request, session: Session, claims: Annotated[dict[st
     subject = claims["sub"]
     user: User | None = request.state.users.get(subject)
     if user is None:
-        known = select(User).where(User.issuer == claims["iss"], User.subject == subject)
-        user = (await session.exec(known)).first()
+        user = (await session.exec(known(claims["iss"], subject))).first()
         if user is None:
             user = User(issuer=claims["iss"], subject=subject, email=claims["email"], name=claims["name"])
             session.add(user)
@@ -169,29 +84,18 @@ def create_app() -> FastAPI:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         cursor: str | None = None,
     ) -> dict[str, Any]:
-        query = select(Task).where(Task.owner_id == user.id, col(Task.deleted_at).is_(None))
-        if cursor:
-            created_at, id = urlsafe_b64decode(cursor).decode().split()
-            here = tuple_(col(Task.created_at), col(Task.id))
-            query = query.where(here < (datetime.fromisoformat(created_at), UUID(id)))
-        query = query.order_by(col(Task.created_at).desc(), col(Task.id).desc()).limit(limit + 1)
-        tasks = (await session.exec(query)).all()
-        last = tasks[limit - 1] if len(tasks) > limit else None
-        next_cursor = urlsafe_b64encode(f"{last.created_at.isoformat()} {last.id}".encode()).decode() if last else None
-        return {"items": tasks[:limit], "next_cursor": next_cursor}
+        return page((await session.exec(newest(user.id, limit, cursor))).all(), limit)
 
     @app.get("/api/v1/tasks/{id}", response_model=TaskRead)
     async def get_task(session: Session, user: CurrentUser, id: UUID) -> Task:
-        query = select(Task).where(Task.id == id, Task.owner_id == user.id, col(Task.deleted_at).is_(None))
-        task = (await session.exec(query)).first()
+        task = (await session.exec(one(user.id, id))).first()
         if task is None:
             raise HTTPException(404, "Task not found")
         return task
 
     @app.post("/api/v1/tasks", response_model=TaskRead, status_code=201)
     async def create_task(session: Session, user: CurrentUser, data: TaskWrite) -> Task:
-        completed_at = now() if data.status == "done" else None
-        task = Task(**data.model_dump(), owner_id=user.id, completed_at=completed_at)
+        task = new(user.id, data)
         session.add(task)
         await session.commit()
         await session.refresh(task)

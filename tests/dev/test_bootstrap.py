@@ -202,14 +202,40 @@ def test_node_packages_are_installed_for_each_lock_once(root: Path, steps: list[
     assert {*steps} == both
 
 
-def test_next_js_is_installed_for_those_who_want_it(root: Path, steps: list[str]) -> None:
-    (root / "frontend-contract" / "web").mkdir(parents=True)
-    (root / "frontend-contract" / "web" / "package-lock.json").write_text("{}")
+@pytest.mark.parametrize(
+    ("folder", "wanted"),
+    [
+        ("frontend-contract/web", {"web": True}),
+        ("benchmarks/load", {"load": True}),
+        ("benchmarks/peers/fastify", {"peers": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_few_need_is_installed_for_those_who_want_it(
+    root: Path, steps: list[str], folder: str, wanted: dict[str, bool]
+) -> None:
+    (root / folder).mkdir(parents=True)
+    (root / folder / "package-lock.json").write_text("{}")
     set_up(root)
-    assert "frontend-contract/web/node_modules" not in steps
+    assert f"{folder}/node_modules" not in steps
     steps.clear()
-    Checkout(root).set_up(postgres=True, web=True)
-    assert steps == ["frontend-contract/web/node_modules"]
+    Checkout(root).set_up(postgres=True, **wanted)
+    assert steps == [f"{folder}/node_modules"]
+
+
+@pytest.mark.parametrize("command", ["setup", "dev", "test", "lint"])
+def test_only_the_benchmark_asks_for_its_peers(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    asked: list[dict[str, bool]] = []
+    monkeypatch.setattr(Checkout, "set_up", lambda _, **wanted: asked.append(wanted))
+
+    def done(*_: Any) -> int:
+        return 0
+
+    for name in (command, "bench"):
+        monkeypatch.setattr(bootstrap, name, done, raising=False)
+        monkeypatch.setitem(bootstrap.COMMANDS, name, done)
+        assert bootstrap.main([name]) == 0
+    assert [wanted["peers"] for wanted in asked] == [False, True]
 
 
 def test_the_second_of_two_set_ups_waits_for_the_first(
