@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick]`: seed, measure, print; a full run is written to benchmarks/results/latest.{md,json}.
+"""`python -m benchmarks [--quick]`: seed, measure, print; a full run is written to benchmarks/results/latest.*
 
 Every server finds the same 200,000 tasks of 1,000 people in one PostgreSQL with durable settings, and 100 of those
 people call. This API runs as in production: row-level security, all middleware, its structured log, which goes to
@@ -21,7 +21,7 @@ import psycopg
 from backend import __version__
 from backend.auth.testing import LocalIssuer
 from backend.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
-from benchmarks import cpu, data, load, report, rounds
+from benchmarks import chart, cpu, data, load, report, rounds
 from benchmarks.errors import BenchmarkError
 from benchmarks.issuer import AUDIENCE, LIFETIME, serve_keys
 from benchmarks.peers import OURS, PEERS
@@ -98,7 +98,8 @@ def run(options: argparse.Namespace) -> None:
     sys.stdout.write(text)
     if not (options.quick or options.peer or options.workload):
         document = json.dumps(report.document(samples, about), indent=1) + "\n"
-        write({"latest.md": text, "latest.json": document})
+        drawing = chart.svg(samples, workloads, about["revision"])
+        write({"latest.md": text, "latest.json": document, "latest.svg": drawing})
 
 
 def revision() -> str:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from xml.etree import ElementTree as ET
 
 import httpx
 import psycopg
@@ -17,7 +18,7 @@ from backend.auth.testing import LocalIssuer
 from backend.pagination import Page
 from backend.settings import Settings
 from backend.tasks.schemas import TaskRead
-from benchmarks import cpu, data, load, report
+from benchmarks import chart, cpu, data, load, report
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers import ALL, FASTIFY, OURS, PEERS, Peer
 from benchmarks.rounds import Sample
@@ -280,6 +281,32 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert found["requests_per_second"] == report.Figure(2, 2, 4)
     assert found["server_cpu"] == report.Figure(2, 1.25, 2)
     assert report.ratio([sample(1, None)], [sample(1, None)], "server_cpu") is None
+
+
+def test_the_chart_shows_medians_and_how_far_the_rounds_lie_apart() -> None:
+    samples = {
+        "list": {"ours": [sample(300), sample(100), sample(200)], "bare_fastapi": [sample(400)] * 3},
+        "one": {"ours": [sample(8)] * 3},
+    }
+    text = chart.svg(samples, [ROUTED["list"], ROUTED["one"]], "0.1.0 <1234>")
+    drawing = ET.fromstring(text)  # noqa: S314 - our own
+    namespace = {"": "http://www.w3.org/2000/svg"}
+    texts = [each.text for each in drawing.findall("text", namespace)]
+    titles = [ROUTED["list"].title, ROUTED["one"].title]
+    assert [each for each in texts if each in titles] == titles
+    assert "0.1.0 <1234>" in (texts[0] or "")
+    assert texts[2:6] == ["bare_fastapi", "400", "ours", "200 (100-300)"], "the fastest first"
+
+    peer, ours, alone = drawing.findall("rect", namespace)
+    assert ["ours" in each.attrib["class"] for each in (peer, ours, alone)] == [False, True, True]
+    widths = [float(each.attrib["width"]) for each in (peer, ours, alone)]
+    assert widths == [chart.LONGEST, chart.LONGEST / 2, chart.LONGEST], "each workload on its own scale"
+    whisker = drawing.findall("path", namespace)[1].attrib["d"]
+    least, greatest = (float(each) for each in re.findall(r"M([\d.]+) ", whisker)[1:])
+    assert (least - chart.NAMES, greatest - chart.NAMES) == (chart.LONGEST / 4, chart.LONGEST * 3 / 4)
+    assert "prefers-color-scheme: dark" in text
+    height = int(drawing.attrib["height"])
+    assert all(float(each.attrib["y"]) + chart.BAR <= height for each in drawing.findall("rect", namespace))
 
 
 def test_the_report_says_all_of_it() -> None:
