@@ -368,7 +368,7 @@ def main(arguments: "list[str]") -> int:
         checkout.set_up(
             postgres=benchmark or not has_database(ROOT, server),
             load=benchmark and not shutil.which("wrk"),
-            peers=benchmark,
+            peers=arguments[0] in ("bench", "test"),
             web=arguments[0] in ("setup", "web", "test"),
         )
         return command(checkout, arguments[1:])

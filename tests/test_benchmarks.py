@@ -20,7 +20,7 @@ from backend.settings import Settings
 from backend.tasks.schemas import TaskRead
 from benchmarks import chart, cpu, data, load, report
 from benchmarks.errors import BenchmarkError
-from benchmarks.peers import ALL, FASTIFY, OURS, PEERS, Peer
+from benchmarks.peers import ALL, OURS, PEERS, Peer
 from benchmarks.rounds import Sample
 from benchmarks.servers import environment, running
 from benchmarks.workloads import WORKLOADS, Person, Request, Workload
@@ -54,8 +54,6 @@ async def peer(
     request: pytest.FixtureRequest, seeded: str, jwks_url: str
 ) -> AsyncIterator[tuple[Peer, httpx.AsyncClient]]:
     """Each peer as the benchmark runs it."""
-    if request.param.name.startswith("fastify") and not (FASTIFY / "node_modules" / "fastify").is_dir():
-        pytest.skip("Fastify is not installed: `python3 bootstrap.py bench` does that")
     with running(request.param, environment(seeded, ISSUER, jwks_url, AUDIENCE)) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
             yield request.param, http
