@@ -33,7 +33,7 @@ def run(program: str, url: str, dump: Path) -> subprocess.CompletedProcess[str]:
 def owner(postgres: str, database_url: str) -> str:
     """A login that has a database of its own, as the guide makes it; the database's address for it."""
     assert database_url  # migrated, so the roles are there
-    login = f"api_{uuid4().hex[:8]}"
+    login = f"owner_{uuid4().hex[:8]}"
     url = create_database(postgres, login)
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in (
