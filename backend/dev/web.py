@@ -18,7 +18,7 @@ _STAMP = _BUILT / "built-of"
 _NEXT = WEB / "node_modules" / "next" / "dist" / "bin" / "next"
 # What the app is made of, beside its own folder.
 _OTHERS = ("client.ts", "client/*.ts", "better-auth/*.ts", "package-lock.json")
-_NOT_OURS = {".next", "node_modules", "tests", "next-env.d.ts"}
+_NOT_OURS = {".data", ".next", "node_modules", "tests", "next-env.d.ts"}
 
 
 def build(say: Callable[[str], None]) -> None:

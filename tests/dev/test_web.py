@@ -76,9 +76,12 @@ def test_it_is_built_once_until_a_source_changes(contract: Path, built: Callable
     assert builds(contract) == 2
 
 
-@pytest.mark.parametrize("path", ["web/README.md", "web/tests/a.test.ts", "web/node_modules/a.js", "web/.next/a.js"])
+@pytest.mark.parametrize(
+    "path", ["web/README.md", "web/tests/a.test.ts", "web/node_modules/a.js", "web/.next/a.js", "web/.data/a.sqlite"]
+)
 def test_what_it_is_not_made_of_changes_nothing(contract: Path, built: Callable[[], bool], path: str) -> None:
     assert built()
+    (contract / path).parent.mkdir(exist_ok=True)
     (contract / path).write_text("changed")
     assert not built()
 
