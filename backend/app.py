@@ -139,7 +139,8 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
     routers = [health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS)]
     for router in routers:
         app.include_router(router)
-    short = (route for router in routers for route in router.routes if isinstance(route, PersonRoute))
+    found = (route for router in routers for route in router.routes)
+    short = (route for route in found if isinstance(route, PersonRoute) and route.arguments is not None)
     app.router.middleware_stack = Shortcut(app.router.middleware_stack, short)
     return app
 

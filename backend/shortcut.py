@@ -6,11 +6,13 @@ such routes and parameters as this project has. A test asks every operation both
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from http import HTTPStatus
 from inspect import iscoroutinefunction
 from json import JSONDecodeError
-from typing import Any, Final, NamedTuple, Protocol, get_args, get_origin
+from types import NoneType
+from typing import Any, Final, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -153,10 +155,17 @@ class _Plan(NamedTuple):
 
 
 class Arguments:
-    """The arguments of one handler. Raises Unsupported, of which FastAPI's own way is the cure."""
+    """The arguments of one handler. Raises Unsupported, of which FastAPI's own way is the cure.
 
-    def __init__(self, dependant: Dependant) -> None:
+    `status`: what it answers with, unless it says so itself. Of 204 alone no content is the whole of an answer.
+    """
+
+    def __init__(self, dependant: Dependant, status: int | None = None) -> None:
         self._plan = _plan(dependant)
+        answer = get_type_hints(self._plan.call).get("return")
+        kinds = (Response, NoneType) if status == HTTPStatus.NO_CONTENT else Response
+        if not (isinstance(answer, type) and issubclass(answer, kinds)):
+            raise Unsupported(f"{self._plan.call!r} leaves it to FastAPI to make its answer")
 
     async def of(self, request: Request) -> Values:
         """Raises RequestValidationError, with all that is wrong, and whatever a dependency raises."""

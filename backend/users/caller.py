@@ -11,7 +11,7 @@ from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal,
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Actor, Database
 from backend.rate_limits import spend_as_user
-from backend.shortcut import Arguments
+from backend.shortcut import Arguments, Unsupported
 from backend.users.directory import Users
 
 REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
@@ -60,14 +60,18 @@ class PersonRoute(BearerRoute):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._arguments = Arguments(self.dependant)
+        try:
+            self.arguments: Arguments | None = Arguments(self.dependant, self.status_code)
+        except Unsupported:
+            self.arguments = None
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The short way; `get_route_handler` is FastAPI's."""
+        """The short way, where there are `arguments`; `get_route_handler` is FastAPI's."""
+        assert self.arguments is not None
         request = self._request(Request(scope, receive))
         await self.judge(request)
-        answer = await self.endpoint(**await self._arguments.of(request))
-        await (Response(status_code=self.status_code or 200) if answer is None else answer)(scope, receive, send)
+        answer = await self.endpoint(**await self.arguments.of(request))
+        await (Response(status_code=204) if answer is None else answer)(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
