@@ -1,7 +1,7 @@
 """The application: every piece made once, at start-up, and put where the next one finds it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pkgutil import resolve_name
@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
-from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -43,6 +42,8 @@ ROUTERS = (
     "backend.tasks.router:batch_router",
     "backend.tasks.router:tags_router",
 )
+
+MOST_HOSTS = 100  # that are remembered: a pattern lets in any number
 
 
 class State(TypedDict):
@@ -132,16 +133,12 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
         swagger_ui_oauth2_redirect_url=None,
     )
     problems.install(app)
-    app.add_middleware(problems.LastResort)
     app.add_middleware(RateLimiting)
     app.add_middleware(Edge)
     app.add_middleware(Observability)
-    routers = [health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS)]
-    for router in routers:
+    for router in health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS):
         app.include_router(router)
-    found = (route for router in routers for route in router.routes)
-    short = (route for route in found if isinstance(route, PersonRoute) and route.arguments is not None)
-    app.router.middleware_stack = Shortcut(app.router.middleware_stack, short)
+        app.short += [route for route in router.routes if isinstance(route, PersonRoute) and route.arguments]
     return app
 
 
@@ -200,6 +197,21 @@ def described() -> list[dict[str, str | None]]:
 
 
 class Application(FastAPI):
+    """FastAPI, with the short way to the routes in `short` beside its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.short: list[PersonRoute] = []
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What was added stands around both ways; what FastAPI adds itself, around its own."""
+        added, self.user_middleware = self.user_middleware, []
+        app: ASGIApp = problems.LastResort(Shortcut(super().build_middleware_stack(), self.short))
+        self.user_middleware = added
+        for middleware, arguments, options in reversed(added):
+            app = middleware(app, *arguments, **options)
+        return app
+
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
         if not self.openapi_schema:
@@ -208,11 +220,15 @@ class Application(FastAPI):
 
 
 class Edge:
-    """Hosts, CORS and compression, put together at the first request from the settings that start-up has read."""
+    """Hosts, CORS and compression, put together at the first request from the settings that start-up has read.
+
+    They take longer than a statement (`docs/performance.md`), so a request in which nothing concerns them goes past.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._inner = app
         self._chain: ASGIApp | None = None
+        self._let_in: set[bytes] = set()  # hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -223,10 +239,29 @@ class Edge:
         if scope["method"] == "HEAD":
             # What a GET would answer, without the content (RFC 9110, section 9.3.2).
             scope, send = {**scope, "method": "GET", "headers_only": True}, without_content(send)
-        await self._chain(scope, receive, send)
+        await (self._chain if self._concerns(scope["headers"]) else self._inner)(scope, receive, send)
+
+    def _concerns(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether there is an Origin, a wish for gzip, or a host that was not let in before."""
+        hosts = 0
+        for name, value in headers:
+            if name == b"origin" or (name == b"accept-encoding" and b"gzip" in value.lower()):
+                return True
+            if name == b"host":
+                hosts += 1
+                if value not in self._let_in:
+                    return True
+        return hosts != 1
+
+    async def _remember_host(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) == 1 and len(self._let_in) < MOST_HOSTS:
+            self._let_in.update(hosts)
+        await self._compressed(scope, receive, send)
 
     def _assemble(self, settings: Settings) -> ASGIApp:
-        app: ASGIApp = GZipMiddleware(self._inner, minimum_size=1024, compresslevel=4)
+        self._compressed = GZipMiddleware(self._inner, minimum_size=1024, compresslevel=4)
+        app: ASGIApp = self._remember_host
         if settings.cors_origins:
             app = CORSMiddleware(
                 app,
@@ -258,26 +293,9 @@ class Edge:
                 ],
                 max_age=3600,
             )
-            app = varying_by_origin(app)
         if "*" not in settings.trusted_hosts:
             app = TrustedHostMiddleware(app, allowed_hosts=settings.trusted_hosts, www_redirect=False)
         return problems.PlainTextRefusals(app)
-
-
-def varying_by_origin(app: ASGIApp) -> ASGIApp:
-    """Say so of every answer: a cache must not give one origin what another was answered, or none (Fetch, 3.2.7)."""
-
-    async def say_so(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_varying(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                if "Origin" not in headers.get("vary", ""):
-                    headers.add_vary_header("Origin")
-            await send(message)
-
-        await app(scope, receive, send_varying)
-
-    return say_so
 
 
 def without_content(send: Send) -> Send:

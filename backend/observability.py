@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from secrets import token_hex
 from typing import Any, Literal
-from uuid import uuid4
 
 from opentelemetry.trace import format_trace_id, get_current_span
 from pydantic_core import to_json
@@ -22,6 +22,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _DOCS = "/docs"
 _DOCS_CSP = b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _HSTS = b"max-age=63072000"  # two years; of other names under this host's it says nothing
+_ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 _CSP = b"default-src 'none'; frame-ancestors 'none'"
 
 
@@ -45,14 +46,13 @@ class Observability:
             metrics.in_progress.inc()
         started = time.perf_counter()
         answered = 0.0
-        status = 500
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal answered, status
+            nonlocal answered
             if message["type"] == "http.response.start":
                 answered = time.perf_counter()
-                status = message["status"]
-                message = {**message, "headers": [*message["headers"], *_added(scope, message["headers"], request_id)]}
+                state["status"] = message["status"]
+                message["headers"] = [*message["headers"], *_added(scope, message["headers"], request_id)]
             try:
                 await send(message)
             except (OSError, RuntimeError):
@@ -62,6 +62,7 @@ class Observability:
         try:
             await self.app(scope, receive, send_with_headers)
         finally:
+            status = state.get("status", 500)
             if metrics is not None:
                 metrics.in_progress.dec()
                 metrics.answered(scope["method"], _route(scope), status, (answered or time.perf_counter()) - started)
@@ -70,12 +71,17 @@ class Observability:
 
 
 def _added(scope: Scope, headers: Iterable[tuple[bytes, bytes]], request_id: str) -> Iterator[tuple[bytes, bytes]]:
-    names = {name for name, _ in headers}
+    given = dict(headers)
     yield b"x-request-id", request_id.encode()
-    yield b"x-content-type-options", b"nosniff"
-    yield b"referrer-policy", b"no-referrer"
-    if b"cache-control" not in names:
-        yield b"cache-control", b"private, no-cache" if b"etag" in names else b"no-store"
+    yield from _ALWAYS
+    if b"cache-control" not in given:
+        yield b"cache-control", b"private, no-cache" if b"etag" in given else b"no-store"
+    # A cache must give nobody what another origin was answered, or in another encoding (Fetch, section 3.2.7).
+    vary = given.get(b"vary", b"")
+    if b"Accept-Encoding" not in vary:
+        yield b"vary", b"Accept-Encoding"
+    if b"Origin" not in vary:
+        yield b"vary", b"Origin"
     if scope["scheme"] == "https":
         yield b"strict-transport-security", _HSTS
     yield b"content-security-policy", _DOCS_CSP if scope["path"] == _DOCS else _CSP
@@ -84,8 +90,8 @@ def _added(scope: Scope, headers: Iterable[tuple[bytes, bytes]], request_id: str
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
-            return value.decode() if _REQUEST_ID.fullmatch(value) else uuid4().hex
-    return uuid4().hex
+            return value.decode() if _REQUEST_ID.fullmatch(value) else token_hex(16)
+    return token_hex(16)
 
 
 def _route(scope: Scope) -> str | None:
@@ -157,5 +163,6 @@ def configure_logging(level: str, format: Literal["json", "console"] | None) -> 
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # No line tells of them, and each costs every line (https://docs.python.org/3/howto/logging.html#optimization).
+    logging._srcfile = None  # noqa: SLF001  # that page says so
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("httpx").setLevel("WARNING")

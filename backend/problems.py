@@ -2,9 +2,9 @@
 
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 from fastapi import FastAPI, Request
@@ -206,32 +206,38 @@ async def database_error(request: Request, error: Exception) -> JSONResponse:
     return respond(request, status, code, DETAILS[code], headers={"Retry-After": "1"} if status == 503 else None)
 
 
-class LastResort:
-    """Pure ASGI, just outside the routes: what nobody expected is a 500 like any other problem, headers and all.
+async def unexpected(request: Request, error: Exception) -> JSONResponse:
+    """The log gets the error's kind and where it came from, not its message, which may quote what a client sent."""
+    trace = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("unexpected %s\n%s", type(error).__qualname__, trace)
+    return respond(request, 500, "internal_error", DETAILS["internal_error"])
 
-    The log gets the kind of the error and where it came from, not its message, which may quote what a client sent.
-    """
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
+    DomainError: domain_error,
+    HTTPException: http_exception,
+    RequestValidationError: invalid_request,
+    psycopg.Error: database_error,
+    Exception: unexpected,
+}
+
+
+class LastResort:
+    """Pure ASGI, around both ways to a handler: what is raised within is answered as the problem that it is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
         try:
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            trace = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("unexpected %s\n%s", type(error).__qualname__, trace)  # noqa: TRY400  # not the message
-            if not started:
-                response = respond(Request(scope), 500, "internal_error", DETAILS["internal_error"])
+            has_begun = "status" in scope["state"]
+            kinds = (Exception,) if has_begun else type(error).__mro__
+            response = await next(HANDLERS[kind] for kind in kinds if kind in HANDLERS)(Request(scope), error)
+            if not has_begun:
                 await response(scope, receive, send)
 
 
@@ -261,8 +267,11 @@ class PlainTextRefusals:
         await self.app(scope, receive, send_problem)
 
 
+async def leave_it(_: Request, error: Exception) -> NoReturn:
+    """For FastAPI's outermost layer, which would answer in plain text."""
+    raise error
+
+
 def install(app: FastAPI) -> None:
-    app.add_exception_handler(DomainError, domain_error)
-    app.add_exception_handler(HTTPException, http_exception)
-    app.add_exception_handler(RequestValidationError, invalid_request)
-    app.add_exception_handler(psycopg.Error, database_error)
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, leave_it if kind is Exception else handler)

@@ -5,6 +5,7 @@ router for the route, and each parameter for its kind, which takes longer than t
 such routes and parameters as this project has. A test asks every operation both ways.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from http import HTTPStatus
 from inspect import iscoroutinefunction
@@ -18,7 +19,6 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.convertors import Convertor
 from starlette.datastructures import QueryParams
-from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 Call = Callable[..., Awaitable[Any]]
@@ -34,42 +34,47 @@ class Route(Protocol):
 
     path: str
     methods: set[str] | None
+    path_regex: re.Pattern[str]
     param_convertors: dict[str, Convertor[Any]]
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]: ...
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 class Shortcut:
-    """Pure ASGI, in front of FastAPI's router.
+    """Pure ASGI, in front of FastAPI.
 
-    Whoever overrides dependencies, or wants traces, goes FastAPI's own way, and so does what matches none of `routes`.
+    Whoever overrides dependencies, wants traces, or mounts the whole under a path goes FastAPI's own way, and so does
+    what matches none of `routes`.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[Route]) -> None:
         self._app = app
-        routes = list(routes)
-        fixed = [route for route in routes if not route.param_convertors]
-        self._fixed = {(method, route.path): route for route in fixed for method in route.methods or ()}
-        self._rest = [route for route in routes if route.param_convertors]
+        self._fixed: dict[tuple[str, str], Route] = {}
+        self._rest: dict[str, list[Route]] = {}
+        for route in routes:
+            for method in route.methods or ():
+                if route.param_convertors:
+                    self._rest.setdefault(method, []).append(route)
+                else:
+                    self._fixed[method, route.path] = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = None
-        if scope["type"] == "http" and "fastapi.telemetry" not in scope and not scope["app"].dependency_overrides:
-            route = self._find(scope)
+        is_plain = scope["type"] == "http" and "fastapi.telemetry" not in scope and not scope.get("root_path")
+        route = self._find(scope) if is_plain and not scope["app"].dependency_overrides else None
         await (self._app if route is None else route.answer)(scope, receive, send)
 
     def _find(self, scope: Scope) -> Route | None:
-        if not scope.get("root_path"):
-            route = self._fixed.get((scope["method"], scope["path"]))
-            if route is not None:
+        method, path = scope["method"], scope["path"]
+        route = self._fixed.get((method, path))
+        if route is not None:
+            scope["route"] = route
+            return route
+        for route in self._rest.get(method, ()):
+            match = route.path_regex.match(path)
+            if match:
+                given = match.groupdict().items()
+                scope["path_params"] = {name: route.param_convertors[name].convert(text) for name, text in given}
                 scope["route"] = route
-                return route
-        for route in self._rest:
-            match, found = route.matches(scope)
-            if match is Match.FULL:
-                scope.update(found)
                 return route
         return None
 

@@ -149,7 +149,8 @@ async def running(
             await app(scope, receive, send)
 
         transport = httpx.ASGITransport(with_state)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as http:
+        headers = {"Accept-Encoding": "identity"}  # httpx would ask for gzip
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000", headers=headers) as http:
             yield Api(app, state, http, issuer)
 
 
