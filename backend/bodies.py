@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Receive, Scope
 
 JSON = ("application/json",)
 BODY_SECONDS = 30.0
@@ -20,8 +21,8 @@ class JSONRequest(Request):
     when the body is about to be read.
     """
 
-    def __init__(self, request: Request, *, media_types: tuple[str, ...], limit: int) -> None:
-        super().__init__(request.scope, request.receive)
+    def __init__(self, scope: Scope, receive: Receive, *, media_types: tuple[str, ...], limit: int) -> None:
+        super().__init__(scope, receive)
         self._media_types = media_types
         self._limit = limit
 

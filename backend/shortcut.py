@@ -122,30 +122,26 @@ class _Query(NamedTuple):
         return found
 
 
-class _Plan(NamedTuple):
-    """What one function asks for, and how to have it."""
+class _Step(NamedTuple):
+    """What one function asks for. `needs`: results of steps before, by their number, and what they are called here."""
 
     call: Call
-    name: str | None
+    needs: Sequence[tuple[int, str | None]]
     request: Sequence[str]
-    dependencies: Sequence["_Plan"]
     path: Sequence[_Field]
     query: _Query | None
     headers: Sequence[_Field]
     body: _Field | None
 
-    async def values(self, request: Request, body: Any, done: dict[Call, Any], errors: Errors) -> Values:
+    def values(self, request: Request, body: Any, results: Sequence[Any], errors: Errors) -> Values | None:
+        """None: something is wrong, here or in a step before."""
         values: Values = {}
-        for each in self.dependencies:
-            result = done.get(each.call, _ABSENT)
-            if result is _ABSENT:
-                before = len(errors)
-                asked = await each.values(request, body, done, errors)
-                if len(errors) > before:
-                    continue
-                result = done[each.call] = await each.call(**asked)
-            if each.name is not None:
-                values[each.name] = result
+        before, lacks = len(errors), False
+        for number, name in self.needs:
+            if results[number] is _ABSENT:
+                lacks = True
+            elif name is not None:
+                values[name] = results[number]
         for field in self.path:
             field.take(request.path_params[field.loc[1]], values, errors)
         if self.query is not None:
@@ -156,7 +152,7 @@ class _Plan(NamedTuple):
             self.body.take(body, values, errors)
         for name in self.request:
             values[name] = request
-        return values
+        return None if lacks or len(errors) > before else values
 
 
 class Arguments:
@@ -166,23 +162,32 @@ class Arguments:
     """
 
     def __init__(self, dependant: Dependant, status: int | None = None) -> None:
-        self._plan = _plan(dependant)
-        answer = get_type_hints(self._plan.call).get("return")
+        steps: list[_Step] = []
+        _add(dependant, steps)
+        *self._dependencies, self._handler = steps
+        if any(step.body for step in self._dependencies):
+            raise Unsupported(f"{self._handler.call!r} depends on something that reads the body")
+        answer = get_type_hints(self._handler.call).get("return")
         kinds = (Response, NoneType) if status == HTTPStatus.NO_CONTENT else Response
         if not (isinstance(answer, type) and issubclass(answer, kinds)):
-            raise Unsupported(f"{self._plan.call!r} leaves it to FastAPI to make its answer")
+            raise Unsupported(f"{self._handler.call!r} leaves it to FastAPI to make its answer")
 
     async def of(self, request: Request) -> Values:
         """Raises RequestValidationError, with all that is wrong, and whatever a dependency raises."""
-        body = _ABSENT if self._plan.body is None else await _json(request)
+        body = _ABSENT if self._handler.body is None else await _json(request)
         errors: Errors = []
-        values = await self._plan.values(request, body, {}, errors)
-        if errors:
+        results: list[Any] = []
+        for step in self._dependencies:
+            values = step.values(request, body, results, errors)
+            results.append(_ABSENT if values is None else await step.call(**values))
+        values = self._handler.values(request, body, results, errors)
+        if values is None:
             raise RequestValidationError(errors, body=None if body is _ABSENT else body)
         return values
 
 
-def _plan(dependant: Dependant) -> _Plan:
+def _add(dependant: Dependant, steps: list[_Step]) -> int:
+    """Add what a function asks for, behind all that it depends on, and say which step it is. Each is called once."""
     call = dependant.call
     others = (
         dependant.cookie_params,
@@ -195,22 +200,28 @@ def _plan(dependant: Dependant) -> _Plan:
     )
     if call is None or any(others) or not (iscoroutinefunction(call) or iscoroutinefunction(type(call).__call__)):
         raise Unsupported(f"{call!r} asks for more than a request, its path, query, headers and JSON, or is not async")
+    for number, step in enumerate(steps):
+        if step.call is call:
+            return number
     if any(_is_list(field.field_info.annotation) for field in (*dependant.path_params, *dependant.header_params)):
         raise Unsupported(f"{call!r} takes a header several times")
     query = [_query(field) for field in dependant.query_params]
     body = [_Field(field, ("body",)) for field in dependant.body_params]
     if len(query) > 1 or len(body) > 1:
         raise Unsupported(f"{call!r} takes several models where one would say it all")
-    return _Plan(
-        call=call,
-        name=dependant.name,
-        request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
-        dependencies=[_plan(each) for each in dependant.dependencies],
-        path=[_Field(field, ("path", field.alias)) for field in dependant.path_params],
-        query=query[0] if query else None,
-        headers=[_Field(field, ("header", field.alias)) for field in dependant.header_params],
-        body=body[0] if body else None,
+    needs = [(_add(each, steps), each.name) for each in dependant.dependencies]
+    steps.append(
+        _Step(
+            call=call,
+            needs=needs,
+            request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
+            path=[_Field(field, ("path", field.alias)) for field in dependant.path_params],
+            query=query[0] if query else None,
+            headers=[_Field(field, ("header", field.alias)) for field in dependant.header_params],
+            body=body[0] if body else None,
+        )
     )
+    return len(steps) - 1
 
 
 def _query(field: Any) -> _Query:

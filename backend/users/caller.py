@@ -68,7 +68,7 @@ class PersonRoute(BearerRoute):
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The short way, where there are `arguments`; `get_route_handler` is FastAPI's."""
         assert self.arguments is not None
-        request = self._request(Request(scope, receive))
+        request = self._request(scope, receive)
         await self.judge(request)
         answer = await self.endpoint(**await self.arguments.of(request))
         await (Response(status_code=204) if answer is None else answer)(scope, receive, send)
@@ -77,13 +77,13 @@ class PersonRoute(BearerRoute):
         answer = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
-            return await answer(self._request(request))
+            return await answer(self._request(request.scope, request.receive))
 
         return handler
 
-    def _request(self, request: Request) -> JSONRequest:
+    def _request(self, scope: Scope, receive: Receive) -> JSONRequest:
         media_types = MERGE_PATCH if "PATCH" in (self.methods or ()) else JSON
-        return JSONRequest(request, media_types=media_types, limit=self.body_limit)
+        return JSONRequest(scope, receive, media_types=media_types, limit=self.body_limit)
 
 
 async def caller_database(request: Request, _: CurrentPrincipal) -> Database:

@@ -339,7 +339,7 @@ async def receive_security_event(request: Request) -> Response:
 
     Public: nothing but the token itself is judged. docs/security-events.md has the events.
     """
-    body = await JSONRequest(request, media_types=(MEDIA_TYPE,), limit=MAX_BODY).body()
+    body = await JSONRequest(request.scope, request.receive, media_types=(MEDIA_TYPE,), limit=MAX_BODY).body()
     try:
         await request.state.security_events.take(body, request.state.request_id)
     except Rejected as rejected:
