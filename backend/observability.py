@@ -114,7 +114,7 @@ def _fields(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
     if "client_gone" in state:
         fields["client_gone"] = True
     if "user" in state:
-        fields["user"] = str(state["user"].id)
+        fields["user"] = state["user"].actor.id
     principal = state.get("principal")
     if principal is not None:
         fields["subject"] = principal.subject

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from backend import openapi
 from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason, forbidden
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
-from backend.database import Actor, Database
+from backend.database import Database
 from backend.rate_limits import spend_as_user
 from backend.shortcut import Arguments, Unsupported
 from backend.users.directory import Users
@@ -88,7 +88,7 @@ class PersonRoute(BearerRoute):
 
 async def caller_database(request: Request, _: CurrentPrincipal) -> Database:
     """The database as the caller sees it: their rows, and nobody else's."""
-    return Database(request.state.pool, Actor.user(request.state.user.id))
+    return Database(request.state.pool, request.state.user.actor)
 
 
 CallerDatabase = Annotated[Database, Depends(caller_database)]

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
 
 from backend.auth import Principal
-from backend.database import SYSTEM, Database, Pool, Row, Statement, parameters
+from backend.database import SYSTEM, Actor, Database, Pool, Row, Statement, parameters
 from backend.problems import DomainError
 from backend.users.models import User, UserStatus
 
@@ -79,6 +79,7 @@ class KnownUser:
     tokens_valid_after: float
     claims_at: float
     profile: Mapping[str, Any]
+    actor: Actor
 
     @classmethod
     def of(cls, row: Row) -> "KnownUser":
@@ -90,12 +91,21 @@ class KnownUser:
             tokens_valid_after=math.floor(floor.timestamp()) if floor else -math.inf,
             claims_at=claims_at.timestamp() if claims_at else -math.inf,
             profile={name: row[name] for name in PROFILE},
+            actor=Actor.user(row["id"]),
         )
 
     def is_behind(self, claims: Mapping[str, Any], principal: Principal) -> bool:
         """Whether the token says something else than the row, and is not older than what the row was written from."""
         profile = self.profile
         return any(profile[name] != value for name, value in claims.items()) and claims_at(principal) >= self.claims_at
+
+
+@dataclass(slots=True)
+class _Remembered:
+    """A user, and the principal last seen, of whom the row says what the token said."""
+
+    user: KnownUser
+    principal: Principal
 
 
 class Users:
@@ -119,7 +129,7 @@ class Users:
     ) -> None:
         self._database = Database(pool, SYSTEM)
         self._issuer = issuer
-        self._known: TTLCache[str, KnownUser] = TTLCache(size, ttl)
+        self._known: TTLCache[str, _Remembered] = TTLCache(size, ttl)
         self._monotonic = monotonic
         self._believed = -math.inf
         self._forgotten = 0
@@ -127,19 +137,28 @@ class Users:
 
     async def resolve(self, principal: Principal) -> KnownUser:
         """The caller's row. A caller who is known and whose claims are as before costs no statement."""
-        claims = profile_of(principal)
-        user = self._known.get(principal.subject) if self.believed else None
-        if user is None or user.is_behind(claims, principal):
-            forgotten = self._forgotten
-            self.loads += 1
-            user = await self._load(principal, claims)
-            if forgotten == self._forgotten:
-                # Else the row may have been read before the change that was told of meanwhile.
-                self._known[principal.subject] = user
+        known = self._known.get(principal.subject) if self.believed else None
+        if known is None or known.principal is not principal:
+            user = await self._find(known, principal)
+        else:
+            user = known.user
         if user.status is UserStatus.purged:
             raise Purged
         if user.status is not UserStatus.active:
             raise Suspended
+        return user
+
+    async def _find(self, known: _Remembered | None, principal: Principal) -> KnownUser:
+        claims = profile_of(principal)
+        if known is not None and not known.user.is_behind(claims, principal):
+            known.principal = principal
+            return known.user
+        forgotten = self._forgotten
+        self.loads += 1
+        user = await self._load(principal, claims)
+        if forgotten == self._forgotten:
+            # Else the row may have been read before the change that was told of meanwhile.
+            self._known[principal.subject] = _Remembered(user, principal)
         return user
 
     def __len__(self) -> int:

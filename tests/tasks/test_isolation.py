@@ -255,7 +255,7 @@ async def test_the_database_shows_each_caller_only_their_rows(api: Api) -> None:
         ids[person.subject] = (await person.get("/api/v1/users/me")).json()["id"]
     pool = api.state["pool"]
     for person in people:
-        user = api.state["users"]._known[person.subject]
+        user = api.state["users"]._known[person.subject].user
         rows = await Database(pool, Actor.user(user.id)).rows(careless)
         assert {str(row["owner_id"]) for row in rows} == {ids[person.subject]}
     assert await Database(pool, Actor("api_user")).rows(careless) == []
@@ -271,5 +271,5 @@ async def test_nobody_writes_into_anothers_name(api: Api) -> None:
     known = api.state["users"]._known
     steal = Statement(update(Task).values(owner_id=bindparam("thief")).returning(col(Task.id)))
     with pytest.raises(Exception, match="row-level security"):
-        await Database(api.state["pool"], Actor.user(known[ada.subject].id)).rows(steal, thief=known[eve.subject].id)
+        await Database(api.state["pool"], known[ada.subject].user.actor).rows(steal, thief=known[eve.subject].user.id)
     assert (await ada.get(f"{TASKS}/{task['id']}")).json() == task

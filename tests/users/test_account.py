@@ -182,7 +182,7 @@ async def test_who_was_suspended_meanwhile_is_not_let_in_again_by_an_erasure(
     ada = api.person()
     await ada.task()
     id = await id_of(ada)
-    known = api.state["users"]._known[ada.subject]
+    known = api.state["users"]._known[ada.subject].user
     await as_system(api, lifecycle.set_status, id, UserStatus.suspended, NOW)
     with monkeypatch.context() as patched:
         patched.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))

@@ -140,7 +140,7 @@ async def test_who_still_knows_the_old_id_writes_nothing_in_its_name(api: Api, e
     ada = api.person()
     await fill(ada)
     id = await id_of(ada)
-    known = api.state["users"]._known[ada.subject]
+    known = api.state["users"]._known[ada.subject].user
     await as_system(api, *((lifecycle.erase, id) if end == "erase" else (lifecycle.purge, id, NOW)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))
