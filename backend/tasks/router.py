@@ -60,7 +60,7 @@ one_tag, all_tags = Answer(TagRead), Answer(TagRead, many=True)
 async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery, Query()]) -> Response:
     """The caller's tasks, newest first unless sorted otherwise."""
     page = await tasks.list(query)
-    return many(page, headers=pagination.link(request, page["next_cursor"]))
+    return answers.page(page, headers=pagination.link(request, page["next_cursor"]))
 
 
 @router.post(

@@ -121,6 +121,7 @@ async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.Mon
                 assert 0 < waiting <= bound < len(titles) * len(text) / 4
                 assert len(updates) == 1
                 monkeypatch.setattr(protocol, "STALL_SECONDS", 0.05)
+                monkeypatch.setattr(Protocol, "_watch_reader", watch)
                 watch(stalled[-1])
                 await gone.wait()
                 while len(updates):  # noqa: ASYNC110
