@@ -53,7 +53,7 @@ class JSONRequest(Request):
         body = await self.body()
         try:
             value = from_json(body, allow_inf_nan=False)
-            json.loads(body, object_pairs_hook=_each_name_once)
+            _DECODER.decode(body.decode())
         except ValueError as error:
             raise json.JSONDecodeError(str(error), "", 0) from None
         return value
@@ -70,3 +70,6 @@ class JSONRequest(Request):
 def _each_name_once(pairs: list[tuple[str, Any]]) -> None:
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a name occurs twice in one object")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_each_name_once)

@@ -2,12 +2,12 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from secrets import token_hex
 from typing import Any, Literal
 
 from opentelemetry.trace import format_trace_id, get_current_span
@@ -77,11 +77,10 @@ def _added(scope: Scope, headers: Iterable[tuple[bytes, bytes]], request_id: str
     if b"cache-control" not in given:
         yield b"cache-control", b"private, no-cache" if b"etag" in given else b"no-store"
     # A cache must give nobody what another origin was answered, or in another encoding (Fetch, section 3.2.7).
-    vary = given.get(b"vary", b"")
-    if b"Accept-Encoding" not in vary:
-        yield b"vary", b"Accept-Encoding"
-    if b"Origin" not in vary:
-        yield b"vary", b"Origin"
+    if b"vary" not in given:
+        yield b"vary", b"Accept-Encoding, Origin"
+    else:
+        yield from ((b"vary", name) for name in (b"Accept-Encoding", b"Origin") if name not in given[b"vary"])
     if scope["scheme"] == "https":
         yield b"strict-transport-security", _HSTS
     yield b"content-security-policy", _DOCS_CSP if scope["path"] == _DOCS else _CSP
@@ -90,8 +89,8 @@ def _added(scope: Scope, headers: Iterable[tuple[bytes, bytes]], request_id: str
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
-            return value.decode() if _REQUEST_ID.fullmatch(value) else token_hex(16)
-    return token_hex(16)
+            return value.decode() if _REQUEST_ID.fullmatch(value) else os.urandom(16).hex()
+    return os.urandom(16).hex()
 
 
 def _route(scope: Scope) -> str | None:

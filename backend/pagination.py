@@ -1,6 +1,7 @@
 """Keyset pages: stable under inserts, and no slower on page 1,000 than on page 1."""
 
 import json
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -9,6 +10,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
 from sqlalchemy import ColumnElement, Integer, Select, Uuid, bindparam, tuple_
 from starlette.requests import Request
 
@@ -18,6 +20,9 @@ from backend.values import Digits
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=Select[Any])
+
+_ENCODER = json.JSONEncoder(default=str)
+_PLAIN_QUERY = re.compile(rb"[A-Za-z0-9_.~%+=&:,-]*")
 
 # For OpenAPI.
 LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "schema": {"type": "string"}}}
@@ -31,7 +36,7 @@ def without_default(schema: dict[str, Any]) -> None:
 class PageQuery(BaseModel):
     """What every listing takes: which page, and how much of it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     limit: Digits = Field(default=20, ge=1, le=100, description="How many on a page.", examples=[50])
     cursor: str | None = Field(
@@ -49,7 +54,7 @@ class Page(BaseModel, Generic[T]):
 
 def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:
     """What a cursor is bound to: this listing, in this order, of these rows."""
-    told = json.dumps([name, sort, sorted(filters.items())], default=str)
+    told = _ENCODER.encode([name, sort, sorted(filters.items())])
     return blake2b(told.encode(), digest_size=6).hexdigest()
 
 
@@ -59,8 +64,7 @@ def encode(bound_to: str, key: object, id: UUID) -> str:
 
 def pack(told: list[Any]) -> str:
     """JSON that a URL and a header can hold, and that nobody takes for something to be put together by hand."""
-    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
-    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    return urlsafe_b64encode(to_json(told)).decode().rstrip("=")
 
 
 def unpack(token: str) -> Any:
@@ -124,5 +128,9 @@ def link(request: Request, next_cursor: str | None) -> dict[str, str]:
     """The `Link` header (RFC 8288), relative, so that it holds behind any proxy."""
     if next_cursor is None:
         return {}
-    query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-    return {"Link": f'<{request.scope["path"]}?{urlencode([*query, ("cursor", next_cursor)])}>; rel="next"'}
+    given: bytes = request.scope["query_string"]
+    if b"cursor" in given or not _PLAIN_QUERY.fullmatch(given):
+        query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+        given = urlencode(query).encode()
+    query_string = f"{given.decode()}&cursor={next_cursor}" if given else f"cursor={next_cursor}"
+    return {"Link": f'<{request.scope["path"]}?{query_string}>; rel="next"'}

@@ -7,12 +7,12 @@ from http import HTTPStatus
 from typing import Any, NoReturn
 
 import psycopg
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -138,7 +138,7 @@ def respond(
     *,
     headers: Mapping[str, str] | None = None,
     errors: Sequence[Mapping[str, Any]] | None = None,
-) -> JSONResponse:
+) -> Response:
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": TITLES.get(status) or HTTPStatus(status).phrase,
@@ -149,16 +149,16 @@ def respond(
     }
     if errors is not None:
         body["errors"] = errors
-    return JSONResponse(body, status, dict(headers or {}), "application/problem+json")
+    return Response(to_json(body), status, headers, "application/problem+json")
 
 
-async def domain_error(request: Request, error: Exception) -> JSONResponse:
+async def domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, DomainError)
     detail = str(error) or type(error).__doc__
     return respond(request, error.status, error.code, detail, headers=error.headers, errors=error.errors)
 
 
-async def http_exception(request: Request, error: Exception) -> JSONResponse:
+async def http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     code = getattr(error, "code", None) or CODES.get(status, HTTPStatus(status).name.lower())
@@ -175,7 +175,7 @@ def _methods(request: Request) -> str:
     return ", ".join(sorted(found))
 
 
-async def invalid_request(request: Request, error: Exception) -> JSONResponse:
+async def invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = [
         {"loc": [_short(part) for part in e["loc"]], "msg": e["msg"], "type": e["type"]}
@@ -191,7 +191,7 @@ def _short(part: str | int) -> str | int:
     return part[:LONGEST_NAME] if isinstance(part, str) else part
 
 
-async def database_error(request: Request, error: Exception) -> JSONResponse:
+async def database_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, psycopg.Error)
     state = error.sqlstate
     if state:
@@ -206,14 +206,14 @@ async def database_error(request: Request, error: Exception) -> JSONResponse:
     return respond(request, status, code, DETAILS[code], headers={"Retry-After": "1"} if status == 503 else None)
 
 
-async def unexpected(request: Request, error: Exception) -> JSONResponse:
+async def unexpected(request: Request, error: Exception) -> Response:
     """The log gets the error's kind and where it came from, not its message, which may quote what a client sent."""
     trace = "".join(traceback.format_tb(error.__traceback__))
     logger.error("unexpected %s\n%s", type(error).__qualname__, trace)
     return respond(request, 500, "internal_error", DETAILS["internal_error"])
 
 
-HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
     DomainError: domain_error,
     HTTPException: http_exception,
     RequestValidationError: invalid_request,

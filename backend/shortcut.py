@@ -7,6 +7,7 @@ such routes and parameters as this project has. A test asks every operation both
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from inspect import iscoroutinefunction
 from json import JSONDecodeError
@@ -24,6 +25,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 Call = Callable[..., Awaitable[Any]]
 Errors = list[Any]
 Values = dict[str, Any]
+
+MOST_QUERIES: Final = 256  # that are remembered for each route
+LONGEST_QUERY: Final = 256  # bytes, of those
 
 _ABSENT: Final = object()
 _LISTS = (list, set, tuple)
@@ -104,20 +108,33 @@ class _Field(NamedTuple):
             values[field.name] = taken
 
 
-class _Query(NamedTuple):
-    """A model whose members are the query parameters."""
+class _Query:
+    """A model whose members are the query parameters. One that is frozen is made once for each query string."""
 
-    field: _Field
-    names: frozenset[str]
-    lists: frozenset[str]
+    def __init__(self, field: _Field, model: type[BaseModel]) -> None:
+        self._field = field
+        self._names = frozenset(model.model_fields)
+        self._lists = {name for name, member in model.model_fields.items() if _is_list(member.annotation)}
+        self._remembered = lru_cache(MOST_QUERIES)(self._judge) if model.model_config.get("frozen") else self._judge
 
-    def read(self, given: QueryParams) -> Values:
+    def take(self, given: bytes, values: Values, errors: Errors) -> None:
+        taken, wrong = (self._remembered if len(given) <= LONGEST_QUERY else self._judge)(given)
+        values.update(taken)
+        errors.extend(wrong)
+
+    def _judge(self, given: bytes) -> tuple[Values, Errors]:
+        values: Values = {}
+        errors: Errors = []
+        self._field.take(self._read(QueryParams(given)), values, errors)
+        return values, errors
+
+    def _read(self, given: QueryParams) -> Values:
         """Of what is repeated the last counts, unless a list is asked for, or nothing of that name."""
         found: Values = dict(given)
-        if len(found) < len(given.multi_items()) or not self.lists.isdisjoint(found):
+        if len(found) < len(given.multi_items()) or not self._lists.isdisjoint(found):
             for name in found:
                 several = given.getlist(name)
-                if name in self.lists or (len(several) > 1 and name not in self.names):
+                if name in self._lists or (len(several) > 1 and name not in self._names):
                     found[name] = several
         return found
 
@@ -145,7 +162,7 @@ class _Step(NamedTuple):
         for field in self.path:
             field.take(request.path_params[field.loc[1]], values, errors)
         if self.query is not None:
-            self.query.field.take(self.query.read(request.query_params), values, errors)
+            self.query.take(request.scope["query_string"], values, errors)
         for field in self.headers:
             field.take(request.headers.get(field.loc[1], _ABSENT), values, errors)
         if self.body is not None:
@@ -228,11 +245,9 @@ def _query(field: Any) -> _Query:
     model = field.field_info.annotation
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise Unsupported(f"the query parameter {field.name} stands outside of a model")
-    members = model.model_fields
-    if any(member.alias for member in members.values()):
+    if any(member.alias for member in model.model_fields.values()):
         raise Unsupported(f"{model.__name__} has members of two names")
-    lists = {name for name, member in members.items() if _is_list(member.annotation)}
-    return _Query(_Field(field, ("query",)), frozenset(members), frozenset(lists))
+    return _Query(_Field(field, ("query",)), model)
 
 
 def _is_list(annotation: Any) -> bool:

@@ -65,8 +65,7 @@ class TaskService:
 
     async def list(self, query: TaskQuery) -> Row:
         """A page: `items`, `next_cursor`, and `total` if it was asked for."""
-        given = query.model_dump(include=set(FILTERS))
-        filters = {name: value for name, value in given.items() if value not in (None, [])}
+        filters = {name: value for name in FILTERS if (value := getattr(query, name)) not in (None, [])}
         bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
         key = query.sort.removeprefix("-")
         after = pagination.after(query.cursor, bound_to, CURSOR_KEYS[key])
