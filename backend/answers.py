@@ -1,17 +1,11 @@
-"""Rows to JSON, the short way: as the response model says, without building it.
-
-pydantic-core writes them, or PostgreSQL, where there are many: `docs/performance.md` has the figures.
-"""
+"""Rows to JSON, the short way: pydantic-core writes them as the response model says, without building it."""
 
 import re
-from collections.abc import Iterable
 from types import GenericAlias
 from typing import Any, NotRequired, get_type_hints
 
 from fastapi import Request, Response
 from pydantic import BaseModel, TypeAdapter
-from pydantic_core import to_json
-from sqlalchemy import ColumnElement, DateTime, Table, Text, cast, func, literal_column, select
 from typing_extensions import TypedDict
 
 from backend.database import Row
@@ -60,29 +54,6 @@ IF_NONE_MATCH_ON_PUT = {
 }
 
 
-def as_json(table: Table, columns: Iterable[Any]) -> ColumnElement[str]:
-    """An object of these columns of one row of `table`, as pydantic-core would write it.
-
-    Times are told in UTC, since every transaction is in it (`backend.database`).
-    """
-    told = select(*(_as_text(column) for column in columns)).correlate(table).lateral("told")
-    return cast(select(func.row_to_json(told.table_valued())).correlate(table).scalar_subquery(), Text)
-
-
-def _as_text(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    if not isinstance(column.type, DateTime):
-        return column
-    text = func.to_char(column, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"""))
-    return func.replace(text, literal_column("'.000000Z'"), literal_column("'Z'")).label(column.key)
-
-
-def page(page: Row, headers: dict[str, str] | None = None) -> Response:
-    """A page whose items PostgreSQL has written: the member `json` of each (`as_json`)."""
-    items = ",".join([row["json"] for row in page["items"]])
-    rest = to_json({name: value for name, value in page.items() if name != "items"})
-    return Response(b'{"items":[%b],%b' % (items.encode(), rest[1:]), 200, headers, "application/json")
-
-
 class Answer:
     """Writes rows that PostgreSQL has typed already, so they are not validated again. A test holds both ways equal."""
 
@@ -102,7 +73,7 @@ class Answer:
 
     def created(self, request: Request, row: Row) -> Response:
         """201, for a POST to the collection."""
-        return self.versioned(row, 201, Location=f"{request.url.path}/{row['id']}")
+        return self.versioned(row, 201, Location=f"{request.scope['path']}/{row['id']}")
 
     def unless_known(self, request: Request, row: Row) -> Response:
         """304 if If-None-Match names the version that there is, else the row."""

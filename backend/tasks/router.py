@@ -60,7 +60,7 @@ one_tag, all_tags = Answer(TagRead), Answer(TagRead, many=True)
 async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery, Query()]) -> Response:
     """The caller's tasks, newest first unless sorted otherwise."""
     page = await tasks.list(query)
-    return answers.page(page, headers=pagination.link(request, page["next_cursor"]))
+    return many(page, headers=pagination.link(request, page["next_cursor"]))
 
 
 @router.post(
@@ -158,7 +158,7 @@ async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -
         if_none_match=answers.if_none_match(request),
         must_exist="if-match" in request.headers,
     )
-    return one.versioned(task, 201, Location=request.url.path) if created else one.versioned(task)
+    return one.versioned(task, 201, Location=request.scope["path"]) if created else one.versioned(task)
 
 
 @router.patch(

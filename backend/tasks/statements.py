@@ -38,7 +38,7 @@ from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from backend import answers, changes, owned, pagination
+from backend import changes, owned, pagination
 from backend.changes import RETENTION
 from backend.database import Statement, parameters
 from backend.owned import CALLER
@@ -64,9 +64,6 @@ COMPUTED: dict[str, ColumnElement[Any]] = {
 }
 READ = [COMPUTED[name].label(name) if name in COMPUTED else col(getattr(Task, name)) for name in TaskRead.model_fields]
 PLAIN = [column for name, column in zip(TaskRead.model_fields, READ, strict=True) if name != "tags"]
-
-# Many at once are written by PostgreSQL.
-JSON = answers.as_json(TABLE, READ).label("json")
 
 # What a client sets and the table keeps.
 FIELDS = [name for name in TaskCreate.model_fields if name in TABLE.c]
@@ -163,30 +160,29 @@ def search(
 def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: bool, counted: bool) -> Statement:
     """The statement for one combination of filters and sort; their values come with each request.
 
-    Of each task it gives the JSON, the id and the sort key.
     `counted`: each row carries the `total`; where there is none to carry it, one comes that is empty otherwise.
     """
     name, descending = sort.removeprefix("-"), sort.startswith("-")
     column, id = TABLE.c[name], TABLE.c.id
     key = sort_key(sort, column)
     after = sort_key(sort, bindparam("after_key", type_=column.type)) if continued else None
-    shown = [JSON, id, column]
     given = {name: FILTERS[name] for name in sorted(filters)}
     searched = None if deleted else given.pop("q", None)
     wanted = (*(BIN if deleted else OWNED), *given.values())
     if searched is None:
-        query = select(*shown, *([key.label("sort_key")] if counted else [])).where(*wanted)
+        query = select(*READ, *([key.label("sort_key")] if counted else [])).where(*wanted)
         query = pagination.keyset(query, key, id, after=after, descending=descending)
         total = select(func.count().label("total")).where(*wanted)
     else:
         found = search(wanted, key, after=after, descending=descending)
-        query = select(*shown, *([found.c.sort_key] if counted else [])).join(found, found.c.id == id).where(MINE)
+        query = select(*READ, *([found.c.sort_key] if counted else [])).join(found, found.c.id == id).where(MINE)
         query = query.order_by(*pagination.order(found.c.sort_key, found.c.id, descending=descending)).limit(LIMIT)
         total = select(func.count().label("total")).select_from(texts(*wanted, searched, key=key).subquery())
     if not counted:
         return Statement(query)
     page, count = query.subquery(), total.subquery()
-    both = select(count.c.total, *(page.c[each.key] for each in shown)).select_from(count.outerjoin(page, true()))
+    fields = [page.c[name] for name in TaskRead.model_fields]
+    both = select(count.c.total, *fields).select_from(count.outerjoin(page, true()))
     return Statement(both.order_by(*pagination.order(page.c.sort_key, page.c.id, descending=descending)))
 
 

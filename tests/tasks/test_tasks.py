@@ -48,10 +48,10 @@ async def test_a_task_from_its_making_to_the_bin(api: Api) -> None:
 
 
 async def test_rows_are_written_as_the_response_model_would(api: Api) -> None:
-    """By pydantic-core, and, where there are many, by PostgreSQL: the same, to the byte."""
+    """To the byte, alone and among many."""
     ada = api.person()
     controls = "".join(map(chr, range(1, 32)))
-    ada_tasks: list[dict[str, Any]] = [
+    given: list[dict[str, Any]] = [
         {"title": 'é🎉\t"quoted" \\ and \u2028 / \x7f', "description": "", "due_at": "2030-02-03T04:05:06.789+02:00"},
         {"title": "at 10+00:00", "description": f".000000Z{controls}", "tags": ["b", 'a"', "\\", "{,}", "null", "é"]},
         {"title": "null", "status": "done", "priority": "urgent"},
@@ -60,12 +60,12 @@ async def test_rows_are_written_as_the_response_model_would(api: Api) -> None:
         {"title": "half", "due_at": "2030-01-01T00:00:00.5Z"},
         {"title": "least", "due_at": "2030-01-01T00:00:00.000001Z"},
     ]
-    for members in ada_tasks:
+    for members in given:
         await ada.post(TASKS, members)
     for query, rest in ("", ',"next_cursor":null}'), ("count=exact", ',"next_cursor":null,"total":7}'):
         page = await ada.get(f"{TASKS}?{query}")
         each = [await ada.get(f"{TASKS}/{task['id']}") for task in page.json()["items"]]
-        assert len(each) == len(ada_tasks)
+        assert len(each) == len(given)
         assert page.text == '{"items":[' + ",".join(answer.text for answer in each) + "]" + rest
         for answer in each:
             assert answer.content == TaskRead.model_validate_json(answer.content).model_dump_json().encode()
