@@ -1,5 +1,7 @@
 """Each setting has its effect: the way from the environment to what is made of it, through the whole application."""
 
+import io
+import json
 import logging
 import os
 import re
@@ -15,7 +17,7 @@ import httpx
 import psycopg
 import pytest
 
-from backend import migrations
+from backend import migrations, observability
 from backend.auth.testing import LocalIssuer
 from backend.cli import main
 from backend.observability import Console, JsonLines, configure_logging
@@ -140,6 +142,41 @@ def test_the_log_is_as_the_settings_say(
     assert [type(handler.formatter) for handler in root_logger.handlers] == [formatter]
     assert root_logger.level == logging.WARNING
     assert logging.getLogger("httpx").level == logging.WARNING
+
+
+async def test_the_line_of_a_request_is_the_same_with_and_without_a_record(
+    api: Api, root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, lines = api.person(), []
+    task = await ada.task()
+    for more in [], [logging.NullHandler()]:
+        stream = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        configure_logging("info", "json")
+        root_logger.handlers += more
+        for path in f"{TASKS}/{task['id']}", "/nowhere":
+            await ada.get(path, headers={"X-Request-ID": "same"})
+        lines.append([json.loads(line) for line in stream.getvalue().splitlines()])
+    told = [[{**line, "time": 0, "ms": 0} for line in each] for each in lines]
+    assert told[0] == told[1]
+    assert [(line["logger"], line["status"], line.get("subject")) for line in told[0]] == [
+        ("backend.access", 200, ada.subject),
+        ("backend.access", 404, None),
+    ]
+    assert all(list(line)[:4] == ["time", "level", "logger", "message"] for line in told[0])
+
+
+def test_a_log_that_nobody_reads_any_more_stops_no_request(
+    root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unread(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Unread())
+    configure_logging("info", "json")
+    observability._tell({"status": 200})
+    assert '"status":200' in root_logger.handlers[0].stream.getvalue()  # type: ignore[attr-defined]  # of ours
 
 
 def test_a_server_says_one_line_a_request_and_nothing_of_itself(database_url: str, jwks_url: str) -> None:
