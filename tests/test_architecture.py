@@ -78,6 +78,7 @@ def test_only_the_executor_speaks_to_the_database() -> None:
         ("doctor/stores.py", "connect"),
         ("doctor/stores.py", "execute"),
         ("health.py", "execute"),
+        ("migrations/__init__.py", "execute"),
         ("migrations/__init__.py", "connect"),
         ("shared_counters.py", "execute"),  # of Redis
         ("users/invalidation.py", "connect"),

@@ -1,6 +1,7 @@
 """The schema: its history, its roles, and what no table may lack."""
 
 import asyncio
+import subprocess
 import sys
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, NullPool, create_engine
 from sqlmodel import SQLModel
 
@@ -69,6 +71,20 @@ def test_an_empty_database_and_a_current_one(empty: str) -> None:
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     assert "newer than this version" in str(migrations.pending(empty))
+
+
+def test_the_revisions_are_those_that_alembic_finds() -> None:
+    scripts = ScriptDirectory.from_config(migrations._config())
+    assert migrations.revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
+    assert [migrations.head()] == scripts.get_heads()
+
+
+def test_a_server_that_finds_its_schema_does_not_load_alembic(database_url: str) -> None:
+    code = (
+        "import sys; from backend import app, cli, migrations; app.create_app();"
+        " assert migrations.pending(sys.argv[1]) is None; assert 'alembic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, database_url], check=True)
 
 
 async def upgrade_elsewhere(url: str) -> int | None:

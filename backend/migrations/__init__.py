@@ -1,13 +1,15 @@
 """The schema's history (Alembic), carried inside the package so that the wheel has it."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, NullPool, create_engine
+
+if TYPE_CHECKING:
+    # They take 11 MB and as long to load as FastAPI does, and a server that finds its schema has no need of them.
+    from alembic.config import Config
+    from sqlalchemy import Connection
 
 OLDEST_POSTGRES = 18
 
@@ -19,17 +21,22 @@ class MigrationError(Exception):
     """The database cannot be brought, or has not been brought, to this version; the message says what to do."""
 
 
-def _config() -> Config:
+def _config() -> "Config":
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", "backend:migrations")
     return config
 
 
+def revisions() -> list[str]:
+    """All that this version of the package knows, as the names of their files begin, the oldest first."""
+    return sorted(file.name.partition("_")[0] for file in Path(__file__).with_name("versions").glob("[0-9]*.py"))
+
+
 def head() -> str:
     """The revision that this version of the package needs."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None
-    return revision
+    return revisions()[-1]
 
 
 def isolate(table: str) -> str:
@@ -68,6 +75,8 @@ def upgrade(url: str) -> None:
     Under an advisory lock that ends with the transaction, so any number of machines may start at once, through a
     transaction pooler, too. All or nothing. Raises `MigrationError`.
     """
+    from alembic import command
+
     with _connect(url) as connection, connection.begin():
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         config = _config()
@@ -77,19 +86,33 @@ def upgrade(url: str) -> None:
 
 def pending(url: str) -> str | None:
     """What keeps this version from running on the database at `url`, in one line, or None. Raises `MigrationError`."""
-    with _connect(url) as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
+    with _open(url) as connection:
+        current = _current(connection)
     if current == head():
         return None
     if current is None:
         return "the database is empty: run `resource-server migrate`"
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if current not in known:
+    if current not in revisions():
         return f"the database is at revision {current}, which is newer than this version: deploy a newer one"
     return f"the database is at revision {current}, this version needs {head()}: run `resource-server migrate`"
 
 
-def _connect(url: str) -> Connection:
+def _current(connection: psycopg.Connection) -> str | None:
+    table = connection.execute("SELECT to_regclass('alembic_version')").fetchone()
+    if table is None or table[0] is None:
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def _connect(url: str) -> "Connection":
+    from sqlalchemy import NullPool, create_engine
+
+    raw = _open(url)
+    return create_engine("postgresql+psycopg://", creator=lambda: raw, poolclass=NullPool).connect()
+
+
+def _open(url: str) -> psycopg.Connection:
     try:
         raw = psycopg.connect(url, connect_timeout=10)
     except psycopg.Error as error:
@@ -98,4 +121,4 @@ def _connect(url: str) -> Connection:
     if version < OLDEST_POSTGRES:
         raw.close()
         raise MigrationError(f"PostgreSQL {OLDEST_POSTGRES} or newer is needed, this is {version}")
-    return create_engine("postgresql+psycopg://", creator=lambda: raw, poolclass=NullPool).connect()
+    return raw
