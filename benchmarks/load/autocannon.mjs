@@ -7,6 +7,8 @@ import autocannon from 'autocannon'
 const [url, file, connections, seconds] = process.argv.slice(2)
 const requests = JSON.parse(readFileSync(file, 'utf8')).map((request) => ({ ...request, body: request.body || undefined }))
 
+// Each run begins elsewhere: a server may still remember whom the last one began with.
+const first = Math.floor(Math.random() * requests.length)
 let clients = 0
 const times = []
 let refused = 0
@@ -19,7 +21,7 @@ const run = autocannon({
   requests,
   // Each connection begins elsewhere in the list: together they must not ask for the same person at the same time.
   setupClient(client) {
-    const start = Math.floor((clients++ * requests.length) / Number(connections))
+    const start = (first + Math.floor((clients++ * requests.length) / Number(connections))) % requests.length
     client.setRequests([...requests.slice(start), ...requests.slice(0, start)])
   },
 })

@@ -4,6 +4,9 @@ local requests, last = {}, 0
 
 function init(arguments)
   requests = dofile(arguments[1])
+  -- Each run begins elsewhere: a server may still remember whom the last one began with.
+  math.randomseed(os.time())
+  last = math.random(#requests)
 end
 
 function request()
