@@ -141,6 +141,11 @@ def seed(connection: psycopg.Connection, *, rows: int, owners: int, most: int) -
     connection.autocommit = False
 
 
+def subject(person: UUID) -> str:
+    """Of one whom `seed` has made."""
+    return str(person.int % 16**12)
+
+
 def become(connection: psycopg.Connection, owner: UUID) -> None:
     """For this transaction: as a request of this owner's."""
     connection.execute("SELECT set_config('role', 'api_user', true), set_config('app.caller', %s, true)", (str(owner),))
@@ -299,7 +304,7 @@ def served(url: str, owners: list[Owner]) -> list[tuple[str, ...]]:
 
     with serve_keys(issuer) as keys, running(OURS, environment(url, ISSUER, keys, AUDIENCE)) as server:
         for owner in owners:
-            bearer = {"Authorization": f"Bearer {issuer.token(sub=str(owner.id.int % 16**12))}"}
+            bearer = {"Authorization": f"Bearer {issuer.token(sub=subject(owner.id))}"}
             with httpx.Client(base_url=server.url, headers=bearer, trust_env=False) as http:
                 columns.append(beside(medians([partial(ask, http, each) for each in SEARCHES.values()], REPEATS)))
     return [*zip(SEARCHES, *columns, strict=True)]
@@ -310,7 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=ROWS, help="tasks in the table")
     options = parser.parse_args(arguments)
     say(f"seeding {options.rows:,} tasks of {OWNERS:,} people")
-    with EmbeddedPostgres(durable=False, settings=_ROOMY) as postgres:
+    with EmbeddedPostgres(durable=False, settings=ROOMY) as postgres:
         migrations.upgrade(postgres.url)
         with psycopg.connect(postgres.url) as connection:
             seed(connection, rows=options.rows, owners=OWNERS, most=MOST)
@@ -328,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 # What an index of millions of rows is built in, and the part of it that a server of that size would keep.
-_ROOMY = {"shared_buffers": "1GB", "maintenance_work_mem": "1GB", "max_wal_size": "8GB"}
+ROOMY = {"shared_buffers": "1GB", "maintenance_work_mem": "1GB", "max_wal_size": "8GB"}
 
 
 def people(connection: psycopg.Connection) -> list[Owner]:

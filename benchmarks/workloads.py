@@ -55,18 +55,19 @@ class Workload:
     fits: Callable[[Any], bool]
 
 
-def _bearer(person: Person) -> dict[str, str]:
+def bearer(person: Person) -> dict[str, str]:
+    """The headers that say who calls (RFC 6750)."""
     return {"Authorization": f"Bearer {person.token}"}
 
 
 def _list(people: Sequence[Person]) -> list[Request]:
-    return [Request("GET", "/api/v1/tasks?limit=20", _bearer(person)) for person in people]
+    return [Request("GET", "/api/v1/tasks?limit=20", bearer(person)) for person in people]
 
 
 def _one(people: Sequence[Person]) -> list[Request]:
     rounds = zip(*(person.tasks for person in people), strict=True)
     return [
-        Request("GET", f"/api/v1/tasks/{task}", _bearer(person))
+        Request("GET", f"/api/v1/tasks/{task}", bearer(person))
         for tasks in rounds
         for person, task in zip(people, tasks, strict=True)
     ]
@@ -75,7 +76,7 @@ def _one(people: Sequence[Person]) -> list[Request]:
 def _create(people: Sequence[Person]) -> list[Request]:
     body = json.dumps(NEW_TASK)
     return [
-        Request("POST", "/api/v1/tasks", _bearer(person) | {"Content-Type": "application/json"}, body)
+        Request("POST", "/api/v1/tasks", bearer(person) | {"Content-Type": "application/json"}, body)
         for person in people
     ]
 
@@ -88,10 +89,10 @@ def _is_page(body: Any) -> bool:
     return len(body["items"]) == 20 and bool(body["next_cursor"])
 
 
+LIST = Workload("list", "GET /api/v1/tasks?limit=20", 200, _list, _is_page)
+ONE = Workload("one", "GET /api/v1/tasks/{id}", 200, _one, lambda body: body["version"] == 1)
+REFUSED = Workload("refused", "GET /api/v1/tasks without a token", 401, _refused, lambda body: "detail" in body)
+CREATE = Workload("create", "POST /api/v1/tasks", 201, _create, lambda body: body["title"] == NEW_TASK["title"])
+
 # Writes come last: what they add is taken away again before the next server's turn.
-WORKLOADS = (
-    Workload("list", "GET /api/v1/tasks?limit=20", 200, _list, _is_page),
-    Workload("one", "GET /api/v1/tasks/{id}", 200, _one, lambda body: body["version"] == 1),
-    Workload("refused", "GET /api/v1/tasks without a token", 401, _refused, lambda body: "detail" in body),
-    Workload("create", "POST /api/v1/tasks", 201, _create, lambda body: body["title"] == NEW_TASK["title"]),
-)
+WORKLOADS = (LIST, ONE, REFUSED, CREATE)

@@ -57,9 +57,9 @@ def fastify(mode: str) -> Callable[[int], list[str]]:
     return command
 
 
-def serve(port: int) -> list[str]:
+def serve(port: int, *, workers: int = 1) -> list[str]:
     """This API as it runs in production."""
-    return [sys.executable, "-m", "backend.cli", "serve", f"--port={port}", "--workers=1"]
+    return [sys.executable, "-m", "backend.cli", "serve", f"--port={port}", f"--workers={workers}"]
 
 
 OURS = Peer("ours", "this API, everything on", serve)
