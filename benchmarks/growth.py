@@ -1,0 +1,251 @@
+"""`python -m benchmarks.growth [--quick] [--only NAME]`: what more tasks, pages, people, workers and requests cost.
+
+Each measurement compares this API with itself, in turns on one durable PostgreSQL, and has beside it what was to be
+reached. A full run is written to benchmarks/results/growth.md.
+"""
+
+import argparse
+import os
+import platform
+import random
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import psycopg
+
+from backend.auth.testing import LocalIssuer
+from backend.auth.verifier import CACHE_ENTRIES
+from backend.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
+from benchmarks import cpu, data, load, plans
+from benchmarks.__main__ import ISSUER, PEOPLE, revision, say, write
+from benchmarks.errors import BenchmarkError
+from benchmarks.issuer import AUDIENCE, serve_keys
+from benchmarks.report import ratio
+from benchmarks.rounds import CONNECTIONS, Pace
+from benchmarks.servers import Server
+from benchmarks.turns import Amounts, Finding, Goal, Stage, beside, report, told
+from benchmarks.worker import forged, memory, start
+from benchmarks.workloads import LIST, ONE, Person, Request, Workload, bearer
+
+EACH = 200  # tasks of one person
+CALLS = 20_000  # of people who call when they like, before they begin anew
+
+FULL = Amounts(
+    Pace(rounds=5, warm_up=1, loaded=5, alone=0),
+    usual=(data.USERS, data.TASKS),
+    owners=(1_000, 25_000),
+    most=48_000,
+    page=2_000,
+    users=(10, 4_000, 10_000),
+    requests=(10_000, 1_000_000),
+    tokens=100_000,
+    starts=5,
+    checks=15_000,
+)
+QUICK = Amounts(
+    Pace(rounds=2, warm_up=1, loaded=1, alone=0),
+    usual=(PEOPLE, 4_000),
+    owners=(100, 500),
+    most=4_800,
+    page=200,
+    users=(10, 1_000),
+    requests=(1_000, 20_000),
+    tokens=2_000,
+    starts=2,
+    checks=200,
+)
+
+
+def tasks(stage: Stage) -> Finding:
+    """The same listing among few tasks and among many, of people who have as many here as there."""
+    urls = {owners: stage.tagged(owners, owners * EACH, EACH) for owners in stage.amounts.owners}
+    with ExitStack() as stack:
+        sides = []
+        for owners, url in urls.items():
+            server, people = stack.enter_context(stage.server(url)), stage.people(url, PEOPLE)
+            sides.append(
+                stage.side(f"{owners * EACH:,} tasks of {owners:,} people", server, LIST, LIST.requests(people))
+            )
+        few, many = stage.turns(*sides)
+    rows = [f"{owners * EACH:,}" for owners in stage.amounts.owners]
+    return Finding(
+        "few tasks and many",
+        f"`{LIST.title}` by {PEOPLE} people with {EACH} tasks each, far apart in the heap, a tenth of them in the bin.",
+        beside(f"{rows[1]} tasks against {rows[0]}", few, many, most=1.3),
+        told(sides, [few, many]),
+    )
+
+
+def pages(stage: Stage) -> Finding:
+    """The first page of one person and one far behind it; and the first page of somebody with few tasks."""
+    page, most, (owners, _) = stage.amounts.page, stage.amounts.most, stage.amounts.usual
+    url = stage.tagged(owners, 5 * most, most)  # every fifth is theirs
+    skipped = 20 * (page - 1)
+    with psycopg.connect(url) as connection:
+        owner, other = plans.people(connection)
+        there = connection.execute(
+            "SELECT id FROM tasks WHERE owner_id = %s AND deleted_at IS NULL ORDER BY created_at DESC, id DESC"
+            " LIMIT 20 OFFSET %s",
+            (owner.id, skipped),
+        ).fetchall()
+    theirs, others = (Person(stage.token(plans.subject(each.id)), []) for each in (owner, other))
+
+    def is_far(body: Any) -> bool:
+        return [(item["id"],) for item in body["items"]] == [(str(id),) for (id,) in there]
+
+    with stage.server(url) as server:
+        path = f"/api/v1/tasks?limit=20&cursor={walk(server, theirs, skipped)}"
+        far = Workload("far", f"page {page:,}", 200, lambda _: [Request("GET", path, bearer(theirs))], is_far)
+        sides = [
+            stage.side(f"page 1 of {other.name}", server, LIST, LIST.requests([others])),
+            stage.side(f"page 1 of {owner.name}", server, LIST, LIST.requests([theirs])),
+            stage.side(f"page {page:,} of {owner.name}", server, far, far.requests([])),
+        ]
+        found = stage.turns(*sides)
+    of_few, of_many, late = found
+    return Finding(
+        "the first page and a late one",
+        f"`{LIST.title}` by one person, and the same with a cursor, which was walked to; that its page is the one, an"
+        " OFFSET in PostgreSQL says in each turn.",
+        [
+            *beside(f"page {page:,} against page 1", of_many, late, most=1.2),
+            *beside(f"page 1 of {owner.name} against that of {other.name}", of_few, of_many),
+        ],
+        told(sides, found),
+    )
+
+
+def walk(server: Server, person: Person, skipped: int) -> str:
+    """The cursor behind so many of somebody's tasks."""
+    cursor: dict[str, str] = {}
+    with httpx.Client(base_url=server.url, headers=bearer(person), trust_env=False) as http:
+        while skipped:
+            limit = min(100, skipped)
+            answer = http.get("/api/v1/tasks", params={"limit": limit, **cursor}).raise_for_status().json()
+            if answer["next_cursor"] is None:
+                raise BenchmarkError(f"{skipped:,} tasks are missing before the late page")
+            cursor, skipped = {"cursor": answer["next_cursor"]}, skipped - limit
+    return cursor["cursor"]
+
+
+def workers(stage: Stage) -> Finding:
+    """One worker and two, for a list and for one task."""
+    url = stage.plain(*stage.amounts.usual)
+    people = stage.people(url, PEOPLE)
+    with stage.server(url) as one, stage.server(url, workers=2) as two:
+        sides = [
+            stage.side(f"`{workload.title}`, {title}", server, workload, workload.requests(people))
+            for workload in (LIST, ONE)
+            for title, server in (("1 worker", one), ("2 workers", two))
+        ]
+        found = stage.turns(*sides)
+    goals = []
+    for name, (alone, together) in (("a list", found[:2]), ("one task", found[2:])):
+        goals += [
+            Goal(f"{name}: requests/s of two workers", ratio(together, alone, "requests_per_second"), least=1.7),
+            Goal(f"{name}: server's processor time", ratio(together, alone, "server_cpu")),
+            Goal(f"{name}: PostgreSQL's processor time", ratio(together, alone, "postgres_cpu")),
+        ]
+    processors = os.cpu_count() or 1
+    cores = "were free" if processors >= 4 else "were NOT free: PostgreSQL and the generator of load had to share them"
+    return Finding(
+        "one worker and two",
+        f"`serve --workers`, {PEOPLE} people, {CONNECTIONS} connections. The goal is one for two free cores. This"
+        f" machine has {processors} processors, so two cores {cores}.",
+        goals,
+        told(sides, found),
+    )
+
+
+def users(stage: Stage) -> Finding:
+    """A few people who call, and more than a worker remembers."""
+    most = max(stage.amounts.users)
+    url = stage.plain(most, 20 * most)
+    with ExitStack() as stack:
+        sides = []
+        for count in stage.amounts.users:
+            requests = ONE.requests(stage.people(url, count))
+            server = stack.enter_context(stage.server(url))
+            anyone = random.Random(count).choices(requests, k=CALLS)  # noqa: S311  # nothing to guess
+            sides.append(stage.side(f"{count:,} people", server, ONE, anyone))
+        found = stage.turns(*sides)
+    return Finding(
+        "a few people and many",
+        f"`{ONE.title}` by one of them at random each time; each side has a server of its own, whose memory is there."
+        f" A worker remembers {CACHE_ENTRIES:,} verified tokens: any other is verified anew.",
+        [
+            goal
+            for side, turns in zip(sides[1:], found[1:], strict=True)
+            for goal in beside(f"{side.title} against {sides[0].title}", found[0], turns)
+        ],
+        told(sides, found),
+    )
+
+
+MEASUREMENTS: Mapping[str, Callable[[Stage], Finding]] = {
+    measure.__name__: measure for measure in (tasks, pages, workers, users, forged, start, memory)
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, and return the exit code; goals that are missed are no failure."""
+    parser = argparse.ArgumentParser(prog="benchmarks.growth", description="What more of everything costs this API.")
+    parser.add_argument("--quick", action="store_true", help="small amounts, in short rounds")
+    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="this measurement, or these")
+    parser.add_argument("--verbose", action="store_true", help="let the servers' own logs through")
+    options = parser.parse_args(arguments)
+    try:
+        text = run(QUICK if options.quick else FULL, options.only or list(MEASUREMENTS), verbose=options.verbose)
+    except (BenchmarkError, EmbeddedPostgresError) as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    sys.stdout.write(text)
+    if not (options.quick or options.only):
+        write({"growth.md": text})
+    return 0
+
+
+def run(amounts: Amounts, names: list[str], *, verbose: bool = False) -> str:
+    """Take the measurements of these names; what is told of them."""
+    generator = load.choose()
+    busy_before = os.getloadavg()[0]
+    issuer = LocalIssuer(ISSUER, audience=AUDIENCE)
+    with (
+        EmbeddedPostgres(settings=plans.ROOMY) as postgres,
+        serve_keys(issuer) as jwks_url,
+        TemporaryDirectory() as folder,
+    ):
+        stage = Stage(amounts, postgres.url, postgres.pid, issuer, jwks_url, generator, Path(folder), verbose)
+        findings = {}
+        for name in names:
+            say(name)
+            findings[name] = MEASUREMENTS[name](stage)
+        with psycopg.connect(postgres.url) as connection:
+            version = connection.info.parameter_status("server_version")
+    pace = amounts.pace
+    return report(
+        findings,
+        {
+            "revision": revision(),
+            "rounds": f"{pace.rounds} after one that does not count, in which each side has {pace.warm_up} s of warm-up"
+            f" and {pace.loaded} s with {CONNECTIONS} connections",
+            "load": generator.name,
+            "versions": f"Python {platform.python_version()}, PostgreSQL {version}",
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, load average"
+            f" {busy_before:.1f} before and {os.getloadavg()[0]:.1f} after",
+            "processor time": "of whole process trees, for one request" if cpu.PROC.exists() else "not measured",
+            "this API": "as in production: row-level security, all middleware, rate limits counted, and a log of one"
+            " JSON line a request, sent to /dev/null",
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
