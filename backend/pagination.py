@@ -28,6 +28,9 @@ _PLAIN_QUERY = re.compile(rb"[A-Za-z0-9_.~%+=&:,-]*")
 LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "schema": {"type": "string"}}}
 
 
+USUAL = 20  # on a page, when nothing else is asked for
+
+
 def without_default(schema: dict[str, Any]) -> None:
     """For `json_schema_extra`: of a member that may be left out, where the default says nothing to a client."""
     schema.pop("default", None)
@@ -38,7 +41,7 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: Digits = Field(default=20, ge=1, le=100, description="How many on a page.", examples=[50])
+    limit: Digits = Field(default=USUAL, ge=1, le=100, description="How many on a page.", examples=[50])
     cursor: str | None = Field(
         default=None,
         max_length=2000,

@@ -75,6 +75,7 @@ class TaskService:
             continued=bool(after),
             deleted=query.deleted,
             counted=query.count is not None,
+            usual=query.limit == pagination.USUAL,
         )
         rows = await self._database.rows(statement, **filters, **after, limit=query.limit + 1)
         if query.count is None:

@@ -157,9 +157,13 @@ def search(
 
 
 @lru_cache(256)
-def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: bool, counted: bool) -> Statement:
+def listing(
+    filters: frozenset[str], sort: str, *, continued: bool, deleted: bool, counted: bool, usual: bool = False
+) -> Statement:
     """The statement for one combination of filters and sort; their values come with each request.
 
+    `usual`: a page of the usual size. It is a part of the statement, since PostgreSQL takes a parameter for a tenth of
+    the table, finds a plan that knows the number better, and plans anew at each request (`docs/performance.md`).
     `counted`: each row carries the `total`; where there is none to carry it, one comes that is empty otherwise.
     """
     name, descending = sort.removeprefix("-"), sort.startswith("-")
@@ -172,6 +176,8 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
     if searched is None:
         query = select(*READ, *([key.label("sort_key")] if counted else [])).where(*wanted)
         query = pagination.keyset(query, key, id, after=after, descending=descending)
+        if usual:
+            query = query.limit(literal_column(f"{pagination.USUAL + 1}"))
         total = select(func.count().label("total")).where(*wanted)
     else:
         found = search(wanted, key, after=after, descending=descending)

@@ -10,7 +10,8 @@ import pytest
 from sqlmodel import col, select
 
 from backend import migrations
-from backend.database import Statement
+from backend.database import Actor, Statement
+from backend.pagination import USUAL
 from backend.tasks import statements
 from backend.tasks.models import Task
 from backend.tasks.schemas import Sort
@@ -89,6 +90,29 @@ def test_changes_are_read_in_their_order(seeded: psycopg.Connection, owner: UUID
         assert "ROW(" in page["Index Cond"]
         (limit,) = [node for node in plan if node["Node Type"] == "Limit" and page in plans.nodes(node)]
         assert "Sort" not in {node["Node Type"] for node in limit["Plans"]}
+
+
+@pytest.mark.parametrize(("usual", "planned_anew"), [(True, 0), (False, 5)])
+def test_a_page_of_the_usual_size_keeps_its_plan(seeded: psycopg.Connection, usual: bool, planned_anew: int) -> None:
+    """Also where people have so many tasks that a tenth of them is more than a page."""
+    seeded.rollback()
+    owner = plans.people(seeded)[1].id
+    many = "SELECT %s, n::text, 'todo', 'low' FROM generate_series(1, 3000) n"
+    seeded.execute(f"INSERT INTO tasks (owner_id, title, status, priority) {many}", (owner,))
+    seeded.execute("ALTER TABLE tasks ALTER owner_id SET (n_distinct = 8)")
+    seeded.execute("ANALYZE tasks")
+    plans.become(seeded, owner)
+    statement = statements.listing(
+        frozenset(), "-created_at", continued=False, deleted=False, counted=False, usual=usual
+    )
+    values, cursor = statement.bind(Actor.user(owner), {"limit": USUAL + 1}), psycopg.RawCursor(seeded)
+    for _ in range(10):
+        assert len(cursor.execute(statement.sql.encode(), values, prepare=True).fetchall()) == USUAL + 1
+    seeded.execute("RESET ROLE")
+    counted = "SELECT custom_plans FROM pg_prepared_statements WHERE statement = %s"
+    (custom,) = seeded.execute(counted, (statement.sql,)).fetchone() or (None,)
+    assert custom == 5 + planned_anew, "PostgreSQL always makes five, to know what they cost"
+    seeded.rollback()
 
 
 @pytest.mark.parametrize("seqscan", ["on", "off"])
