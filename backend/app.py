@@ -222,7 +222,7 @@ class Application(FastAPI):
 class Edge:
     """Hosts, CORS and compression, put together at the first request from the settings that start-up has read.
 
-    They take longer than a statement (`docs/performance.md`), so a request in which nothing concerns them goes past.
+    Each looks at every message, so a request in which nothing concerns them goes past (`docs/performance.md`).
     """
 
     def __init__(self, app: ASGIApp) -> None:

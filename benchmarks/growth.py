@@ -1,7 +1,7 @@
 """`python -m benchmarks.growth [--quick] [--only NAME]`: what more tasks, pages, people, workers and requests cost.
 
 Each measurement compares this API with itself, in turns on one durable PostgreSQL, and has beside it what was to be
-reached. A full run is written to benchmarks/results/growth.md.
+reached, and in full amounts a file of its own: benchmarks/results/growth-NAME.md.
 """
 
 import argparse
@@ -193,27 +193,28 @@ MEASUREMENTS: Mapping[str, Callable[[Stage], Finding]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, and return the exit code; goals that are missed are no failure."""
+    """Measure, print, write down, and return the exit code; goals that are missed are no failure."""
     parser = argparse.ArgumentParser(prog="benchmarks.growth", description="What more of everything costs this API.")
     parser.add_argument("--quick", action="store_true", help="small amounts, in short rounds")
     parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="this measurement, or these")
     parser.add_argument("--verbose", action="store_true", help="let the servers' own logs through")
     options = parser.parse_args(arguments)
     try:
-        text = run(QUICK if options.quick else FULL, options.only or list(MEASUREMENTS), verbose=options.verbose)
+        for name in options.only or MEASUREMENTS:
+            text = run(QUICK if options.quick else FULL, name, verbose=options.verbose)
+            sys.stdout.write(text)
+            if not options.quick:
+                write({f"growth-{name}.md": text})
     except (BenchmarkError, EmbeddedPostgresError) as error:
         say(str(error))
         return 1
     except KeyboardInterrupt:
         return 130
-    sys.stdout.write(text)
-    if not (options.quick or options.only):
-        write({"growth.md": text})
     return 0
 
 
-def run(amounts: Amounts, names: list[str], *, verbose: bool = False) -> str:
-    """Take the measurements of these names; what is told of them."""
+def run(amounts: Amounts, name: str, *, verbose: bool = False) -> str:
+    """Take one measurement; what is told of it."""
     generator = load.choose()
     busy_before = os.getloadavg()[0]
     issuer = LocalIssuer(ISSUER, audience=AUDIENCE)
@@ -223,15 +224,13 @@ def run(amounts: Amounts, names: list[str], *, verbose: bool = False) -> str:
         TemporaryDirectory() as folder,
     ):
         stage = Stage(amounts, postgres.url, postgres.pid, issuer, jwks_url, generator, Path(folder), verbose)
-        findings = {}
-        for name in names:
-            say(name)
-            findings[name] = MEASUREMENTS[name](stage)
+        say(name)
+        finding = MEASUREMENTS[name](stage)
         with psycopg.connect(postgres.url) as connection:
             version = connection.info.parameter_status("server_version")
     pace = amounts.pace
     return report(
-        findings,
+        finding,
         {
             "revision": revision(),
             "rounds": f"{pace.rounds} after one that does not count, in which each side has {pace.warm_up} s of warm-up"

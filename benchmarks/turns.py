@@ -242,16 +242,14 @@ def _kilobytes(pid: int) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
-def report(findings: Mapping[str, Finding], about: Mapping[str, str]) -> str:
-    """All findings in Markdown: first what came of each, then how it was found."""
-    lines = ["# How this API grows", ""]
+def report(finding: Finding, about: Mapping[str, str]) -> str:
+    """A finding in Markdown: how it was found, and what came of it."""
+    lines = [f"# This API compared with itself: {finding.title}", "", finding.method, ""]
     lines += ["Medians of all rounds, least and greatest; ratios are taken round by round.", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
-    goals = [(f"`{name}`", *goal.row) for name, finding in findings.items() for goal in finding.goals]
-    lines += ["", *plans.table("Measured", "What", "Found", "Goal", "Reached", rows=goals)]
-    for name, finding in findings.items():
-        lines += ["", f"## `{name}`: {finding.title}", "", finding.method]
-        if finding.rows:
-            head, *rows = finding.rows
-            lines += ["", *plans.table(*head, rows=rows)]
+    goals = [goal.row for goal in finding.goals]
+    lines += ["", *plans.table("What", "Found", "Goal", "Reached", rows=goals)]
+    if finding.rows:
+        head, *rows = finding.rows
+        lines += ["", *plans.table(*head, rows=rows)]
     return "\n".join([*lines, ""])

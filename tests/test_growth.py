@@ -69,9 +69,9 @@ def test_a_measurement_is_taken_of_the_api_as_it_is_served(stage: Stage, name: s
     assert figures
     assert all(figure.least == figure.greatest for figure in figures), "only one round counts"
     assert name == "users" or any(goal.most is not None or goal.least is not None for goal in finding.goals)
-    text = turns.report({name: finding}, {"revision": "some"})
+    text = turns.report(finding, {"revision": "some"})
     assert "- revision: some" in text
-    assert f"## `{name}`: {finding.title}" in text
+    assert text.startswith(f"# This API compared with itself: {finding.title}\n")
     for first, *_ in [*finding.rows, *(goal.row for goal in finding.goals)]:
         assert f"| {first} |" in text
     held_of_its_own = {"forged": no_connection_is_taken, "memory": requests_are_counted, "workers": two_are_more}
@@ -147,19 +147,22 @@ def test_a_goal_says_whether_the_median_reaches_it(goal: Goal, told: tuple[str, 
     assert goal.row == ("it", *told)
 
 
-def test_only_a_full_run_is_written_down(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_full_amounts_are_written_down(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked: list[tuple[object, ...]] = []
     written: list[object] = []
 
-    def run(amounts: Amounts, names: list[str], **_: bool) -> str:
-        asked.append((amounts, *names))
-        return "a table"
+    def run(amounts: Amounts, name: str, **_: bool) -> str:
+        asked.append((amounts, name))
+        return f"of {name}\n"
 
     monkeypatch.setattr(growth, "run", run)
     monkeypatch.setattr(growth, "write", written.append)
-    assert growth.main(["--quick"]) == growth.main(["--only", "start", "--only", "pages"]) == 0
+    assert growth.main(["--quick"]) == 0
     assert not written
-    assert growth.main([]) == 0
-    assert written == [{"growth.md": "a table"}]
-    assert asked == [(growth.QUICK, *MEASUREMENTS), (growth.FULL, "start", "pages"), (growth.FULL, *MEASUREMENTS)]
-    assert capsys.readouterr().out == 3 * "a table"
+    assert growth.main(["--only", "start", "--only", "pages"]) == growth.main([]) == 0
+    names = ["start", "pages", *MEASUREMENTS]
+    assert written == [{f"growth-{name}.md": f"of {name}\n"} for name in names]
+    assert asked == [(growth.QUICK, name) for name in MEASUREMENTS] + [(growth.FULL, name) for name in names]
+    assert capsys.readouterr().out == "".join(f"of {name}\n" for name in [*MEASUREMENTS, *names])
