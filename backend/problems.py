@@ -2,8 +2,9 @@
 
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
+from inspect import isawaitable
 from typing import Any, NoReturn
 
 import psycopg
@@ -16,6 +17,8 @@ from pydantic_core import to_json
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+Handler = Callable[[Request, Exception], Any]
 
 logger = logging.getLogger(__name__)
 
@@ -213,15 +216,6 @@ async def unexpected(request: Request, error: Exception) -> Response:
     return respond(request, 500, "internal_error", DETAILS["internal_error"])
 
 
-HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
-    DomainError: domain_error,
-    HTTPException: http_exception,
-    RequestValidationError: invalid_request,
-    psycopg.Error: database_error,
-    Exception: unexpected,
-}
-
-
 class LastResort:
     """Pure ASGI, around both ways to a handler: what is raised within is answered as the problem that it is."""
 
@@ -235,10 +229,19 @@ class LastResort:
             if scope["type"] != "http":
                 raise
             has_begun = "status" in scope["state"]
-            kinds = (Exception,) if has_begun else type(error).__mro__
-            response = await next(HANDLERS[kind] for kind in kinds if kind in HANDLERS)(Request(scope), error)
+            response = (unexpected if has_begun else _handler(scope, error))(Request(scope), error)
+            if isawaitable(response):
+                response = await response
             if not has_begun:
                 await response(scope, receive, send)
+
+
+def _handler(scope: Scope, error: Exception) -> Handler:
+    """As Starlette chooses it, of all that the application has, whoever added them."""
+    handlers: Mapping[Any, Handler] = scope["app"].exception_handlers
+    kinds = [error.status_code] if isinstance(error, HTTPException) else []
+    found = next((handlers[kind] for kind in (*kinds, *type(error).__mro__) if kind in handlers), unexpected)
+    return unexpected if found is leave_it else found
 
 
 class PlainTextRefusals:
@@ -273,5 +276,8 @@ async def leave_it(_: Request, error: Exception) -> NoReturn:
 
 
 def install(app: FastAPI) -> None:
-    for kind, handler in HANDLERS.items():
-        app.add_exception_handler(kind, leave_it if kind is Exception else handler)
+    app.add_exception_handler(DomainError, domain_error)
+    app.add_exception_handler(HTTPException, http_exception)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(psycopg.Error, database_error)
+    app.add_exception_handler(Exception, leave_it)

@@ -12,7 +12,10 @@ from pydantic import BaseModel, Field
 from starlette.types import Receive, Scope, Send
 
 from backend.app import ROUTERS
+from backend.auth import Refusal, forbidden
+from backend.problems import NotFound
 from backend.shortcut import Arguments, Unsupported
+from backend.tasks.service import TaskService
 from backend.users.caller import PersonRoute
 from tests.conftest import Api, Person
 
@@ -96,6 +99,38 @@ async def test_overridden_dependencies_count(api: Api, monkeypatch: pytest.Monke
 
     monkeypatch.setitem(api.app.dependency_overrides, caller_tasks, Tasks)
     assert (await api.person().get("/api/v1/tasks/summary")).json()["overdue"] == 4
+
+
+class Strange(Exception):
+    """What only an application of somebody else's raises."""
+
+
+async def test_handlers_of_errors_that_somebody_added_are_asked_on_both_ways(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strange(_: Request, error: Exception) -> Response:
+        return Response(f"strange: {error}", 418)
+
+    async def gone(_: Request, __: Exception) -> Response:
+        return Response("gone", 410)
+
+    ada = api.person()
+    monkeypatch.setitem(api.app.exception_handlers, Strange, strange)
+    monkeypatch.setitem(api.app.exception_handlers, 403, gone)
+    raised: list[Exception] = [Strange("indeed"), forbidden("no"), NotFound(), RuntimeError("secret")]
+    for error in raised:
+
+        async def summary(_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(TaskService, "summary", summary)
+        short = await ask(ada, "GET", "/api/v1/tasks/summary", {}, None)
+        with monkeypatch.context() as patch:
+            patch.setitem(api.app.dependency_overrides, ask, ask)
+            patch.setattr(api.app, "middleware_stack", None)  # FastAPI reads its handlers when it is put together
+            long = await ask(ada, "GET", "/api/v1/tasks/summary", {}, None)
+        assert short == long
+        assert short[0] == {Strange: 418, Refusal: 410, NotFound: 404, RuntimeError: 500}[type(error)]
 
 
 async def test_who_goes_which_way(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
