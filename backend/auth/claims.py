@@ -20,7 +20,7 @@ def _nothing() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Principal:
     """The subject of a verified token. It is shared between requests, so nothing in it can be changed."""
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
+from weakref import ref
 
 from cachetools import TTLCache
 from sqlalchemy import and_, bindparam, func, or_, tuple_
@@ -102,10 +103,10 @@ class KnownUser:
 
 @dataclass(slots=True)
 class _Remembered:
-    """A user, and the principal last seen, of whom the row says what the token said."""
+    """A user, and the principal last seen, of whom the row says what the token said; it lives with the token."""
 
     user: KnownUser
-    principal: Principal
+    principal: ref[Principal]
 
 
 class Users:
@@ -138,7 +139,7 @@ class Users:
     async def resolve(self, principal: Principal) -> KnownUser:
         """The caller's row. A caller who is known and whose claims are as before costs no statement."""
         known = self._known.get(principal.subject) if self.believed else None
-        if known is None or known.principal is not principal:
+        if known is None or known.principal() is not principal:
             user = await self._find(known, principal)
         else:
             user = known.user
@@ -151,14 +152,14 @@ class Users:
     async def _find(self, known: _Remembered | None, principal: Principal) -> KnownUser:
         claims = profile_of(principal)
         if known is not None and not known.user.is_behind(claims, principal):
-            known.principal = principal
+            known.principal = ref(principal)
             return known.user
         forgotten = self._forgotten
         self.loads += 1
         user = await self._load(principal, claims)
         if forgotten == self._forgotten:
             # Else the row may have been read before the change that was told of meanwhile.
-            self._known[principal.subject] = _Remembered(user, principal)
+            self._known[principal.subject] = _Remembered(user, ref(principal))
         return user
 
     def __len__(self) -> int:
