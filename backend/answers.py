@@ -94,10 +94,7 @@ def etag(row: Row) -> str:
 
 def not_modified(request: Request, tag: str) -> bool:
     """If-None-Match on a GET: the weak comparison of RFC 9110, section 13.1.2."""
-    given = [value for name, value in request.scope["headers"] if name == b"if-none-match"]
-    if not given:
-        return False
-    header = b",".join(given).decode("latin-1")
+    header = ",".join(request.headers.getlist("if-none-match"))
     return header.strip() == "*" or tag in (found.removeprefix("W/") for found in _ENTITY_TAG.findall(header))
 
 

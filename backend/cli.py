@@ -112,7 +112,6 @@ def serve(options: argparse.Namespace) -> int:
 
 def application() -> "FastAPI":
     """What each worker process of `serve` runs: the application, and its log."""
-    gc.disable()  # what is imported is no garbage: to look for some takes a tenth of the start
     from backend import tracing
     from backend.app import create_app
     from backend.observability import configure_logging
@@ -125,7 +124,6 @@ def application() -> "FastAPI":
     # What is imported by now stays for good. To look through it for garbage stopped every request for 90 ms at a time.
     gc.collect()
     gc.freeze()
-    gc.enable()
     return app
 
 

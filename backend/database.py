@@ -215,26 +215,23 @@ class Database:
 
     async def rows(self, statement: Statement, **values: object) -> list[Row]:
         """Run one statement in a transaction of its own, committed on return: one round trip."""
-        try:
-            return await self._rows(statement, values)
-        except (*_STALE_CONNECTION, *_WORTH_ANOTHER_TRY) as error:
-            await self._before_another_try(error)
-            return await self._rows(statement, values)
+        return await self._twice(lambda: self._rows(statement, values))
 
     async def row(self, statement: Statement, **values: object) -> Row | None:
         return next(iter(await self.rows(statement, **values)), None)
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction, committed on return. It may be called twice, so it must touch nothing else."""
-        try:
-            return await self._transact(work)
-        except (*_STALE_CONNECTION, *_WORTH_ANOTHER_TRY) as error:
-            await self._before_another_try(error)
-            return await self._transact(work)
+        return await self._twice(lambda: self._transact(work))
 
-    async def _before_another_try(self, error: psycopg.Error) -> None:
-        if isinstance(error, _WORTH_ANOTHER_TRY):
+    async def _twice(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await attempt()
+        except _STALE_CONNECTION:
+            return await attempt()
+        except _WORTH_ANOTHER_TRY:
             await asyncio.sleep(_PAUSE)
+            return await attempt()
 
     async def _rows(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
         wires = self._pool.wires

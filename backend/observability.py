@@ -186,6 +186,5 @@ def configure_logging(level: str, format: Literal["json", "console"] | None) -> 
     handler.setFormatter(Console() if is_for_people else JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # No line tells of them, and each costs every line (https://docs.python.org/3/howto/logging.html#optimization).
-    logging._srcfile = None  # noqa: SLF001  # that page says so
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("httpx").setLevel("WARNING")

@@ -218,7 +218,7 @@ def wants_credentials(path: str) -> bool:
 
 
 def _has_credentials(scope: Scope) -> bool:
-    return b"authorization" in dict(scope["headers"])
+    return any(name == b"authorization" for name, _ in scope["headers"])
 
 
 def _is_remembered(verifier: TokenVerifier, scope: Scope) -> bool:

@@ -328,7 +328,7 @@ class Wire:
 
 
 def _row(names: Sequence[str], values: Sequence[Any]) -> Row:
-    return dict(zip(names, values))  # noqa: B905 - they are as many; to have that checked costs a fifth
+    return dict(zip(names, values, strict=True))
 
 
 def _fail(jobs: deque[_Job], kind: type[psycopg.OperationalError], why: str) -> None:

@@ -311,6 +311,7 @@ async def test_only_trusted_hosts_are_served(settings: Settings, api: Api) -> No
             assert (await guarded.http.get("/livez", headers=hosts)).status_code == 200
             refused = await guarded.http.get("/livez", headers={"Host": "evil.example"})
             assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
+            assert refused.headers["content-type"] == "application/problem+json"
             nobody = await guarded.http.get("/livez", headers=[("Host", "")])
             assert nobody.status_code == 400
 
