@@ -206,7 +206,7 @@ class Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """What was added stands around both ways; what FastAPI adds itself, around its own."""
         added, self.user_middleware = self.user_middleware, []
-        app: ASGIApp = problems.LastResort(Shortcut(super().build_middleware_stack(), self.short))
+        app: ASGIApp = problems.ExceptionsAsProblems(Shortcut(super().build_middleware_stack(), self.short))
         self.user_middleware = added
         for middleware, arguments, options in reversed(added):
             app = middleware(app, *arguments, **options)
@@ -227,8 +227,9 @@ class Edge:
 
     def __init__(self, app: ASGIApp) -> None:
         self._inner = app
+        self._compressed = GZipMiddleware(app, minimum_size=1024, compresslevel=4)
         self._chain: ASGIApp | None = None
-        self._let_in: set[bytes] = set()  # hosts
+        self._known: set[bytes] = set()  # hosts that were let in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -249,19 +250,19 @@ class Edge:
                 return True
             if name == b"host":
                 hosts += 1
-                if value not in self._let_in:
+                if value not in self._known:
                     return True
         return hosts != 1
 
-    async def _remember_host(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["let_in"] = True
         hosts = [value for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) == 1 and len(self._let_in) < MOST_HOSTS:
-            self._let_in.update(hosts)
+        if len(hosts) == 1 and len(self._known) < MOST_HOSTS:
+            self._known.update(hosts)
         await self._compressed(scope, receive, send)
 
     def _assemble(self, settings: Settings) -> ASGIApp:
-        self._compressed = GZipMiddleware(self._inner, minimum_size=1024, compresslevel=4)
-        app: ASGIApp = self._remember_host
+        app: ASGIApp = self._let_in
         if settings.cors_origins:
             app = CORSMiddleware(
                 app,

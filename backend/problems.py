@@ -209,15 +209,15 @@ async def database_error(request: Request, error: Exception) -> Response:
     return respond(request, status, code, DETAILS[code], headers={"Retry-After": "1"} if status == 503 else None)
 
 
-async def unexpected(request: Request, error: Exception) -> Response:
-    """The log gets the error's kind and where it came from, not its message, which may quote what a client sent."""
-    trace = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("unexpected %s\n%s", type(error).__qualname__, trace)
+async def internal_error(request: Request, _: Exception) -> Response:
     return respond(request, 500, "internal_error", DETAILS["internal_error"])
 
 
-class LastResort:
-    """Pure ASGI, around both ways to a handler: what is raised within is answered as the problem that it is."""
+class ExceptionsAsProblems:
+    """Pure ASGI, around both ways to a handler: what is raised within is answered, and logged if nobody expected it.
+
+    The log gets the error's kind and where it came from, not its message, which may quote what a client sent.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -229,23 +229,30 @@ class LastResort:
             if scope["type"] != "http":
                 raise
             has_begun = "status" in scope["state"]
-            response = (unexpected if has_begun else _handler(scope, error))(Request(scope), error)
-            if isawaitable(response):
-                response = await response
-            if not has_begun:
-                await response(scope, receive, send)
+            handlers: Mapping[Any, Handler] = scope["app"].exception_handlers
+            handler = None if has_begun else _expecting(handlers, error)
+            if handler is None:
+                trace = "".join(traceback.format_tb(error.__traceback__))
+                logger.error("unexpected %s\n%s", type(error).__qualname__, trace)  # noqa: TRY400  # not the message
+                handler = handlers.get(500, handlers[Exception])
+            if has_begun:
+                return
+            response = (internal_error if handler is leave_it else handler)(Request(scope), error)
+            await (await response if isawaitable(response) else response)(scope, receive, send)
 
 
-def _handler(scope: Scope, error: Exception) -> Handler:
-    """As Starlette chooses it, of all that the application has, whoever added them."""
-    handlers: Mapping[Any, Handler] = scope["app"].exception_handlers
-    kinds = [error.status_code] if isinstance(error, HTTPException) else []
-    found = next((handlers[kind] for kind in (*kinds, *type(error).__mro__) if kind in handlers), unexpected)
-    return unexpected if found is leave_it else found
+def _expecting(handlers: Mapping[Any, Handler], error: Exception) -> Handler | None:
+    """The handler of this status or kind of errors, as Starlette looks for it, whoever added it."""
+    statuses = [error.status_code] if isinstance(error, HTTPException) else []
+    kinds = [kind for kind in (*statuses, *type(error).__mro__) if kind not in (500, Exception)]
+    return next((handlers[kind] for kind in kinds if kind in handlers), None)
 
 
 class PlainTextRefusals:
-    """Pure ASGI, around middleware of others that refuses in plain text: the refusal stays, as a problem."""
+    """Pure ASGI, around middleware of others that refuses in plain text: the refusal stays, as a problem.
+
+    What that middleware lets in says so by `let_in` in the state, and is answered as it answers itself.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -255,7 +262,8 @@ class PlainTextRefusals:
 
         async def send_problem(message: Message) -> None:
             nonlocal refusal
-            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST:
+            refuses = message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST
+            if refuses and "let_in" not in scope["state"]:
                 headers = Headers(raw=message["headers"])
                 if headers.get("content-type", "").startswith("text/plain"):
                     refusal = message

@@ -8,11 +8,13 @@ from uuid import uuid4
 
 import pytest
 from fastapi import APIRouter, Cookie, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, Field
-from starlette.types import Receive, Scope, Send
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.app import ROUTERS
-from backend.auth import Refusal, forbidden
+from backend.auth import forbidden
 from backend.problems import NotFound
 from backend.shortcut import Arguments, Unsupported
 from backend.tasks.service import TaskService
@@ -105,32 +107,79 @@ class Strange(Exception):
     """What only an application of somebody else's raises."""
 
 
-async def test_handlers_of_errors_that_somebody_added_are_asked_on_both_ways(
+def strange(_: Request, error: Exception) -> Response:
+    return Response(f"strange: {error}", 400, media_type="text/plain")
+
+
+async def gone(_: Request, __: Exception) -> Response:
+    return Response("gone", 410)
+
+
+ADDED: dict[int | type[Exception], Any] = {Strange: strange, 403: gone}
+
+
+@pytest.mark.parametrize(
+    ("error", "added", "status"),
+    [
+        (Strange("indeed"), ADDED, 400),
+        (Strange("indeed"), {}, 500),
+        (forbidden("no"), ADDED, 410),
+        (forbidden("no"), {}, 403),
+        (NotFound(), ADDED, 404),
+        (RuntimeError("secret"), ADDED, 500),
+        (RuntimeError("secret"), {500: gone}, 410),
+        (RuntimeError("secret"), {Exception: gone}, 410),
+        (HTTPException(500), {500: gone}, 500),
+    ],
+)
+async def test_both_ways_ask_the_handlers_that_somebody_added(
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    added: dict[int | type[Exception], Any],
+    status: int,
+) -> None:
+    async def summary(_: object) -> None:
+        raise error
+
+    ada, found = api.person(), []
+    monkeypatch.setattr(TaskService, "summary", summary)
+    for kind, handler in added.items():
+        monkeypatch.setitem(api.app.exception_handlers, kind, handler)
+    monkeypatch.setattr(api.app, "middleware_stack", None)  # FastAPI reads its handlers when it is put together
+    for overrides, encoding in product(({}, {ask: ask}), ("identity", "gzip")):
+        monkeypatch.setattr(api.app, "dependency_overrides", overrides)
+        caplog.clear()
+        answer = await ask(ada, "GET", "/api/v1/tasks/summary", {"Accept-Encoding": encoding}, None)
+        logged = [record.getMessage().partition("\n")[0] for record in caplog.records if record.levelname == "ERROR"]
+        found.append((*answer, logged))
+    assert all(each == found[0] for each in found)
+    *_, logged = found[0]
+    assert found[0][0] == status
+    unexpected = isinstance(error, RuntimeError) or (isinstance(error, Strange) and not added)
+    assert logged == ([f"unexpected {type(error).__name__}"] if unexpected else [])
+
+
+async def test_middleware_that_somebody_added_stands_around_both_ways(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def strange(_: Request, error: Exception) -> Response:
-        return Response(f"strange: {error}", 418)
+    seen = []
 
-    async def gone(_: Request, __: Exception) -> Response:
-        return Response("gone", 410)
+    class Seeing:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
 
-    ada = api.person()
-    monkeypatch.setitem(api.app.exception_handlers, Strange, strange)
-    monkeypatch.setitem(api.app.exception_handlers, 403, gone)
-    raised: list[Exception] = [Strange("indeed"), forbidden("no"), NotFound(), RuntimeError("secret")]
-    for error in raised:
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            seen.append(scope["path"])
+            await self.app(scope, receive, send)
 
-        async def summary(_: object, error: Exception = error) -> None:
-            raise error
-
-        monkeypatch.setattr(TaskService, "summary", summary)
-        short = await ask(ada, "GET", "/api/v1/tasks/summary", {}, None)
-        with monkeypatch.context() as patch:
-            patch.setitem(api.app.dependency_overrides, ask, ask)
-            patch.setattr(api.app, "middleware_stack", None)  # FastAPI reads its handlers when it is put together
-            long = await ask(ada, "GET", "/api/v1/tasks/summary", {}, None)
-        assert short == long
-        assert short[0] == {Strange: 418, Refusal: 410, NotFound: 404, RuntimeError: 500}[type(error)]
+    monkeypatch.setattr(api.app, "middleware_stack", None)
+    monkeypatch.setattr(api.app, "user_middleware", api.app.user_middleware[:])
+    api.app.add_middleware(Seeing)
+    for path in "/api/v1/tasks/summary", "/livez":
+        assert (await api.person().get(path)).status_code == 200
+    assert seen == ["/api/v1/tasks/summary", "/livez"]
 
 
 async def test_who_goes_which_way(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +252,18 @@ async def hangs_on_one(_: Annotated[Response, Depends(is_not_async)]) -> Respons
     return Response()
 
 
+class Name(BaseModel):
+    name: str
+
+
+async def reads_a_body(name: Name) -> str:
+    return name.name
+
+
+async def hangs_on_a_body(_: Annotated[str, Depends(reads_a_body)]) -> Response:
+    return Response()
+
+
 async def asks_twice(_: Annotated[Response, Depends(reads_a_cookie, use_cache=False)]) -> Response:
     return Response()
 
@@ -221,6 +282,7 @@ async def asks_twice(_: Annotated[Response, Depends(reads_a_cookie, use_cache=Fa
         answers_null,
         is_not_async,
         hangs_on_one,
+        hangs_on_a_body,
         asks_twice,
     ],
 )
@@ -232,6 +294,46 @@ def test_what_only_fastapi_can_give_goes_its_way(handler: Any) -> None:
     assert route.arguments is None
     with pytest.raises(Unsupported):
         Arguments(route.dependant)
+
+
+class Frozen(Paging):
+    model_config = ConfigDict(frozen=True)
+
+
+async def reads_a_frozen_model(page: Annotated[Frozen, Query()]) -> Response:
+    return Response(f"{page}")
+
+
+async def reads_another_model(page: Annotated[Paging, Query()]) -> Response:
+    return Response(f"{page}")
+
+
+@pytest.mark.parametrize(
+    ("handler", "query", "made_once"),
+    [
+        (reads_a_frozen_model, "limit=2", True),
+        (reads_a_frozen_model, f"limit={2:0256}", False),  # too long to be remembered
+        (reads_another_model, "limit=2", False),
+    ],
+)
+async def test_a_frozen_model_is_made_once_for_each_query_string(handler: Any, query: str, made_once: bool) -> None:
+    router = APIRouter(route_class=PersonRoute)
+    router.get("/")(handler)
+    (route,) = router.routes
+    assert isinstance(route, PersonRoute)
+    assert route.arguments is not None
+
+    async def page(query: str) -> Any:
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": query.encode()}
+        assert route.arguments is not None
+        return (await route.arguments.of(Request(scope)))["page"]
+
+    first, other = await page(query), await page("limit=3")
+    assert (first.limit, other.limit) == (2, 3)
+    assert ((await page(query)) is first) is made_once
+    for _ in range(2):
+        with pytest.raises(RequestValidationError):
+            await page("limit=many")
 
 
 def test_every_route_of_ours_takes_the_short_way() -> None:
