@@ -162,8 +162,7 @@ def listing(
 ) -> Statement:
     """The statement for one combination of filters and sort; their values come with each request.
 
-    `usual`: a page of the usual size. It is a part of the statement, since PostgreSQL takes a parameter for a tenth of
-    the table, finds a plan that knows the number better, and plans anew at each request (`docs/performance.md`).
+    `usual`: a page of the usual size (`pagination.keyset`).
     `counted`: each row carries the `total`; where there is none to carry it, one comes that is empty otherwise.
     """
     name, descending = sort.removeprefix("-"), sort.startswith("-")
@@ -175,9 +174,7 @@ def listing(
     wanted = (*(BIN if deleted else OWNED), *given.values())
     if searched is None:
         query = select(*READ, *([key.label("sort_key")] if counted else [])).where(*wanted)
-        query = pagination.keyset(query, key, id, after=after, descending=descending)
-        if usual:
-            query = query.limit(literal_column(f"{pagination.USUAL + 1}"))
+        query = pagination.keyset(query, key, id, after=after, descending=descending, usual=usual)
         total = select(func.count().label("total")).where(*wanted)
     else:
         found = search(wanted, key, after=after, descending=descending)
