@@ -24,7 +24,7 @@ Q = TypeVar("Q", bound=Select[Any])
 USUAL = 20  # on a page, when nothing else is asked for
 
 _ENCODER = json.JSONEncoder(default=str)
-_PLAIN_QUERY = re.compile(rb"[A-Za-z0-9_.~%+=&:,-]*")
+_PLAIN_QUERY = re.compile(rb"[A-Za-z0-9_.~+=&:,-]*")
 
 # For OpenAPI.
 LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "schema": {"type": "string"}}}

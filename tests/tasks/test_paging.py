@@ -208,6 +208,22 @@ async def test_the_link_header_is_the_next_page(api: Api) -> None:
     assert [task["title"] for task in second.json()["items"]] == ["2"]
 
 
+@pytest.mark.parametrize("name", ["cursor", "%63ursor"])
+@pytest.mark.parametrize("rest", ["", "&q=%3E%26", "&limit=1&status=todo", "&tag=a%20b&tag=c+d"])
+async def test_a_link_goes_on_however_its_query_is_written(api: Api, name: str, rest: str) -> None:
+    ada, seen = api.person(), []
+    for number in range(4):
+        await ada.task(f"{number}>&", tags=["a b", "c d"])
+    url = f"{TASKS}?limit=1{rest}"
+    for _ in range(4):
+        page = await ada.get(url)
+        seen += [task["title"] for task in page.json()["items"]]
+        link = page.headers.get("link", "<>; ").partition(">; ")[0].removeprefix("<")
+        assert link.count("ursor=") == (0 if len(seen) == 4 else 1)
+        url = link.replace("cursor=", f"{name}=", 1)
+    assert seen == [f"{number}>&" for number in (3, 2, 1, 0)]
+
+
 async def test_a_cursor_of_another_listing_is_refused(api: Api) -> None:
     ada = api.person()
     for number in range(2):
