@@ -81,25 +81,36 @@ def run(options: argparse.Namespace) -> None:
             verbose=options.verbose,
         )
         samples = rounds.measure(scene, peers, workloads, pace, say)
-        with psycopg.connect(postgres.url) as connection:
-            version = connection.info.parameter_status("server_version")
-    about = {
-        "revision": revision(),
-        "rounds": f"{pace.rounds}, each {pace.warm_up} s of warm-up, {pace.loaded} s with {rounds.CONNECTIONS} "
-        f"connections, {pace.alone} s with one (alone)",
-        "load": generator.name,
-        "versions": f"Python {platform.python_version()}, PostgreSQL {version}",
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, load average "
-        f"{busy_before:.1f} before and {os.getloadavg()[0]:.1f} after",
-        "processor time": "of whole process trees, from /proc" if cpu.PROC.exists() else "not measured: no /proc here",
-        "this API": "row-level security, all middleware, and its log of one JSON line a request, sent to /dev/null",
-    }
+        about = circumstances(
+            f"{pace.rounds}, each {pace.warm_up} s of warm-up, {pace.loaded} s with {rounds.CONNECTIONS} connections, "
+            f"{pace.alone} s with one (alone)",
+            generator=generator,
+            database_url=postgres.url,
+            busy_before=busy_before,
+        )
     text = report.table(samples, workloads, peers, about)
     sys.stdout.write(text)
     if not (options.quick or options.peer or options.workload):
         document = json.dumps(report.document(samples, about), indent=1) + "\n"
         drawing = chart.svg(samples, workloads, about["revision"])
         write({"latest.md": text, "latest.json": document, "latest.svg": drawing})
+
+
+def circumstances(paced: str, *, generator: load.Generator, database_url: str, busy_before: float) -> dict[str, str]:
+    """What a result has to say of itself: revision, `paced` (the rounds), versions, machine, and what was measured."""
+    with psycopg.connect(database_url) as connection:
+        version = connection.info.parameter_status("server_version")
+    return {
+        "revision": revision(),
+        "rounds": paced,
+        "load": generator.name,
+        "versions": f"Python {platform.python_version()}, PostgreSQL {version}",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, load average "
+        f"{busy_before:.1f} before and {os.getloadavg()[0]:.1f} after",
+        "processor time": "of whole process trees, from /proc" if cpu.PROC.exists() else "not measured: no /proc here",
+        "this API": "row-level security, all middleware, rate limits counted, and its log of one JSON line a request, "
+        "sent to /dev/null",
+    }
 
 
 def revision() -> str:

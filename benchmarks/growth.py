@@ -6,7 +6,6 @@ reached, and in full amounts a file of its own: benchmarks/results/growth-NAME.m
 
 import argparse
 import os
-import platform
 import random
 import sys
 from collections.abc import Callable, Mapping
@@ -21,8 +20,8 @@ import psycopg
 from backend.auth.testing import LocalIssuer
 from backend.auth.verifier import CACHE_ENTRIES
 from backend.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
-from benchmarks import cpu, data, load, plans
-from benchmarks.__main__ import ISSUER, PEOPLE, revision, say, write
+from benchmarks import data, load, plans
+from benchmarks.__main__ import ISSUER, PEOPLE, circumstances, say, write
 from benchmarks.errors import BenchmarkError
 from benchmarks.issuer import AUDIENCE, serve_keys
 from benchmarks.report import ratio
@@ -226,24 +225,15 @@ def run(amounts: Amounts, name: str, *, verbose: bool = False) -> str:
         stage = Stage(amounts, postgres.url, postgres.pid, issuer, jwks_url, generator, Path(folder), verbose)
         say(name)
         finding = MEASUREMENTS[name](stage)
-        with psycopg.connect(postgres.url) as connection:
-            version = connection.info.parameter_status("server_version")
-    pace = amounts.pace
-    return report(
-        finding,
-        {
-            "revision": revision(),
-            "rounds": f"{pace.rounds} after one that does not count, in which each side has {pace.warm_up} s of warm-up"
-            f" and {pace.loaded} s with {CONNECTIONS} connections",
-            "load": generator.name,
-            "versions": f"Python {platform.python_version()}, PostgreSQL {version}",
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, load average"
-            f" {busy_before:.1f} before and {os.getloadavg()[0]:.1f} after",
-            "processor time": "of whole process trees, for one request" if cpu.PROC.exists() else "not measured",
-            "this API": "as in production: row-level security, all middleware, rate limits counted, and a log of one"
-            " JSON line a request, sent to /dev/null",
-        },
-    )
+        pace = amounts.pace
+        about = circumstances(
+            f"{pace.rounds} after one that does not count, in which each side has {pace.warm_up} s of warm-up and "
+            f"{pace.loaded} s with {CONNECTIONS} connections",
+            generator=generator,
+            database_url=postgres.url,
+            busy_before=busy_before,
+        )
+    return report(finding, about)
 
 
 if __name__ == "__main__":

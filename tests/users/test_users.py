@@ -1,6 +1,7 @@
 """The local user row: made at first sight, kept in step with the claims, and never confused with another's."""
 
 import asyncio
+import gc
 import json
 import time
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from backend.auth import Principal
 from backend.database import SYSTEM, Database, Statement
 from backend.users import directory
 from backend.users.schemas import Me
@@ -191,6 +193,33 @@ async def test_a_known_caller_costs_no_statement(api: Api, monkeypatch: pytest.M
     await ada.get("/api/v1/tasks", headers={"Authorization": f"Bearer {ada.token(iat=NOW - 1)}"})
     assert [sql.split()[0] for sql in seen] == ["SELECT", "SELECT"]
     assert all("FROM tasks" in sql for sql in seen)
+
+
+async def test_a_tokens_claims_are_judged_once_and_kept_no_longer_than_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, users, judged = api.person(name="Ada"), api.state["users"], []
+    principal = await api.state["bearer"].verifier.verify(ada.token())
+    profile_of = directory.profile_of
+
+    def noted(principal: Principal) -> dict[str, Any]:
+        judged.append(principal.subject)
+        return profile_of(principal)
+
+    await users.resolve(principal)
+    await caught_up(users)
+    monkeypatch.setattr(directory, "profile_of", noted)
+    for _ in range(3):
+        assert (await users.resolve(principal)).profile["name"] == "Ada"
+    assert not judged
+    other = Principal.from_claims({**principal.claims, "name": "Ada Lovelace"}, is_access_token=False)
+    for _ in range(3):
+        assert (await users.resolve(other)).profile["name"] == "Ada Lovelace"
+    assert judged == [ada.subject]
+    assert users._known[ada.subject].principal() is other
+    del other
+    gc.collect()
+    assert users._known[ada.subject].principal() is None
 
 
 @pytest.mark.parametrize(
