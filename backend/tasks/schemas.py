@@ -129,8 +129,8 @@ class TaskQuery(PageQuery):
 
     status: Status | None = Field(default=None, description="Only tasks of this status.", examples=["todo"])
     priority: Priority | None = Field(default=None, description="Only tasks of this priority.", examples=["high"])
-    tag: Tags = Field(
-        default_factory=list,
+    tag: Annotated[tuple[TagName, ...], Field(max_length=20)] = Field(
+        default_factory=tuple,
         description="Only tasks that have this tag; given often: that have all.",
         examples=[["home"]],
     )

@@ -2,7 +2,8 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
-from typing import TypeVar
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -57,6 +58,35 @@ def versions(if_match: str | None) -> Versions | None:
 FEED = Feed("tasks", "task", TaskRead, CHANGES)
 
 
+class Plan(NamedTuple):
+    """What a listing asks of the database; it depends on nothing but the query."""
+
+    statement: Statement
+    values: Mapping[str, object]
+    bound_to: str
+    key: str
+
+
+@lru_cache(256)
+def plan(query: TaskQuery) -> Plan:
+    """Raises InvalidCursor."""
+    filters = {name: value for name in FILTERS if (value := getattr(query, name)) not in (None, ())}
+    bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
+    key = query.sort.removeprefix("-")
+    after = pagination.after(query.cursor, bound_to, CURSOR_KEYS[key])
+    statement = listing(
+        frozenset(filters),
+        query.sort,
+        continued=bool(after),
+        deleted=query.deleted,
+        counted=query.count is not None,
+        usual=query.limit == pagination.USUAL,
+    )
+    if query.tag:
+        filters["tag"] = list(query.tag)  # psycopg takes a tuple for a row
+    return Plan(statement, {**filters, **after, "limit": query.limit + 1}, bound_to, key)
+
+
 class TaskService:
     """On the caller's database, or within a transaction of theirs that goes on."""
 
@@ -65,19 +95,8 @@ class TaskService:
 
     async def list(self, query: TaskQuery) -> Row:
         """A page: `items`, `next_cursor`, and `total` if it was asked for."""
-        filters = {name: value for name in FILTERS if (value := getattr(query, name)) not in (None, [])}
-        bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
-        key = query.sort.removeprefix("-")
-        after = pagination.after(query.cursor, bound_to, CURSOR_KEYS[key])
-        statement = listing(
-            frozenset(filters),
-            query.sort,
-            continued=bool(after),
-            deleted=query.deleted,
-            counted=query.count is not None,
-            usual=query.limit == pagination.USUAL,
-        )
-        rows = await self._database.rows(statement, **filters, **after, limit=query.limit + 1)
+        statement, values, bound_to, key = plan(query)
+        rows = await self._database.rows(statement, **values)
         if query.count is None:
             return pagination.page(rows, query.limit, bound_to, key)
         totals = [row.pop("total") for row in rows]
