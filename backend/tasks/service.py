@@ -58,7 +58,7 @@ def versions(if_match: str | None) -> Versions | None:
 FEED = Feed("tasks", "task", TaskRead, CHANGES)
 
 
-class Plan(NamedTuple):
+class Prepared(NamedTuple):
     """What a listing asks of the database; it depends on nothing but the query."""
 
     statement: Statement
@@ -68,7 +68,7 @@ class Plan(NamedTuple):
 
 
 @lru_cache(256)
-def plan(query: TaskQuery) -> Plan:
+def prepare(query: TaskQuery) -> Prepared:
     """Raises InvalidCursor."""
     filters = {name: value for name in FILTERS if (value := getattr(query, name)) not in (None, ())}
     bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
@@ -84,7 +84,7 @@ def plan(query: TaskQuery) -> Plan:
     )
     if query.tag:
         filters["tag"] = list(query.tag)  # psycopg takes a tuple for a row
-    return Plan(statement, {**filters, **after, "limit": query.limit + 1}, bound_to, key)
+    return Prepared(statement, {**filters, **after, "limit": query.limit + 1}, bound_to, key)
 
 
 class TaskService:
@@ -95,7 +95,7 @@ class TaskService:
 
     async def list(self, query: TaskQuery) -> Row:
         """A page: `items`, `next_cursor`, and `total` if it was asked for."""
-        statement, values, bound_to, key = plan(query)
+        statement, values, bound_to, key = prepare(query)
         rows = await self._database.rows(statement, **values)
         if query.count is None:
             return pagination.page(rows, query.limit, bound_to, key)
