@@ -1,18 +1,17 @@
-"""Rows to JSON, the short way: pydantic-core writes them as the response model says, without building it."""
+"""Rows to JSON, the short way: written as the response model says, without building it."""
 
 import re
-from types import GenericAlias
-from typing import Any, NotRequired, get_type_hints
+from typing import Any
 
+import orjson
+import pydantic_core
 from fastapi import Request, Response
-from pydantic import BaseModel, TypeAdapter
-from typing_extensions import TypedDict
+from pydantic import BaseModel
 
 from backend.database import Row
 
 Versions = list[int]
 
-_typed_dict: Any = TypedDict
 _ENTITY_TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _VERSION = re.compile(r'"([1-9][0-9]{0,8})o?"')
 
@@ -55,17 +54,25 @@ IF_NONE_MATCH_ON_PUT = {
 
 
 class Answer:
-    """Writes rows that PostgreSQL has typed already, so they are not validated again. A test holds both ways equal."""
+    """Writes rows with the members of a model, in its order, and no others.
+
+    PostgreSQL has typed them already, so they are not validated again. A test holds both ways equal.
+    """
 
     def __init__(self, model: type[BaseModel], *, many: bool = False) -> None:
-        row = typed(model)
-        page = _typed_dict(
-            "Page", {"items": GenericAlias(list, row), "next_cursor": str | None, "total": NotRequired[int]}
-        )
-        self._write = TypeAdapter(page if many else row).serializer.to_json
+        self._names = tuple(model.model_fields)
+        self._many = many
+
+    def members(self, row: Row) -> Row:
+        return row if tuple(row) == self._names else {name: row[name] for name in self._names}
 
     def __call__(self, row: Row, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-        return Response(self._write(row, warnings="none"), status, headers, "application/json")
+        """`row`: with `many`, what has rows as its `items`; None among them stays."""
+        if self._many:
+            told = {**row, "items": [item and self.members(item) for item in row["items"]]}
+        else:
+            told = self.members(row)
+        return Response(to_json(told), status, headers, "application/json")
 
     def versioned(self, row: Row, status: int = 200, **headers: str) -> Response:
         """With its ETag."""
@@ -81,10 +88,12 @@ class Answer:
         return Response(None, 304, {"ETag": tag}) if not_modified(request, tag) else self.versioned(row)
 
 
-def typed(model: type[BaseModel]) -> Any:
-    """A row as the model says, for a TypeAdapter."""
-    hints = get_type_hints(model, include_extras=True)
-    return _typed_dict("Row", {name: hints[name] for name in model.model_fields})
+def to_json(told: Any) -> bytes:
+    """As pydantic writes JSON, which orjson does in a third of the time. It knows fewer kinds of values."""
+    try:
+        return orjson.dumps(told, option=orjson.OPT_UTC_Z)
+    except TypeError:
+        return pydantic_core.to_json(told)
 
 
 def etag(row: Row) -> str:

@@ -7,12 +7,11 @@ held until it commits. So who has seen a number has seen all before it, however 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import GenericAlias
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from fastapi import Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
@@ -31,9 +30,9 @@ from sqlalchemy import (
 )
 from sqlmodel import Field as ColumnField
 from sqlmodel import SQLModel, col, select
-from typing_extensions import TypedDict
 
 from backend import answers, pagination
+from backend.answers import Answer
 from backend.database import Database, Row, Statement, Transaction
 from backend.owned import CALLER, Owned
 from backend.problems import DomainError
@@ -51,8 +50,6 @@ LARGEST = 2**63 - 1
 EXAMPLE = (
     "WyJ0YXNrcyIsNDIsImZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmIiwwLCIwMTlhOWQ0ZTdiMWM3ZDIwOWYwZTZhMWIyYzNkNGU1ZiJd"
 )
-
-_typed_dict: Any = TypedDict
 
 
 class Synced(Owned):
@@ -209,20 +206,13 @@ class Feed:
         self.name = name
         self._event = event
         self._statement = statement
-        row = answers.typed(model)
-        page = _typed_dict("Changes", {"items": GenericAlias(list, row), "next": str, "more": bool})
-        self._row: TypeAdapter[Any] = TypeAdapter(row)
-        self._page: TypeAdapter[Any] = TypeAdapter(page)
+        self._one, self._many = Answer(model), Answer(model, many=True)
 
     async def answer(self, database: Database | Transaction, query: ChangesQuery) -> Response:
         since = None if query.since is None else Position.decode(query.since, self.name, "query", "since")
         changes = await self.after(database, since, query.limit)
-        told = {
-            "items": [row for _, row in changes.items],
-            "next": changes.next.encode(self.name),
-            "more": changes.more,
-        }
-        return Response(self._page.dump_json(told, warnings="none"), media_type="application/json")
+        items = [row for _, row in changes.items]
+        return self._many({"items": items, "next": changes.next.encode(self.name), "more": changes.more})
 
     async def after(self, database: Database | Transaction, since: Position | None, limit: int) -> Changes:
         """At most `limit` rows behind a position; None: what there is, from the first. Raises SyncTokenExpired."""
@@ -249,5 +239,5 @@ class Feed:
 
     def event(self, position: Position, row: Row) -> bytes:
         """One row as a server-sent event."""
-        data = self._row.dump_json(row, warnings="none")
+        data = answers.to_json(self._one.members(row))
         return b"event: %s\nid: %s\ndata: %s\n\n" % (self._event.encode(), position.encode(self.name).encode(), data)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+import orjson
 from opentelemetry.trace import format_trace_id, get_current_span
-from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 access = logging.getLogger("backend.access")
@@ -136,8 +136,8 @@ def _line(created: float, level: str, logger: str, message: str, fields: dict[st
     time = datetime.fromtimestamp(created, UTC)
     line = {"time": time, "level": level, "logger": logger, "message": message, **fields}
     try:
-        return to_json(line, fallback=str).decode()
-    except ValueError:  # a lone surrogate, which a text from elsewhere may hold
+        return orjson.dumps(line, str, orjson.OPT_UTC_Z).decode()
+    except TypeError:  # a lone surrogate, which a text from elsewhere may hold
         return json.dumps(line, default=str)
 
 

@@ -7,13 +7,13 @@ from http import HTTPStatus
 from inspect import isawaitable
 from typing import Any, NoReturn
 
+import orjson
 import psycopg
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, Field
-from pydantic_core import to_json
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -152,7 +152,7 @@ def respond(
     }
     if errors is not None:
         body["errors"] = errors
-    return Response(to_json(body), status, headers, "application/problem+json")
+    return Response(orjson.dumps(body), status, headers, "application/problem+json")
 
 
 async def domain_error(request: Request, error: Exception) -> Response:

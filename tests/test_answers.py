@@ -1,0 +1,101 @@
+"""Rows to JSON: to the byte what the response model would have made of them."""
+
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from backend.answers import Answer
+from backend.tasks.schemas import TagList, TagRead, TaskRead
+
+
+class Colour(Enum):
+    red = "r"
+
+
+class Everything(BaseModel):
+    """Kinds of columns that tasks do not have."""
+
+    price: Decimal
+    lasts: timedelta
+    on: date
+    at: time
+    raw: bytes
+    colour: Colour
+    ratio: float
+    big: int
+    nested: dict[str, list[int]]
+    nothing: None
+
+
+TIMES = st.datetimes(timezones=st.just(UTC))
+ROWS: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {
+        "id": st.uuids(),
+        "title": st.text(),
+        "description": st.none() | st.text(),
+        "status": st.sampled_from(["todo", "in_progress", "done"]),
+        "priority": st.sampled_from(["low", "normal", "high", "urgent"]),
+        "due_at": st.none() | TIMES,
+        "tags": st.lists(st.text(), max_size=3),
+        "is_overdue": st.booleans(),
+        "completed_at": st.none() | TIMES,
+        "created_at": TIMES,
+        "updated_at": TIMES,
+        "deleted_at": st.none() | TIMES,
+        "version": st.integers(1, 2**31 - 1),
+    }
+)
+
+
+@given(ROWS)
+def test_a_task_is_written_as_its_model_writes_it(row: dict[str, Any]) -> None:
+    assert Answer(TaskRead)(row).body == TaskRead.model_validate(row).model_dump_json().encode()
+
+
+def test_other_kinds_of_values_are_written_as_pydantic_writes_them() -> None:
+    row: dict[str, Any] = {
+        "price": Decimal("1.10"),
+        "lasts": timedelta(days=1, seconds=2),
+        "on": date(2026, 2, 3),
+        "at": time(4, 5, tzinfo=UTC),
+        "raw": b"raw",
+        "colour": Colour.red,
+        "ratio": 0.1,
+        "big": 2**63 - 1,
+        "nested": {"a": [1]},
+        "nothing": None,
+    }
+    assert Answer(Everything)(row).body == Everything.model_validate(row).model_dump_json().encode()
+
+
+def test_what_a_model_does_not_name_is_not_told() -> None:
+    id = UUID(int=1)
+    row = {"task_count": 3, "owner_id": "secret", "name": "home", "id": id}
+    expected = TagRead(id=id, name="home", task_count=3)
+    assert Answer(TagRead)(row).body == expected.model_dump_json().encode()
+    page = Answer(TagRead, many=True)({"items": [row, {**row}]})
+    assert page.body == TagList(items=[expected, expected]).model_dump_json().encode()
+
+
+def test_what_was_deleted_in_a_batch_is_null() -> None:
+    assert Answer(TagRead, many=True)({"items": [None]}).body == b'{"items":[null]}'
+
+
+def test_a_row_without_what_its_model_names_is_a_mistake() -> None:
+    with pytest.raises(KeyError, match="task_count"):
+        Answer(TagRead)({"id": UUID(int=1), "name": "home"})
+
+
+def test_a_time_of_another_zone_keeps_its_moment() -> None:
+    class Event(BaseModel):
+        at: datetime
+
+    row = {"at": datetime.fromisoformat("2026-11-25T09:00:00.5+02:00")}
+    assert Answer(Event)(row).body == Event.model_validate(row).model_dump_json().encode()
