@@ -2,7 +2,7 @@
 
 A pool lends a connection to a request, which waits for a round trip and gives it back: psycopg's cursors, locks and
 waits cost several times what the statement does. Here a request leaves its statement on a connection that is open, and
-is told when the answer is there; what others leave in the same moment goes out in one write and comes back in one read
+is told when the answer is there; nobody waits for the answer of another, and several answers come back in one read
 (https://www.postgresql.org/docs/18/libpq-pipeline-mode.html). `docs/performance.md` has the figures.
 """
 
@@ -65,20 +65,23 @@ class _Prepared:
         self.make_row: Callable[[Sequence[Any]], Row] | None = None
 
 
-class _Job:
-    """A transaction on its way. Whoever waits for it gets the rows of its statement, or its first error."""
+class Job:
+    """A transaction on its way. Whoever waits for it gets the rows of its statement, or its first error.
+
+    It has two statements: one that takes two texts, and one whose rows are the answer. Their parameters are `$1`, `$2`,
+    ... On each connection a text is prepared once for each choice of types.
+    """
 
     __slots__ = ("before", "error", "result", "rows", "since", "sql", "statement", "steps", "texts", "values")
 
-    def __init__(
-        self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any], rows: Rows, since: float
-    ) -> None:
+    def __init__(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> None:
+        loop = asyncio.get_running_loop()
         self.before = before
         self.texts = texts
         self.sql = sql
         self.values = values
-        self.rows = rows
-        self.since = since
+        self.rows: Rows = loop.create_future()
+        self.since = loop.time()  # when it began to wait where it is now
         # What the server has yet to say yes to, the next one last: preparing (what), or running (None).
         self.steps: list[_Key | None] = []
         self.statement: _Prepared
@@ -99,19 +102,30 @@ def is_alive(pgconn: pq.abc.PGconn) -> bool:
 class Wire:
     """One connection: opened when it is first needed, and again after it was lost."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, prepare: bool, deadline: float) -> None:
-        """`deadline`: seconds until a server that does not answer is given up, and the connection with it."""
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        *,
+        prepare: bool,
+        deadline: float,
+        idle: Callable[["Wire"], None] = lambda _: None,
+    ) -> None:
+        """`deadline`: seconds until a server that does not answer is given up, and the connection with it.
+
+        `idle` is called when the last job that was under way has ended.
+        """
         self._connect = connect
+        self._idle = idle
         self._prepare = prepare
         self._deadline = deadline
         self._loop: asyncio.AbstractEventLoop
         self._pgconn: pq.abc.PGconn | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._unsent: deque[_Job] = deque()
-        self._sent: deque[_Job] = deque()
+        self._unsent: deque[Job] = deque()
+        self._sent: deque[Job] = deque()
         self._statements: dict[_Key, _Prepared] = {}
         self._number = 0
-        self._flush_is_due = False
+        self._heard = 0.0  # when the server last said something
         self._is_writing = False
         self._watch: asyncio.TimerHandle | None = None
 
@@ -122,17 +136,14 @@ class Wire:
     def is_stuck(self) -> bool:
         return bool(self._sent) and self._loop.time() - self._sent[0].since > _STUCK
 
-    def run(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> Rows:
-        """Run two statements in one transaction: one that takes two texts, and one whose rows are the answer.
+    def run(self, job: Job) -> Rows:
+        """Begin a job. Who stops waiting for it is not told, and troubles nobody else.
 
-        Their parameters are `$1`, `$2`, ... On each connection a text is prepared once for each choice of types.
-
-        Errors are `psycopg.Error`; of those, `ConnectionLost` leaves open whether it was done. Who stops waiting is not
-        told, and troubles nobody else.
+        Errors are `psycopg.Error`; of those, `ConnectionLost` leaves open whether it was done.
         """
         loop = asyncio.get_running_loop()
-        job = _Job(before, texts, sql, values, loop.create_future(), loop.time())
-        if self._pgconn is not None and not self._sent and not is_alive(self._pgconn):
+        job.since = loop.time()
+        if self._pgconn is not None and not self._sent and self._heard < job.since and not is_alive(self._pgconn):
             self._lose("the server closed the connection")
         if self._pgconn is not None:
             self._send(self._pgconn, job)
@@ -156,6 +167,7 @@ class Wire:
                 connection = await self._connect()
             except psycopg.Error as error:
                 _fail(self._unsent, psycopg.OperationalError, str(error))
+                self._idle(self)
             else:
                 break
             # Whoever comes in the meantime waits for the next attempt.
@@ -174,8 +186,10 @@ class Wire:
         self._loop.add_reader(self._socket, self._read)
         while self._unsent:
             self._send(pgconn, self._unsent.popleft())
+        if not len(self):
+            self._idle(self)
 
-    def _send(self, pgconn: pq.abc.PGconn, job: _Job) -> None:
+    def _send(self, pgconn: pq.abc.PGconn, job: Job) -> None:
         if job.rows.done():
             return
         try:
@@ -194,21 +208,18 @@ class Wire:
             self._lose(str(error))
             return
         self._sent.append(job)
-        if not self._flush_is_due:
-            # Once for all that is sent in this turn of the loop.
-            self._flush_is_due = True
-            self._loop.call_soon(self._flush)
+        self._flush()
         if self._watch is None:
             self._watch = self._loop.call_later(self._deadline, self._look)
 
-    def _bind(self, job: _Job) -> _Bound:
+    def _bind(self, job: Job) -> _Bound:
         if not job.values:
             return _Bound(job.sql, (), (), ())
         transformer = self._transformer
         values = transformer.dump_sequence(job.values, [PyFormat.AUTO] * len(job.values))
         return _Bound(job.sql, values, transformer.types or (), transformer.formats or ())
 
-    def _send_part(self, pgconn: pq.abc.PGconn, job: _Job, part: _Bound) -> None:
+    def _send_part(self, pgconn: pq.abc.PGconn, job: Job, part: _Bound) -> None:
         key = part.sql, part.types
         statement = self._statements.get(key)
         if statement is None:
@@ -226,7 +237,6 @@ class Wire:
         pgconn.send_query_prepared(statement.name, part.values, part.formats, pq.Format.BINARY)
 
     def _flush(self) -> None:
-        self._flush_is_due = False
         if self._pgconn is None:
             return
         try:
@@ -242,9 +252,10 @@ class Wire:
                 self._loop.remove_writer(self._socket)
 
     def _read(self) -> None:
-        pgconn = self._pgconn
+        pgconn, was_busy = self._pgconn, len(self) > 0
         if pgconn is None:
             return
+        self._heard = self._loop.time()
         try:
             pgconn.consume_input()
             while self._sent and not pgconn.is_busy():
@@ -262,8 +273,10 @@ class Wire:
             return
         if pgconn.status == pq.ConnStatus.BAD:
             self._lose("the server closed the connection")
+        elif was_busy and not len(self):
+            self._idle(self)
 
-    def _take(self, job: _Job, result: pq.abc.PGresult) -> None:
+    def _take(self, job: Job, result: pq.abc.PGresult) -> None:
         status = result.status
         if status in _GOOD:
             job.result = result
@@ -279,7 +292,7 @@ class Wire:
                 # Prepared in the days before a migration, or on another server of a pooler.
                 self._statements.clear()
 
-    def _answer(self, job: _Job) -> None:
+    def _answer(self, job: Job) -> None:
         for key in job.steps:
             if key is not None:
                 self._statements.pop(key, None)
@@ -293,7 +306,7 @@ class Wire:
         except psycopg.DataError as error:
             job.rows.set_exception(UnreadableRow(str(error)))
 
-    def _rows(self, job: _Job) -> list[Row]:
+    def _rows(self, job: Job) -> list[Row]:
         result, statement = job.result, job.statement
         if result is None or not result.nfields:
             return []
@@ -314,6 +327,7 @@ class Wire:
 
     def _lose(self, why: str) -> None:
         pgconn, self._pgconn = self._pgconn, None
+        was_busy = len(self) > 0
         if pgconn is not None:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
@@ -325,13 +339,15 @@ class Wire:
             self._watch = None
         _fail(self._sent, ConnectionLost, why)
         _fail(self._unsent, psycopg.OperationalError, why)
+        if was_busy:
+            self._idle(self)
 
 
 def _row(names: Sequence[str], values: Sequence[Any]) -> Row:
     return dict(zip(names, values, strict=True))
 
 
-def _fail(jobs: deque[_Job], kind: type[psycopg.OperationalError], why: str) -> None:
+def _fail(jobs: deque[Job], kind: type[psycopg.OperationalError], why: str) -> None:
     while jobs:
         job = jobs.popleft()
         if not job.rows.done():
@@ -357,22 +373,27 @@ class Wires:
         """`wait`: seconds until a write that finds no connection free is a `PoolTimeout`."""
         make = partial(Wire, connect, prepare=prepare, deadline=deadline)
         self.readers = [make() for _ in range(readers)]
-        self.writers = [make() for _ in range(writers)]
-        self._free = list(self.writers)
-        self._vacancy = asyncio.Semaphore(writers)
+        self.writers = [make(idle=self._next) for _ in range(writers)]
+        self._free = dict.fromkeys(self.writers)
+        self._queue: deque[Job] = deque()
         self._wait = wait
-        self.waiting = 0
+        self._patience: asyncio.TimerHandle | None = None
 
     @property
     def in_use(self) -> int:
         return sum(len(wire) > 0 for wire in (*self.readers, *self.writers))
 
+    @property
+    def waiting(self) -> int:
+        """Those who want to write, and have no connection yet."""
+        return sum(not job.rows.done() for job in self._queue)
+
     async def read(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a statement that changes nothing: asked for again where a connection was lost."""
         for _ in self.readers:
             with suppress(ConnectionLost):
-                return await self._reader().run(before, texts, sql, values)
-        return await self._reader().run(before, texts, sql, values)
+                return await self._reader().run(Job(before, texts, sql, values))
+        return await self._reader().run(Job(before, texts, sql, values))
 
     def _reader(self) -> Wire:
         wire = min(self.readers, key=len)
@@ -383,24 +404,38 @@ class Wires:
         return wire
 
     async def write(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> list[Row]:
-        if self._vacancy.locked():
-            self.waiting += 1
-            try:
-                async with asyncio.timeout(self._wait):
-                    await self._vacancy.acquire()
-            except TimeoutError as error:
-                raise PoolTimeout("every connection is in use") from error
-            finally:
-                self.waiting -= 1
-        else:
-            await self._vacancy.acquire()
-        wire = self._free.pop()
-        try:
-            return await wire.run(before, texts, sql, values)
-        finally:
-            self._free.append(wire)
-            self._vacancy.release()
+        job = Job(before, texts, sql, values)
+        self._queue.append(job)
+        if self._free:
+            self._next(next(reversed(self._free)))
+        elif self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(self._wait, self._lose_patience)
+        return await job.rows
+
+    def _next(self, wire: Wire) -> None:
+        """Give a connection that has nothing to do to who has waited longest."""
+        self._free.pop(wire, None)
+        while self._queue and not len(wire):
+            wire.run(self._queue.popleft())
+        if not len(wire):
+            self._free[wire] = None
+
+    def _lose_patience(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._patience = None
+        while self._queue:
+            job = self._queue[0]
+            if not job.rows.done():
+                if loop.time() < job.since + self._wait:
+                    self._patience = loop.call_at(job.since + self._wait, self._lose_patience)
+                    return
+                job.rows.set_exception(PoolTimeout("every connection is in use"))
+            self._queue.popleft()
 
     async def close(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        _fail(self._queue, psycopg.OperationalError, "the pool was closed")
         for wire in (*self.readers, *self.writers):
             await wire.close()

@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from backend import migrations
 from backend.database import SYSTEM, Actor, Database, Pool, Row, Statement, Transaction
+from backend.transport import Job
 from tests.conftest import Api, create_database
 
 
@@ -49,7 +50,7 @@ async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Poo
             assert row == {"self": True, "c": None}
             for wire in (*pool.wires.readers, *pool.wires.writers):
                 # Run as nobody in particular, so that what the last transaction left behind would show.
-                (found,) = await wire.run("SELECT $1, $2", ("", ""), left, ())
+                (found,) = await wire.run(Job("SELECT $1, $2", ("", ""), left, ()))
                 assert found == {"self": True, "c": None}
 
 

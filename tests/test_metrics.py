@@ -115,13 +115,18 @@ async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> No
             async with pool.connection():
                 pass
 
-        async with pool.connection(), pool.wires._vacancy:  # of three, one is for transactions and one for writes
+        async with pool.connection() as connection:  # of three, one is for transactions and one for writes
+            await connection.execute("SELECT pg_advisory_lock(1)")
+            lock = "SELECT pg_advisory_xact_lock(1)"
+            writing = asyncio.create_task(pool.wires.write("SELECT $1, $2", ("", ""), lock, ()))
+            await asyncio.sleep(0)
             waiting = [asyncio.create_task(take()), asyncio.create_task(ada.post(TASKS, {"title": "a task"}))]
             while pool.waiting < 2:
                 assert not any(task.done() for task in waiting)
                 await asyncio.sleep(0)
             found = await samples(api)
-        await asyncio.gather(*waiting)
+            await connection.execute("SELECT pg_advisory_unlock(1)")
+        await asyncio.gather(writing, *waiting)
         after = await samples(api)
     assert value(found, "resource_server_database_connections") >= 1
     assert value(found, "resource_server_database_waiting") == 2

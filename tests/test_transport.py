@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import PoolTimeout
 
 from backend import transport
-from backend.transport import Connection, ConnectionLost, Wire, Wires
+from backend.transport import Connection, ConnectionLost, Job, Wire, Wires
 from tests.relay import Relay
 
 NOTHING = "SELECT $1, $2"
@@ -20,7 +20,7 @@ PID = "SELECT pg_backend_pid() AS pid"
 
 
 async def run(wire: Wire, sql: str, *values: object) -> list[dict[str, Any]]:
-    return await wire.run(NOTHING, ("", ""), sql, values)
+    return await wire.run(Job(NOTHING, ("", ""), sql, values))
 
 
 class Line:
@@ -66,7 +66,7 @@ async def test_an_error_is_its_own_statements_alone(wire: Wire) -> None:
         run(wire, "SELECT 1 / $1::int AS n", 1),
         run(wire, "SELEC"),
         run(wire, "SELEC"),
-        wire.run("SELECT set_config('role', $1, true), $2", ("nobody_of_this_name", ""), "SELECT 2 AS two", ()),
+        wire.run(Job("SELECT set_config('role', $1, true), $2", ("nobody_of_this_name", ""), "SELECT 2 AS two", ())),
         run(wire, "SELECT 1 AS one"),
         return_exceptions=True,
     )
@@ -248,6 +248,86 @@ async def test_writers_wait_for_a_connection_of_their_own_and_not_for_ever(datab
         assert await made.read(NOTHING, ("", ""), "SELECT 1 AS one", ()) == [{"one": 1}]
         for task in slow:
             task.cancel()
+
+
+async def test_who_waits_to_write_gets_the_first_connection_that_is_free(database_url: str) -> None:
+    """In the order in which they came; who is refused or has left in the meantime holds nobody up."""
+    async with wires(database_url, writers=1, wait=30) as made:
+        order: list[int] = []
+
+        async def write(number: int, sql: str, *values: object) -> None:
+            await made.write(NOTHING, ("", ""), sql, values)
+            order.append(number)
+
+        refused: tuple[str, object] = ("SELECT $1::text", object())  # psycopg cannot write it, so it is never sent
+        said = [PID, PID, refused[0], PID, "SELECT 1 / 0", PID]
+        values = [(), (), refused[1:], (), (), ()]
+        tasks = [asyncio.ensure_future(write(n, sql, *values[n])) for n, sql in enumerate(said)]
+        await asyncio.sleep(0)
+        assert made.waiting == 5
+        tasks[1].cancel()
+        kinds = [type(answer) for answer in await asyncio.gather(*tasks, return_exceptions=True)]
+        assert kinds[1:3] == [asyncio.CancelledError, psycopg.ProgrammingError]
+        assert kinds[4] is psycopg.errors.DivisionByZero
+        assert order == [0, 3, 5]
+        assert made.waiting == made.in_use == 0
+        await made.write(NOTHING, ("", ""), PID, ())
+
+
+async def test_a_write_that_nobody_waits_for_keeps_its_connection_until_it_has_ended(database_url: str) -> None:
+    """Else the next would have to wait behind whatever lock it waits for."""
+    key = uuid4().int % 2**31
+    async with wires(database_url, wait=30) as made, await psycopg.AsyncConnection.connect(database_url) as other:
+        await asyncio.gather(*(made.write(NOTHING, ("", ""), PID, ()) for _ in range(2)))
+        await other.execute(f"SELECT pg_advisory_lock({key})")
+        left = asyncio.ensure_future(made.write(NOTHING, ("", ""), f"SELECT pg_advisory_xact_lock({key})", ()))
+        await asyncio.sleep(0)
+        left.cancel()
+        with suppress(asyncio.CancelledError):
+            await left
+        async with asyncio.timeout(20):
+            for _ in range(4):
+                await made.write(NOTHING, ("", ""), PID, ())
+        assert made.in_use == 1
+
+
+async def test_who_waits_to_write_is_not_forgotten_when_a_connection_is_lost(database_url: str) -> None:
+    async with wires(database_url, writers=1, wait=30) as made:
+        ends = "SELECT pg_terminate_backend(pg_backend_pid(), 5000)"
+        statements = [ends, PID, ends, PID]
+        tasks = [made.write(NOTHING, ("", ""), sql, ()) for sql in statements]
+        kinds = [type(answer) for answer in await asyncio.gather(*tasks, return_exceptions=True)]
+    assert kinds == [ConnectionLost, list, ConnectionLost, list]
+
+
+async def test_who_waits_to_write_is_not_forgotten_when_there_is_no_connection_yet(database_url: str) -> None:
+    """The first attempt to connect fails; whom the second was begun for has left by then."""
+    line = Line(database_url)
+
+    async def connect() -> Connection:
+        if line.attempts == 0:
+            line.attempts += 1
+            raise psycopg.OperationalError("refused")
+        return await line.connect()
+
+    made = Wires(connect, readers=1, writers=1, prepare=True, wait=30, deadline=30)
+    tasks = [asyncio.ensure_future(made.write(NOTHING, ("", ""), PID, ())) for _ in range(3)]
+    with suppress(psycopg.OperationalError):
+        await tasks[0]
+    tasks[1].cancel()
+    async with asyncio.timeout(20):
+        assert len(await tasks[2]) == 1
+    await made.close()
+
+
+async def test_closing_lets_nobody_wait_to_write(database_url: str) -> None:
+    async with wires(database_url, writers=1, wait=30) as made:
+        writes = [made.write(NOTHING, ("", ""), "SELECT pg_sleep(60)", ()) for _ in range(3)]
+        tasks = [asyncio.ensure_future(write) for write in writes]
+        await asyncio.sleep(0)
+        await made.close()
+        kinds = {type(answer) for answer in await asyncio.gather(*tasks, return_exceptions=True)}
+    assert kinds <= {psycopg.OperationalError, ConnectionLost}
 
 
 async def test_too_many_readers_are_refused_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
