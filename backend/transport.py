@@ -165,6 +165,10 @@ class Wire:
         while True:
             try:
                 connection = await self._connect()
+                pgconn = connection.pgconn
+                pgconn.nonblocking = 1
+                pgconn.enter_pipeline_mode()
+                self._socket = pgconn.socket
             except psycopg.Error as error:
                 _fail(self._unsent, psycopg.OperationalError, str(error))
                 self._idle(self)
@@ -178,13 +182,10 @@ class Wire:
         self._connecting = None
         self._loop = asyncio.get_running_loop()
         self._connection = connection
-        self._pgconn = pgconn = connection.pgconn
-        pgconn.nonblocking = 1
-        pgconn.enter_pipeline_mode()
+        self._pgconn = pgconn
         self._transformer = Transformer(connection)
-        self._socket = pgconn.socket
         self._loop.add_reader(self._socket, self._read)
-        while self._unsent:
+        while self._unsent and self._pgconn is pgconn:
             self._send(pgconn, self._unsent.popleft())
         if not len(self):
             self._idle(self)

@@ -320,6 +320,31 @@ async def test_who_waits_to_write_is_not_forgotten_when_there_is_no_connection_y
     await made.close()
 
 
+@pytest.mark.parametrize("is_noticed", [False, True])
+async def test_a_connection_that_ends_before_its_first_use_leaves_nobody_waiting(
+    database_url: str, is_noticed: bool
+) -> None:
+    line = Line(database_url)
+
+    async def connect() -> Connection:
+        connection = await line.connect()
+        if line.attempts == 1:
+            async with await psycopg.AsyncConnection.connect(database_url) as other:
+                await other.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+            if is_noticed:
+                with suppress(psycopg.OperationalError):
+                    await connection.execute("SELECT 1")
+        return connection
+
+    made = Wires(connect, readers=1, writers=1, prepare=True, wait=30, deadline=30)
+    writes = [made.write(NOTHING, ("", ""), PID, ()) for _ in range(3)]
+    async with asyncio.timeout(20):
+        kinds = [type(answer) for answer in await asyncio.gather(*writes, return_exceptions=True)]
+    await made.close()
+    assert issubclass(kinds[0], psycopg.OperationalError)
+    assert kinds[1:] == [list, list]
+
+
 async def test_closing_lets_nobody_wait_to_write(database_url: str) -> None:
     async with wires(database_url, writers=1, wait=30) as made:
         writes = [made.write(NOTHING, ("", ""), "SELECT pg_sleep(60)", ()) for _ in range(3)]
