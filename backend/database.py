@@ -33,6 +33,7 @@ _BECOME: LiteralString = (
     "SELECT set_config('role', $1, true), set_config('app.caller', $2, true), set_config('timezone', 'UTC', true),"
     " set_config('statement_timeout', '10s', true), set_config('lock_timeout', '3s', true)"
 )
+_BECOME_AND_KEEP_PLANS: LiteralString = f"{_BECOME}, set_config('plan_cache_mode', 'force_generic_plan', true)"
 
 # The second time may go well: locks in another order, or a connection that has not prepared the statement in the days
 # before a migration (0A000, "cached plan must not change result type") or on another server of a pooler (26000).
@@ -59,14 +60,17 @@ class Statement:
     """A SQLAlchemy expression as SQL text. Build it at import, or behind `lru_cache` when its shape varies.
 
     Its parameters are bound by name; one named `caller` is the id of the actor it runs as.
+    `keeps_plan`: one plan serves all values, so PostgreSQL shall not look for a better one each time, which takes
+    longer than to run it (`docs/performance.md`). It holds where the statement runs alone, not within a transaction.
     """
 
-    def __init__(self, clause: ClauseElement) -> None:
+    def __init__(self, clause: ClauseElement, *, keeps_plan: bool = False) -> None:
         compiled = clause.compile(dialect=_DIALECT)
         assert isinstance(compiled, SQLCompiler)
         self.sql = compiled.string
         self.writes = not isinstance(clause, Select) or any(cte.element.is_dml for cte in compiled.ctes or ())
         self.names = compiled.positiontup or []
+        self.become = _BECOME_AND_KEEP_PLANS if keeps_plan else _BECOME
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
 
     def bind(self, actor: Actor, values: Mapping[str, object]) -> list[object]:
@@ -237,7 +241,7 @@ class Database:
         wires = self._pool.wires
         run = wires.write if statement.writes else wires.read
         try:
-            return await run(_BECOME, self._actor, statement.sql, statement.bind(self._actor, values))
+            return await run(statement.become, self._actor, statement.sql, statement.bind(self._actor, values))
         except UnreadableRow as error:
             # What is stored is not the client's mistake, whoever stored it.
             raise RuntimeError("a stored value cannot be read") from error

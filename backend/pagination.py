@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
-from sqlalchemy import ColumnElement, Integer, Select, Uuid, bindparam, literal_column, tuple_
+from sqlalchemy import ColumnElement, Integer, Select, Uuid, bindparam, tuple_
 from starlette.requests import Request
 
 from backend.database import Row
@@ -20,8 +20,6 @@ from backend.values import Digits
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=Select[Any])
-
-USUAL = 20  # on a page, when nothing else is asked for
 
 _ENCODER = json.JSONEncoder(default=str)
 _PLAIN_QUERY = re.compile(rb"[A-Za-z0-9_.~+=&:,-]*")
@@ -40,7 +38,7 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: Digits = Field(default=USUAL, ge=1, le=100, description="How many on a page.", examples=[50])
+    limit: Digits = Field(default=20, ge=1, le=100, description="How many on a page.", examples=[50])
     cursor: str | None = Field(
         default=None,
         max_length=2000,
@@ -104,19 +102,15 @@ def keyset(
     *,
     after: ColumnElement[Any] | None,
     descending: bool,
-    usual: bool = False,
 ) -> Q:
     """The first rows by `key`, ties by `id`, as many as the parameter `limit` says.
 
-    `usual`: as many as for a page of the usual size. PostgreSQL expects a tenth of the rows where the number is
-    a parameter, finds a better plan for the number that comes, and plans anew each time (`docs/performance.md`).
     `after`: those behind it, and behind the parameter `after_id` among its equals. An index on all of them serves both.
     """
     if after is not None:
         here, end = tuple_(key, id), tuple_(after, bindparam("after_id", type_=Uuid))
         query = query.where(here < end if descending else here > end)
-    limit = literal_column(f"{USUAL + 1}") if usual else bindparam("limit", type_=Integer)
-    return query.order_by(*order(key, id, descending=descending)).limit(limit)
+    return query.order_by(*order(key, id, descending=descending)).limit(bindparam("limit", type_=Integer))
 
 
 def order(*by: ColumnElement[Any], descending: bool) -> Iterator[ColumnElement[Any]]:

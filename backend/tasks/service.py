@@ -80,7 +80,6 @@ def prepare(query: TaskQuery) -> Prepared:
         continued=bool(after),
         deleted=query.deleted,
         counted=query.count is not None,
-        usual=query.limit == pagination.USUAL,
     )
     if query.tag:
         filters["tag"] = list(query.tag)  # psycopg takes a tuple for a row

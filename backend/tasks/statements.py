@@ -157,12 +157,9 @@ def search(
 
 
 @lru_cache(256)
-def listing(
-    filters: frozenset[str], sort: str, *, continued: bool, deleted: bool, counted: bool, usual: bool = False
-) -> Statement:
+def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: bool, counted: bool) -> Statement:
     """The statement for one combination of filters and sort; their values come with each request.
 
-    `usual`: a page of the usual size (`pagination.keyset`).
     `counted`: each row carries the `total`; where there is none to carry it, one comes that is empty otherwise.
     """
     name, descending = sort.removeprefix("-"), sort.startswith("-")
@@ -174,7 +171,7 @@ def listing(
     wanted = (*(BIN if deleted else OWNED), *given.values())
     if searched is None:
         query = select(*READ, *([key.label("sort_key")] if counted else [])).where(*wanted)
-        query = pagination.keyset(query, key, id, after=after, descending=descending, usual=usual)
+        query = pagination.keyset(query, key, id, after=after, descending=descending)
         total = select(func.count().label("total")).where(*wanted)
     else:
         found = search(wanted, key, after=after, descending=descending)
@@ -182,7 +179,8 @@ def listing(
         query = query.order_by(*pagination.order(found.c.sort_key, found.c.id, descending=descending)).limit(LIMIT)
         total = select(func.count().label("total")).select_from(texts(*wanted, searched, key=key).subquery())
     if not counted:
-        return Statement(query)
+        # Where nothing narrows it, the index of the sort is the way for everybody, from wherever the cursor points.
+        return Statement(query, keeps_plan=not (filters or deleted))
     page, count = query.subquery(), total.subquery()
     fields = [page.c[name] for name in TaskRead.model_fields]
     both = select(count.c.total, *fields).select_from(count.outerjoin(page, true()))

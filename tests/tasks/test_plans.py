@@ -10,11 +10,12 @@ import pytest
 from sqlmodel import col, select
 
 from backend import migrations
-from backend.database import Actor, Statement
-from backend.pagination import USUAL
+from backend.database import Actor, Database, Pool, Statement
 from backend.tasks import statements
-from backend.tasks.models import Task
-from backend.tasks.schemas import Sort
+from backend.tasks.models import Priority, Task
+from backend.tasks.schemas import Sort, TaskQuery
+from backend.tasks.service import TaskService, prepare
+from backend.transport import Job
 from benchmarks import plans
 from benchmarks.plans import Mode, Shape
 from tests.conftest import create_database
@@ -92,27 +93,28 @@ def test_changes_are_read_in_their_order(seeded: psycopg.Connection, owner: UUID
         assert "Sort" not in {node["Node Type"] for node in limit["Plans"]}
 
 
-@pytest.mark.parametrize(("usual", "planned_anew"), [(True, 0), (False, 5)])
-def test_a_page_of_the_usual_size_keeps_its_plan(seeded: psycopg.Connection, usual: bool, planned_anew: int) -> None:
-    """Also where people have so many tasks that a tenth of them is more than a page."""
-    seeded.rollback()
-    owner = plans.people(seeded)[1].id
-    many = "SELECT %s, n::text, 'todo', 'low' FROM generate_series(1, 3000) n"
-    seeded.execute(f"INSERT INTO tasks (owner_id, title, status, priority) {many}", (owner,))
-    seeded.execute("ALTER TABLE tasks ALTER owner_id SET (n_distinct = 8)")
-    seeded.execute("ANALYZE tasks")
-    plans.become(seeded, owner)
-    statement = statements.listing(
-        frozenset(), "-created_at", continued=False, deleted=False, counted=False, usual=usual
-    )
-    values, cursor = statement.bind(Actor.user(owner), {"limit": USUAL + 1}), psycopg.RawCursor(seeded)
-    for _ in range(10):
-        assert len(cursor.execute(statement.sql.encode(), values, prepare=True).fetchall()) == USUAL + 1
-    seeded.execute("RESET ROLE")
-    counted = "SELECT custom_plans FROM pg_prepared_statements WHERE statement = %s"
-    (custom,) = seeded.execute(counted, (statement.sql,)).fetchone() or (None,)
-    assert custom == 5 + planned_anew, "PostgreSQL always makes five, to know what they cost"
-    seeded.rollback()
+async def test_a_listing_is_planned_once_for_everybody(postgres: str) -> None:
+    """Left alone, PostgreSQL plans it anew at each request of somebody who has more tasks than others."""
+    url = create_database(postgres, f"plans_{uuid4().hex[:8]}")
+    migrations.upgrade(url)
+    with psycopg.connect(url) as connection:
+        plans.seed(connection, rows=6_000, owners=100, most=3_000)
+        owners = plans.people(connection)
+    first, asked = TaskQuery(limit=5), 10
+    async with Pool(url, size=3) as pool:
+        for _, owner in product(range(asked), owners):
+            tasks = TaskService(Database(pool, Actor.user(owner.id)))
+            page = await tasks.list(first)
+            next = TaskQuery(limit=5, cursor=page["next_cursor"])
+            assert (await tasks.list(next))["items"]
+            await tasks.list(TaskQuery(priority=Priority.high))
+        (wire,) = pool.wires.readers
+        counts = "SELECT statement, generic_plans, custom_plans FROM pg_prepared_statements"
+        rows = await wire.run(Job("SELECT $1, $2", ("", ""), counts, ()))
+    planned = {row["statement"]: (row["generic_plans"], row["custom_plans"]) for row in rows}
+    assert [planned[prepare(query).statement.sql] for query in (first, next)] == [(asked * len(owners), 0)] * 2
+    narrowed = prepare(TaskQuery(priority=Priority.high)).statement.sql
+    assert planned[narrowed][1] > 0, "where a filter decides what is best, that is left to PostgreSQL"
 
 
 @pytest.mark.parametrize("seqscan", ["on", "off"])
