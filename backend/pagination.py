@@ -129,8 +129,9 @@ def link(request: Request, next_cursor: str | None) -> dict[str, str]:
     if next_cursor is None:
         return {}
     given: bytes = request.scope["query_string"]
-    if b"cursor" in given or not _PLAIN_QUERY.fullmatch(given):
-        query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
-        given = urlencode(query).encode()
-    query_string = f"{given.decode()}&cursor={next_cursor}" if given else f"cursor={next_cursor}"
+    if _PLAIN_QUERY.fullmatch(given):
+        kept = b"&".join(pair for pair in given.split(b"&") if pair.partition(b"=")[0] != b"cursor").decode()
+    else:
+        kept = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != "cursor"])
+    query_string = f"{kept}&cursor={next_cursor}" if kept else f"cursor={next_cursor}"
     return {"Link": f'<{request.scope["path"]}?{query_string}>; rel="next"'}
