@@ -178,13 +178,15 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
         query = select(*READ, *([found.c.sort_key] if counted else [])).join(found, found.c.id == id).where(MINE)
         query = query.order_by(*pagination.order(found.c.sort_key, found.c.id, descending=descending)).limit(LIMIT)
         total = select(func.count().label("total")).select_from(texts(*wanted, searched, key=key).subquery())
+    # Where nothing narrows it, the index of the sort is the way for everybody, from wherever the cursor points.
+    keeps_plan = not (filters or deleted)
     if not counted:
-        # Where nothing narrows it, the index of the sort is the way for everybody, from wherever the cursor points.
-        return Statement(query, keeps_plan=not (filters or deleted))
+        return Statement(query, keeps_plan=keeps_plan)
     page, count = query.subquery(), total.subquery()
     fields = [page.c[name] for name in TaskRead.model_fields]
     both = select(count.c.total, *fields).select_from(count.outerjoin(page, true()))
-    return Statement(both.order_by(*pagination.order(page.c.sort_key, page.c.id, descending=descending)))
+    both = both.order_by(*pagination.order(page.c.sort_key, page.c.id, descending=descending))
+    return Statement(both, keeps_plan=keeps_plan)
 
 
 TAGS_DIFFER = func.array(
