@@ -35,8 +35,8 @@ def forgotten_filter(*modules: ModuleType) -> Iterator[None]:
     shapes = [member for member in members if hasattr(member, "cache_clear")]
     original = Statement.__init__
 
-    def careless(self: Statement, clause: Any) -> None:
-        original(self, clause)
+    def careless(self: Statement, clause: Any, **options: Any) -> None:
+        original(self, clause, **options)
         self.sql = without_owner(self)
 
     with pytest.MonkeyPatch.context() as patch:

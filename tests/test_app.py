@@ -16,7 +16,7 @@ from backend import problems
 from backend.database import Statement
 from backend.observability import Console, JsonLines
 from backend.settings import Settings
-from backend.tasks.service import Prepared
+from backend.tasks.statements import Prepared
 from tests.conftest import Api, running
 
 TASKS = "/api/v1/tasks"

@@ -2,8 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
-from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -27,9 +26,7 @@ from backend.tasks.statements import (
     ADD,
     ADD_WITH_TAGS,
     CHANGES,
-    CURSOR_KEYS,
     EXISTS,
-    FILTERS,
     GET,
     PUT,
     REMOVE,
@@ -37,7 +34,7 @@ from backend.tasks.statements import (
     SUMMARY,
     ZONE,
     change,
-    listing,
+    prepare,
 )
 
 T = TypeVar("T")
@@ -56,34 +53,6 @@ def versions(if_match: str | None) -> Versions | None:
 
 
 FEED = Feed("tasks", "task", TaskRead, CHANGES)
-
-
-class Prepared(NamedTuple):
-    """What a listing asks of the database; it depends on nothing but the query."""
-
-    statement: Statement
-    values: Mapping[str, object]
-    bound_to: str
-    key: str
-
-
-@lru_cache(256)
-def prepare(query: TaskQuery) -> Prepared:
-    """Raises InvalidCursor."""
-    filters = {name: value for name in FILTERS if (value := getattr(query, name)) not in (None, ())}
-    bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
-    key = query.sort.removeprefix("-")
-    after = pagination.after(query.cursor, bound_to, CURSOR_KEYS[key])
-    statement = listing(
-        frozenset(filters),
-        query.sort,
-        continued=bool(after),
-        deleted=query.deleted,
-        counted=query.count is not None,
-    )
-    if query.tag:
-        filters["tag"] = list(query.tag)  # psycopg takes a tuple for a row
-    return Prepared(statement, {**filters, **after, "limit": query.limit + 1}, bound_to, key)
 
 
 class TaskService:

@@ -1,9 +1,9 @@
 """The statements on one user's tasks. Each starts from `OWNED` or its like, so none can reach another's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
 from sqlalchemy import (
@@ -43,7 +43,7 @@ from backend.changes import RETENTION
 from backend.database import Statement, parameters
 from backend.owned import CALLER
 from backend.tasks.models import LONG, SHORT, Priority, Status, Tag, Task, TaskTag, sort_key
-from backend.tasks.schemas import TaskCreate, TaskRead
+from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead
 from backend.users.models import User
 from backend.values import Instant, Storable
 
@@ -187,6 +187,34 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
     both = select(count.c.total, *fields).select_from(count.outerjoin(page, true()))
     both = both.order_by(*pagination.order(page.c.sort_key, page.c.id, descending=descending))
     return Statement(both, keeps_plan=keeps_plan)
+
+
+class Prepared(NamedTuple):
+    """What a listing asks of the database; it depends on nothing but the query."""
+
+    statement: Statement
+    values: Mapping[str, object]
+    bound_to: str
+    key: str
+
+
+@lru_cache(256)
+def prepare(query: TaskQuery) -> Prepared:
+    """Raises InvalidCursor."""
+    filters = {name: value for name in FILTERS if (value := getattr(query, name)) not in (None, ())}
+    bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
+    key = query.sort.removeprefix("-")
+    after = pagination.after(query.cursor, bound_to, CURSOR_KEYS[key])
+    statement = listing(
+        frozenset(filters),
+        query.sort,
+        continued=bool(after),
+        deleted=query.deleted,
+        counted=query.count is not None,
+    )
+    if query.tag:
+        filters["tag"] = list(query.tag)  # psycopg takes a tuple for a row
+    return Prepared(statement, {**filters, **after, "limit": query.limit + 1}, bound_to, key)
 
 
 TAGS_DIFFER = func.array(

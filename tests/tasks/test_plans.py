@@ -14,7 +14,8 @@ from backend.database import Actor, Database, Pool, Statement
 from backend.tasks import statements
 from backend.tasks.models import Priority, Task
 from backend.tasks.schemas import Sort, TaskQuery
-from backend.tasks.service import TaskService, prepare
+from backend.tasks.service import TaskService
+from backend.tasks.statements import prepare
 from backend.transport import Job
 from benchmarks import plans
 from benchmarks.plans import Mode, Shape
