@@ -16,7 +16,7 @@ from backend import problems
 from backend.database import Statement
 from backend.observability import Console, JsonLines
 from backend.settings import Settings
-from backend.tasks.statements import Prepared
+from backend.tasks.statements import BoundListing
 from tests.conftest import Api, running
 
 TASKS = "/api/v1/tasks"
@@ -417,8 +417,8 @@ async def test_what_the_database_says_is_answered_by_its_sqlstate(
     ada = api.person()
     await ada.get(TASKS)
     block = f"DO $$ BEGIN RAISE EXCEPTION 'a private value' USING ERRCODE = '{state}'; END $$"
-    prepared = Prepared(Statement(text(block)), {}, "", "created_at")
-    monkeypatch.setattr("backend.tasks.service.prepare", lambda _: prepared)
+    prepared = BoundListing(Statement(text(block)), {}, "", "created_at")
+    monkeypatch.setattr("backend.tasks.service.bound_listing", lambda _: prepared)
     response = await ada.get(TASKS)
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert ("retry-after" in response.headers) is (status == 503)

@@ -33,8 +33,8 @@ from backend.tasks.statements import (
     RESTORE,
     SUMMARY,
     ZONE,
+    bound_listing,
     change,
-    prepare,
 )
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class TaskService:
 
     async def list(self, query: TaskQuery) -> Row:
         """A page: `items`, `next_cursor`, and `total` if it was asked for."""
-        statement, values, bound_to, key = prepare(query)
+        statement, values, bound_to, key = bound_listing(query)
         rows = await self._database.rows(statement, **values)
         if query.count is None:
             return pagination.page(rows, query.limit, bound_to, key)

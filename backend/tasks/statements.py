@@ -189,7 +189,7 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
     return Statement(both, keeps_plan=keeps_plan)
 
 
-class Prepared(NamedTuple):
+class BoundListing(NamedTuple):
     """What a listing asks of the database; it depends on nothing but the query."""
 
     statement: Statement
@@ -199,7 +199,7 @@ class Prepared(NamedTuple):
 
 
 @lru_cache(256)
-def prepare(query: TaskQuery) -> Prepared:
+def bound_listing(query: TaskQuery) -> BoundListing:
     """Raises InvalidCursor."""
     filters = {name: value for name in FILTERS if (value := getattr(query, name)) not in (None, ())}
     bound_to = pagination.fingerprint("tasks", query.sort, {**filters, "deleted": query.deleted})
@@ -214,7 +214,7 @@ def prepare(query: TaskQuery) -> Prepared:
     )
     if query.tag:
         filters["tag"] = list(query.tag)  # psycopg takes a tuple for a row
-    return Prepared(statement, {**filters, **after, "limit": query.limit + 1}, bound_to, key)
+    return BoundListing(statement, {**filters, **after, "limit": query.limit + 1}, bound_to, key)
 
 
 TAGS_DIFFER = func.array(

@@ -15,7 +15,7 @@ from backend.tasks import statements
 from backend.tasks.models import Priority, Task
 from backend.tasks.schemas import Sort, TaskQuery
 from backend.tasks.service import TaskService
-from backend.tasks.statements import prepare
+from backend.tasks.statements import bound_listing
 from backend.transport import Job
 from benchmarks import plans
 from benchmarks.plans import Mode, Shape
@@ -115,8 +115,8 @@ async def test_a_listing_is_planned_once_for_everybody(postgres: str) -> None:
         rows = await wire.run(Job("SELECT $1, $2", ("", ""), counts, ()))
     planned = {row["statement"]: (row["generic_plans"], row["custom_plans"]) for row in rows}
     for query in first, next, with_count:
-        assert planned[prepare(query).statement.sql] == (asked * len(owners), 0)
-    narrowed = prepare(TaskQuery(priority=Priority.high)).statement.sql
+        assert planned[bound_listing(query).statement.sql] == (asked * len(owners), 0)
+    narrowed = bound_listing(TaskQuery(priority=Priority.high)).statement.sql
     assert planned[narrowed][1] > 0, "where a filter decides what is best, that is left to PostgreSQL"
 
 
