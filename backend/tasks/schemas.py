@@ -129,6 +129,7 @@ class TaskQuery(PageQuery):
 
     status: Status | None = Field(default=None, description="Only tasks of this status.", examples=["todo"])
     priority: Priority | None = Field(default=None, description="Only tasks of this priority.", examples=["high"])
+    # No list: what a query asks of the database is remembered, so it has to be hashable.
     tag: Annotated[tuple[TagName, ...], Field(max_length=20)] = Field(
         default_factory=tuple,
         description="Only tasks that have this tag; given often: that have all.",
