@@ -58,6 +58,14 @@ async def test_what_is_asked_together_is_answered_each_to_its_own(wire: Wire) ->
     assert answers == [[{"n": n}] for n in range(300)]
 
 
+async def test_a_column_may_have_any_name_and_the_last_of_one_name_counts(wire: Wire) -> None:
+    names = ["one", "a'b", 'a"b', "a\\n", "a{b}%s", "tür\N{GRINNING FACE}", "one"]
+    columns = ", ".join(f"""{n} AS "{name.replace('"', '""')}\"""" for n, name in enumerate(names))
+    for _ in range(2):
+        assert await run(wire, f"SELECT {columns}") == [dict(zip(names, range(len(names)), strict=True))]
+    assert await run(wire, "SELECT FROM (VALUES (1), (2)) AS two") == []
+
+
 async def test_an_error_is_its_own_statements_alone(wire: Wire) -> None:
     """Also where the statement is being prepared, and what comes behind it relies on that."""
     answers = await asyncio.gather(
