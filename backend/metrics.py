@@ -59,7 +59,8 @@ class Metrics(Observer):
             buckets=_SECONDS,
             registry=registry,
         )
-        self.in_progress = Gauge(
+        self.in_progress = 0
+        self._in_progress = Gauge(
             "http_requests_in_progress",
             "Requests being answered, open streams among them.",
             multiprocess_mode="livesum",
@@ -169,6 +170,7 @@ class Metrics(Observer):
 
     async def exposition(self) -> bytes:
         """In Prometheus' text format. Written in a thread: it takes a few milliseconds."""
+        await asyncio.sleep(0)  # whatever has ended by now is counted first
         self._sample()
         return await asyncio.to_thread(self._write)
 
@@ -180,6 +182,7 @@ class Metrics(Observer):
     def _sample(self) -> None:
         for gauge, source in self._sources.items():
             gauge.set(source())
+        self._in_progress.set(self.in_progress)
         loads = self._count_loads()
         self._loads.inc(loads - self._loads_seen)
         self._loads_seen = loads

@@ -1,5 +1,6 @@
 """What every request carries and leaves behind: a request id, safe headers, one line in the log."""
 
+import asyncio
 import json
 import logging
 import os
@@ -8,10 +9,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import orjson
-from opentelemetry.trace import format_trace_id, get_current_span
+from opentelemetry.trace import Span, format_trace_id, get_current_span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 access = logging.getLogger("backend.access")
@@ -26,11 +27,27 @@ _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-re
 _CSP = b"default-src 'none'; frame-ancestors 'none'"
 
 
+class _Ended(NamedTuple):
+    """A request that is over. `answered` and `seconds`: from its beginning to that of its answer, and to its end."""
+
+    scope: Scope
+    status: int
+    answered: float
+    seconds: float
+    at: float
+    span: Span
+
+
 class Observability:
-    """Pure ASGI, outermost: what goes wrong within has its request id and its line, too."""
+    """Pure ASGI, outermost: what goes wrong within has its request id and its line, too.
+
+    What requests leave behind is put down when the loop comes round, for all that have ended by then: many together
+    take less time than each by itself, and nobody waits for it (`docs/performance.md`).
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._ended: list[_Ended] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,7 +60,7 @@ class Observability:
             proxies.apply(scope)
         metrics = state.get("metrics")
         if metrics is not None:
-            metrics.in_progress.inc()
+            metrics.in_progress += 1
         started = time.perf_counter()
         answered = 0.0
 
@@ -62,12 +79,22 @@ class Observability:
         try:
             await self.app(scope, receive, send_with_headers)
         finally:
-            status = state.get("status", 500)
+            now = time.perf_counter()
             if metrics is not None:
-                metrics.in_progress.dec()
-                metrics.answered(scope["method"], _route(scope), status, (answered or time.perf_counter()) - started)
-            if access.isEnabledFor(logging.INFO):
-                _tell(_fields(scope, status, time.perf_counter() - started))
+                metrics.in_progress -= 1
+            if not self._ended:
+                asyncio.get_running_loop().call_soon(self._put_down)
+            status, until = state.get("status", 500), answered or now
+            self._ended.append(_Ended(scope, status, until - started, now - started, time.time(), get_current_span()))
+
+    def _put_down(self) -> None:
+        ended, self._ended = self._ended, []
+        for request in ended:
+            metrics = request.scope["state"].get("metrics")
+            if metrics is not None:
+                metrics.answered(request.scope["method"], _route(request.scope), request.status, request.answered)
+        if access.isEnabledFor(logging.INFO):
+            _tell([(request.at, _fields(request)) for request in ended])
 
 
 def _added(scope: Scope, headers: Iterable[tuple[bytes, bytes]], request_id: str) -> Iterator[tuple[bytes, bytes]]:
@@ -99,16 +126,17 @@ def _route(scope: Scope) -> str | None:
     return getattr(route, "path_format", None) or getattr(route, "path", None)
 
 
-def _fields(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
+def _fields(request: _Ended) -> dict[str, Any]:
+    scope = request.scope
     state = scope["state"]
     fields = {
         "request_id": state["request_id"],
         "method": scope["method"],
         "route": _route(scope),
-        "status": status,
-        "ms": round(seconds * 1000, 2),
+        "status": request.status,
+        "ms": round(request.seconds * 1000, 2),
     }
-    if (span := get_current_span().get_span_context()).is_valid:
+    if (span := request.span.get_span_context()).is_valid:
         fields["trace_id"] = format_trace_id(span.trace_id)
     if "client_gone" in state:
         fields["client_gone"] = True
@@ -141,10 +169,10 @@ def _line(created: float, level: str, logger: str, message: str, fields: dict[st
         return json.dumps(line, default=str)
 
 
-def _tell(fields: dict[str, Any]) -> None:
-    """The line of a request.
+def _tell(requests: list[tuple[float, dict[str, Any]]]) -> None:
+    """The lines of requests: when each ended, and what is told of it.
 
-    Where a JSON line is all that becomes of it, no record is made, which takes twice as long as the line
+    Where JSON lines are all that becomes of them, no records are made, which take twice as long as the lines
     (`docs/performance.md`).
     """
     handlers: list[logging.Handler] = []
@@ -153,18 +181,19 @@ def _tell(fields: dict[str, Any]) -> None:
         handlers += logger.handlers
         logger = logger.parent if logger.propagate else None
     if len(handlers) == 1 and isinstance(handlers[0], _Lines) and not (access.filters or handlers[0].filters):
-        handlers[0].write(_line(time.time(), "info", access.name, "request", fields))
+        handlers[0].write([_line(at, "info", access.name, "request", fields) for at, fields in requests])
     else:
-        access.info("request", extra={"fields": fields})
+        for _, fields in requests:
+            access.info("request", extra={"fields": fields})
 
 
 class _Lines(logging.StreamHandler[TextIO]):
     """Takes lines, too, that are written already."""
 
-    def write(self, line: str) -> None:
+    def write(self, lines: list[str]) -> None:
         self.acquire()
         try:
-            self.stream.write(f"{line}\n")
+            self.stream.write("\n".join([*lines, ""]))
             self.stream.flush()
         except (OSError, ValueError):  # nobody reads it any more
             pass

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,6 +41,17 @@ async def samples(api: Api) -> Samples:
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=")
     return read(response.text)
+
+
+async def test_what_has_ended_is_counted_before_it_is_told(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(write: Callable[[], bytes]) -> bytes:
+        return write()
+
+    monkeypatch.setattr("asyncio.to_thread", at_once)
+    lost = {"method": "GET", "route": "unmatched", "status": "404"}
+    before = await samples(api)
+    await api.http.get("/nowhere")
+    assert value(await samples(api), "http_requests_total", **lost) == value(before, "http_requests_total", **lost) + 1
 
 
 async def test_each_request_is_counted_by_its_route(api: Api) -> None:

@@ -1,5 +1,6 @@
 """Traces tell what happened to a request, and nothing of what was in it."""
 
+import asyncio
 import json
 import logging
 import os
@@ -85,6 +86,7 @@ async def test_a_span_tells_route_status_and_whose_request_it_is_part_of(
     caplog.set_level(logging.INFO, "backend.access")
     ada = traced.person()
     await ada.get(f"{TASKS}/019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", headers=PARENT)
+    await asyncio.sleep(0)  # lines are put down when the loop comes round
 
     def is_first(span: ReadableSpan) -> bool:
         return span.name == f"GET {TASKS}/{{id}}"

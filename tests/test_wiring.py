@@ -1,5 +1,6 @@
 """Each setting has its effect: the way from the environment to what is made of it, through the whole application."""
 
+import asyncio
 import io
 import json
 import logging
@@ -160,6 +161,7 @@ async def test_the_line_of_a_request_is_the_same_with_and_without_a_record(
     ada, lines = api.person(), []
     records: list[logging.LogRecord] = []
     task = await ada.task()
+    await asyncio.sleep(0)  # lines are put down when the loop comes round
 
     def noted(record: logging.LogRecord) -> bool:
         records.append(record)
@@ -182,6 +184,7 @@ async def test_the_line_of_a_request_is_the_same_with_and_without_a_record(
             records.clear()
             for path in f"{TASKS}/{task['id']}", "/nowhere":
                 await ada.get(path, headers={"X-Request-ID": "same"})
+            await asyncio.sleep(0)
             assert [record.name for record in records] == ["backend.access"] * (0 if place is None else 2)
         written = [json.loads(line) for line in stream.getvalue().splitlines()]
         stream.seek(stream.truncate(0))
@@ -194,6 +197,29 @@ async def test_the_line_of_a_request_is_the_same_with_and_without_a_record(
     assert all(list(line)[:4] == ["time", "level", "logger", "message"] for line in lines[0])
 
 
+async def test_requests_that_end_together_are_put_down_together(
+    api: Api, root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(io.StringIO):
+        flushes = 0
+
+        def flush(self) -> None:
+            self.flushes += 1
+
+    monkeypatch.setattr(sys, "stderr", stream := Counted())
+    configure_logging("info", "json")
+    assert len(root_logger.handlers) == 1
+    for number in range(3):
+        await api.http.get("/nowhere", headers={"X-Request-ID": str(number)})
+    assert (stream.getvalue(), stream.flushes) == ("", 0)
+    await asyncio.sleep(0)
+    assert [json.loads(line)["request_id"] for line in stream.getvalue().splitlines()] == ["0", "1", "2"]
+    assert stream.flushes == 1
+    await api.http.get("/nowhere")
+    await asyncio.sleep(0)
+    assert (len(stream.getvalue().splitlines()), stream.flushes) == (4, 2)
+
+
 def test_a_log_that_nobody_reads_any_more_stops_no_request(
     root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +230,7 @@ def test_a_log_that_nobody_reads_any_more_stops_no_request(
     monkeypatch.setattr(sys, "stderr", unread := Unread())
     configure_logging("info", "json")
     assert len(root_logger.handlers) == 1
-    observability._tell({"status": 200})
+    observability._tell([(0.0, {"status": 200})])
     assert '"status":200' in unread.getvalue()
 
 
