@@ -103,7 +103,8 @@ def etag(row: Row) -> str:
 
 def not_modified(request: Request, tag: str) -> bool:
     """If-None-Match on a GET: the weak comparison of RFC 9110, section 13.1.2."""
-    header = ",".join(request.headers.getlist("if-none-match"))
+    values = [value for name, value in request.scope["headers"] if name == b"if-none-match"]
+    header = b",".join(values).decode("latin-1")
     return header.strip() == "*" or tag in (found.removeprefix("W/") for found in _ENTITY_TAG.findall(header))
 
 

@@ -222,7 +222,8 @@ class Database:
         return await self._twice(lambda: self._rows(statement, values))
 
     async def row(self, statement: Statement, **values: object) -> Row | None:
-        return next(iter(await self.rows(statement, **values)), None)
+        rows = await self.rows(statement, **values)
+        return rows[0] if rows else None
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction, committed on return. It may be called twice, so it must touch nothing else."""

@@ -149,16 +149,19 @@ class _Step(NamedTuple):
     query: _Query | None
     headers: Sequence[_Field]
     body: _Field | None
+    is_plain: bool  # it takes nothing of what the client says
 
     def values(self, request: Request, body: Any, results: Sequence[Any], errors: Errors) -> Values | None:
         """None: something is wrong, here or in a step before."""
-        values: Values = {}
+        values: Values = dict.fromkeys(self.request, request)
         before, lacks = len(errors), False
         for number, name in self.needs:
             if results[number] is _ABSENT:
                 lacks = True
             elif name is not None:
                 values[name] = results[number]
+        if self.is_plain:
+            return None if lacks else values
         for field in self.path:
             field.take(request.path_params[field.loc[1]], values, errors)
         if self.query is not None:
@@ -167,8 +170,6 @@ class _Step(NamedTuple):
             field.take(request.headers.get(field.loc[1], _ABSENT), values, errors)
         if self.body is not None:
             self.body.take(body, values, errors)
-        for name in self.request:
-            values[name] = request
         return None if lacks or len(errors) > before else values
 
 
@@ -229,6 +230,7 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
     needs = [(_add(each, steps), each.name) for each in dependant.dependencies]
     steps.append(
         _Step(
+            is_plain=not (query or body or dependant.path_params or dependant.header_params),
             call=call,
             needs=needs,
             request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],

@@ -121,13 +121,14 @@ async def judge(connection: HTTPConnection) -> Principal:
     """Who is calling, judged once for each request. Raises Refusal."""
     principal: Principal | None = connection.scope.get(_JUDGED)
     if principal is None:
-        principal = connection.scope[_JUDGED] = connection.state.principal = await bearer_of(connection)(connection)
+        principal = await bearer_of(connection)(connection)
+        connection.scope[_JUDGED] = connection.scope["state"]["principal"] = principal
     return principal
 
 
 def bearer_of(connection: HTTPConnection) -> Bearer:
     """The Bearer of the app's lifespan state. Raises RuntimeError when the app has put none there."""
-    bearer: Bearer | None = getattr(connection.state, "bearer", None)
+    bearer: Bearer | None = connection.scope.get("state", {}).get("bearer")
     if bearer is None:
         raise RuntimeError('no Bearer in the lifespan state: yield {"bearer": Bearer(verifier)} from the lifespan')
     return bearer

@@ -7,12 +7,14 @@ from fastapi import Depends, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from backend import openapi
-from backend.auth import BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason, forbidden
+from backend.auth import Bearer, BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason, forbidden
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Database
 from backend.rate_limits import spend_as_user
 from backend.shortcut import Arguments, Unsupported
 from backend.users.directory import Users
+
+State = dict[str, Any]  # `request.state` without its attributes, of which each costs a call
 
 REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
 
@@ -42,19 +44,20 @@ class PersonRoute(BearerRoute):
 
     async def judge(self, request: Request) -> None:
         await super().judge(request)
-        state = request.state
+        state: State = request.scope["state"]
         await spend_as_user(state)
-        principal: Principal = state.principal
-        users: Users = state.users
-        state.bearer.require_person(principal)
+        principal: Principal = state["principal"]
+        users: Users = state["users"]
+        bearer: Bearer = state["bearer"]
+        bearer.require_person(principal)
         if self.scopes:
-            state.bearer.require_scopes(principal, self.scopes[request.method != "GET"])
+            bearer.require_scopes(principal, self.scopes[request.method != "GET"])
         elif principal.scopes is not None:
             raise forbidden("This is for the person alone: an OAuth access token will not do.")
         user = await users.resolve(principal)
         if principal.issued_at <= user.tokens_valid_after:
-            raise state.bearer.refusal(InvalidToken(Reason.REVOKED))
-        state.user = user
+            raise bearer.refusal(InvalidToken(Reason.REVOKED))
+        state["user"] = user
         if self.role is not None and self.role not in user.roles:
             raise forbidden("This needs a role that the account does not have.")
 
@@ -88,7 +91,8 @@ class PersonRoute(BearerRoute):
 
 async def caller_database(request: Request, _: CurrentPrincipal) -> Database:
     """The database as the caller sees it: their rows, and nobody else's."""
-    return Database(request.state.pool, request.state.user.actor)
+    state: State = request.scope["state"]
+    return Database(state["pool"], state["user"].actor)
 
 
 CallerDatabase = Annotated[Database, Depends(caller_database)]
