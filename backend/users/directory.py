@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 from weakref import ref
 
-from cachetools import TTLCache
+from cachetools import FIFOCache
 from sqlalchemy import and_, bindparam, func, or_, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
@@ -107,10 +107,11 @@ class _Remembered:
 
     user: KnownUser
     principal: ref[Principal]
+    until: float  # by the monotonic clock
 
 
 class Users:
-    """The people who call, by the subject of their token. One for the process; emptied of what is older than a minute.
+    """The people who call, by the subject of their token. One for the process; each is asked after once a minute.
 
     What it remembers it uses only while somebody (`Listener`) tells it of changes: `forget` for each, and `believe` for
     the moment up to which there was none other. 750 ms after that moment every request looks at the row itself.
@@ -130,7 +131,8 @@ class Users:
     ) -> None:
         self._database = Database(pool, SYSTEM)
         self._issuer = issuer
-        self._known: TTLCache[str, _Remembered] = TTLCache(size, ttl)
+        self._known: FIFOCache[str, _Remembered] = FIFOCache(size)
+        self._ttl = ttl
         self._monotonic = monotonic
         self._believed = -math.inf
         self._forgotten = 0
@@ -138,7 +140,10 @@ class Users:
 
     async def resolve(self, principal: Principal) -> KnownUser:
         """The caller's row. A caller who is known and whose claims are as before costs no statement."""
-        known = self._known.get(principal.subject) if self.believed else None
+        now = self._monotonic()
+        known = self._known.get(principal.subject) if now - self._believed <= _TRUSTED else None
+        if known is not None and known.until <= now:
+            known = None
         if known is None or known.principal() is not principal:
             user = await self._find(known, principal)
         else:
@@ -159,7 +164,7 @@ class Users:
         user = await self._load(principal, claims)
         if forgotten == self._forgotten:
             # Else the row may have been read before the change that was told of meanwhile.
-            self._known[principal.subject] = _Remembered(user, ref(principal))
+            self._known[principal.subject] = _Remembered(user, ref(principal), self._monotonic() + self._ttl)
         return user
 
     def __len__(self) -> int:

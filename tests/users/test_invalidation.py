@@ -220,9 +220,17 @@ async def test_a_connection_that_hangs_is_given_up(worker: Worker) -> None:
 
 async def test_what_is_remembered_holds_as_long_as_the_connection_does(worker: Worker) -> None:
     """A process that was stopped for a while has missed nothing: it was all waiting for it."""
-    worker.clock.now += 1000
+    worker.clock.now += 59
     assert not worker.users.believed
     await caught_up(worker.users)
+    assert await worker.costs_nothing()
+
+
+async def test_who_is_remembered_is_asked_after_once_a_minute(worker: Worker) -> None:
+    worker.clock.now += 60
+    await caught_up(worker.users)
+    assert not await worker.costs_nothing()
+    assert await worker.is_let_in()
     assert await worker.costs_nothing()
 
 
