@@ -13,6 +13,7 @@ from inspect import iscoroutinefunction
 from json import JSONDecodeError
 from types import NoneType
 from typing import Any, Final, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+from uuid import UUID
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
@@ -95,6 +96,9 @@ class _Field(NamedTuple):
 
     def take(self, given: Any, values: Values, errors: Errors) -> None:
         field = self.field
+        if given.__class__ is UUID and field.field_info.annotation is UUID:  # the path's convertor has judged it
+            values[field.name] = given
+            return
         if given is _ABSENT:
             if field.field_info.is_required():
                 errors.append({"type": "missing", "loc": self.loc, "msg": "Field required", "input": None})
@@ -147,7 +151,7 @@ class _Step(NamedTuple):
     request: Sequence[str]
     path: Sequence[_Field]
     query: _Query | None
-    headers: Sequence[_Field]
+    headers: Sequence[tuple[bytes, _Field]]
     body: _Field | None
     is_plain: bool  # it takes nothing of what the client says
 
@@ -166,8 +170,8 @@ class _Step(NamedTuple):
             field.take(request.path_params[field.loc[1]], values, errors)
         if self.query is not None:
             self.query.take(request.scope["query_string"], values, errors)
-        for field in self.headers:
-            field.take(request.headers.get(field.loc[1], _ABSENT), values, errors)
+        for key, field in self.headers:
+            field.take(_header(request.scope, key), values, errors)
         if self.body is not None:
             self.body.take(body, values, errors)
         return None if lacks or len(errors) > before else values
@@ -236,7 +240,10 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
             request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
             path=[_Field(field, ("path", field.alias)) for field in dependant.path_params],
             query=query[0] if query else None,
-            headers=[_Field(field, ("header", field.alias)) for field in dependant.header_params],
+            headers=[
+                (field.alias.lower().encode(), _Field(field, ("header", field.alias)))
+                for field in dependant.header_params
+            ],
             body=body[0] if body else None,
         )
     )
@@ -250,6 +257,13 @@ def _query(field: Any) -> _Query:
     if any(member.alias for member in model.model_fields.values()):
         raise Unsupported(f"{model.__name__} has members of two names")
     return _Query(_Field(field, ("query",)), model)
+
+
+def _header(scope: Scope, name: bytes) -> Any:
+    for given, value in scope["headers"]:
+        if given == name:
+            return value.decode("latin-1")
+    return _ABSENT
 
 
 def _is_list(annotation: Any) -> bool:
