@@ -69,7 +69,10 @@ class Answer:
     def __call__(self, row: Row, status: int = 200, headers: dict[str, str] | None = None) -> Response:
         """`row`: with `many`, what has rows as its `items`; None among them stays."""
         if self._many:
-            told = {**row, "items": [item and self.members(item) for item in row["items"]]}
+            items = row["items"]
+            if not all(map(self._names.__eq__, map(tuple, filter(None, items)))):
+                items = [item and self.members(item) for item in items]
+            told = {**row, "items": items}
         else:
             told = self.members(row)
         return Response(to_json(told), status, headers, "application/json")

@@ -115,10 +115,10 @@ class Metrics(Observer):
         # To look a child up by its labels costs more than to count.
         self._request = lru_cache(2048)(self._requests.labels)
         self._duration = lru_cache(512)(self._durations.labels)
-        self._outcome = lru_cache(64)(self._judged.labels)
         self._sources: dict[Gauge, Callable[[], float]] = {}
-        self._count_loads: Callable[[], int] = lambda: 0
-        self._loads_seen = 0
+        self.hits = 0
+        self._counts: dict[Counter, Callable[[], int]] = {self._judged.labels("hit"): lambda: self.hits}
+        self._seen: dict[Counter, int] = {}
 
     def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
         """A request was answered; its answer began after so many seconds."""
@@ -145,7 +145,10 @@ class Metrics(Observer):
         self._unknown_kids.labels(answer).inc()
 
     def judged(self, outcome: str) -> None:
-        self._outcome(outcome).inc()
+        if outcome == "hit":  # which each request is
+            self.hits += 1
+        else:
+            self._judged.labels(outcome).inc()
 
     @asynccontextmanager
     async def sampling(self, user_loads: Callable[[], int], **sources: Callable[[], float]) -> AsyncIterator[None]:
@@ -153,7 +156,7 @@ class Metrics(Observer):
 
         A worker cannot ask another one, so among several each writes down its own every five seconds.
         """
-        self._count_loads = user_loads
+        self._counts[self._loads] = user_loads
         for name, source in sources.items():
             help, mode = GAUGES[name]
             gauge = Gauge(name, help, namespace=_PREFIX, multiprocess_mode=mode, registry=self._registry)
@@ -183,9 +186,10 @@ class Metrics(Observer):
         for gauge, source in self._sources.items():
             gauge.set(source())
         self._in_progress.set(self.in_progress)
-        loads = self._count_loads()
-        self._loads.inc(loads - self._loads_seen)
-        self._loads_seen = loads
+        for counter, count in self._counts.items():
+            now = count()
+            counter.inc(now - self._seen.get(counter, 0))
+            self._seen[counter] = now
 
     def _write(self) -> bytes:
         if _FOLDER not in os.environ:
