@@ -8,11 +8,12 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextvars import Context, copy_context
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TextIO
 
 import orjson
-from opentelemetry.trace import Span, format_trace_id, get_current_span
+from opentelemetry.trace import format_trace_id, get_current_span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 access = logging.getLogger("backend.access")
@@ -35,7 +36,7 @@ class _Ended(NamedTuple):
     answered: float
     seconds: float
     at: float
-    span: Span
+    context: Context
 
 
 class Observability:
@@ -85,7 +86,7 @@ class Observability:
             if not self._ended:
                 asyncio.get_running_loop().call_soon(self._put_down)
             status, until = state.get("status", 500), answered or now
-            self._ended.append(_Ended(scope, status, until - started, now - started, time.time(), get_current_span()))
+            self._ended.append(_Ended(scope, status, until - started, now - started, time.time(), copy_context()))
 
     def _put_down(self) -> None:
         ended, self._ended = self._ended, []
@@ -136,7 +137,7 @@ def _fields(request: _Ended) -> dict[str, Any]:
         "status": request.status,
         "ms": round(request.seconds * 1000, 2),
     }
-    if (span := request.span.get_span_context()).is_valid:
+    if (span := request.context.run(get_current_span).get_span_context()).is_valid:
         fields["trace_id"] = format_trace_id(span.trace_id)
     if "client_gone" in state:
         fields["client_gone"] = True
