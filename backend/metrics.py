@@ -170,6 +170,7 @@ class Metrics(Observer):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+            self._sample()  # what came since the last time
 
     async def exposition(self) -> bytes:
         """In Prometheus' text format. Written in a thread: it takes a few milliseconds."""

@@ -54,6 +54,15 @@ async def test_what_has_ended_is_counted_before_it_is_told(api: Api, monkeypatch
     assert value(await samples(api), "http_requests_total", **lost) == value(before, "http_requests_total", **lost) + 1
 
 
+async def test_what_was_counted_at_last_is_not_lost(settings: Settings, issuer: LocalIssuer) -> None:
+    async with running(settings, issuer) as api:
+        ada = api.person()
+        for _ in range(3):
+            assert (await ada.get(TASKS)).status_code == 200
+    told = read(api.state["metrics"]._write().decode())
+    assert value(told, "resource_server_token_verifications_total", outcome="hit") == 2
+
+
 async def test_each_request_is_counted_by_its_route(api: Api) -> None:
     ada = api.person()
     before = await samples(api)
