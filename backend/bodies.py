@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 JSON = ("application/json",)
@@ -29,31 +29,24 @@ class JSONRequest(Request):
     async def body(self) -> bytes:
         """Raises 415 for another content type or an encoded body, 413 past the limit, 408 when it takes too long."""
         if not hasattr(self, "_body"):
-            fields: dict[bytes, bytes] = dict(reversed(self.scope["headers"]))  # of several the first counts
-            length = fields.get(b"content-length")
-            if length != b"0" and (length is not None or b"transfer-encoding" in fields):
-                self._check_media_type(fields)
-            if length is not None and length.isdigit() and int(length) > self._limit:
+            length = self.headers.get("content-length")
+            if length != "0" and (length is not None or "transfer-encoding" in self.headers):
+                self._check_media_type()
+            if length is not None and length.isdecimal() and int(length) > self._limit:
                 self._refuse_size()
+            chunks, size = [], 0
             try:
                 async with asyncio.timeout(BODY_SECONDS):
-                    self._body = await self._read()
+                    async for chunk in self.stream():
+                        size += len(chunk)
+                        if size > self._limit:
+                            self._refuse_size()
+                        chunks.append(chunk)
             except TimeoutError:
                 # Whoever trickles shall not go on with what would have been the next request.
                 raise HTTPException(408, "The body took too long.", {"Connection": "close"}) from None
+            self._body = b"".join(chunks)
         return self._body
-
-    async def _read(self) -> bytes:
-        body = bytearray()
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            body += message.get("body", b"")
-            if len(body) > self._limit:
-                self._refuse_size()
-            if not message.get("more_body", False):
-                return bytes(body)
 
     async def json(self) -> Any:
         """Refuses what is often let pass: NaN, Infinity, lone surrogates, bottomless nesting, a BOM, a name twice."""
@@ -65,9 +58,9 @@ class JSONRequest(Request):
             raise json.JSONDecodeError(str(error), "", 0) from None
         return value
 
-    def _check_media_type(self, fields: dict[bytes, bytes]) -> None:
-        given = fields.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
-        if given not in self._media_types or fields.get(b"content-encoding", b"identity").lower() != b"identity":
+    def _check_media_type(self) -> None:
+        given = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given not in self._media_types or self.headers.get("content-encoding", "identity").lower() != "identity":
             raise HTTPException(415, f"Send {' or '.join(self._media_types)}, not encoded.")
 
     def _refuse_size(self) -> NoReturn:
