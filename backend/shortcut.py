@@ -13,7 +13,6 @@ from inspect import iscoroutinefunction
 from json import JSONDecodeError
 from types import NoneType
 from typing import Any, Final, NamedTuple, Protocol, get_args, get_origin, get_type_hints
-from uuid import UUID
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
@@ -96,9 +95,6 @@ class _Field(NamedTuple):
 
     def take(self, given: Any, values: Values, errors: Errors) -> None:
         field = self.field
-        if given.__class__ is UUID and field.field_info.annotation is UUID:  # the path's convertor has judged it
-            values[field.name] = given
-            return
         if given is _ABSENT:
             if field.field_info.is_required():
                 errors.append({"type": "missing", "loc": self.loc, "msg": "Field required", "input": None})
@@ -153,7 +149,6 @@ class _Step(NamedTuple):
     query: _Query | None
     headers: Sequence[tuple[bytes, _Field]]
     body: _Field | None
-    is_plain: bool  # it takes nothing of what the client says
 
     def values(self, request: Request, body: Any, results: Sequence[Any], errors: Errors) -> Values | None:
         """None: something is wrong, here or in a step before."""
@@ -164,8 +159,6 @@ class _Step(NamedTuple):
                 lacks = True
             elif name is not None:
                 values[name] = results[number]
-        if self.is_plain:
-            return None if lacks else values
         for field in self.path:
             field.take(request.path_params[field.loc[1]], values, errors)
         if self.query is not None:
@@ -234,7 +227,6 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
     needs = [(_add(each, steps), each.name) for each in dependant.dependencies]
     steps.append(
         _Step(
-            is_plain=not (query or body or dependant.path_params or dependant.header_params),
             call=call,
             needs=needs,
             request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
