@@ -116,8 +116,8 @@ class Metrics(Observer):
         self._request = lru_cache(2048)(self._requests.labels)
         self._duration = lru_cache(512)(self._durations.labels)
         self._sources: dict[Gauge, Callable[[], float]] = {}
-        self.hits = 0
-        self._counts: dict[Counter, Callable[[], int]] = {self._judged.labels("hit"): lambda: self.hits}
+        self._hits = 0
+        self._counts: dict[Counter, Callable[[], int]] = {self._judged.labels("hit"): lambda: self._hits}
         self._seen: dict[Counter, int] = {}
 
     def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
@@ -146,7 +146,7 @@ class Metrics(Observer):
 
     def judged(self, outcome: str) -> None:
         if outcome == "hit":  # which each request is
-            self.hits += 1
+            self._hits += 1
         else:
             self._judged.labels(outcome).inc()
 

@@ -29,7 +29,10 @@ _CSP = b"default-src 'none'; frame-ancestors 'none'"
 
 
 class _Ended(NamedTuple):
-    """A request that is over. `answered` and `seconds`: from its beginning to that of its answer, and to its end."""
+    """A request that is over, `at` unix seconds.
+
+    `answered` and `seconds`: from its beginning to that of its answer, and to its end.
+    """
 
     scope: Scope
     status: int

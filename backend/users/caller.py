@@ -14,8 +14,6 @@ from backend.rate_limits import spend_as_user
 from backend.shortcut import Arguments, Unsupported
 from backend.users.directory import Users
 
-State = dict[str, Any]  # `request.state` without its attributes, of which each costs a call
-
 REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
 
 
@@ -44,7 +42,7 @@ class PersonRoute(BearerRoute):
 
     async def judge(self, request: Request) -> None:
         await super().judge(request)
-        state: State = request.scope["state"]
+        state: dict[str, Any] = request.scope["state"]
         await spend_as_user(state)
         principal: Principal = state["principal"]
         users: Users = state["users"]
@@ -91,7 +89,7 @@ class PersonRoute(BearerRoute):
 
 async def caller_database(request: Request, _: CurrentPrincipal) -> Database:
     """The database as the caller sees it: their rows, and nobody else's."""
-    state: State = request.scope["state"]
+    state: dict[str, Any] = request.scope["state"]
     return Database(state["pool"], state["user"].actor)
 
 
