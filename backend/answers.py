@@ -67,10 +67,10 @@ class Answer:
         return row if tuple(row) == self._names else {name: row[name] for name in self._names}
 
     def __call__(self, row: Row, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-        """`row`: with `many`, what has rows as its `items`; None among them stays."""
+        """`row`: with `many`, what has rows as its `items`, all of one statement. None among them stays."""
         if self._many:
             items = row["items"]
-            if not all(map(self._names.__eq__, map(tuple, filter(None, items)))):
+            if tuple(next(filter(None, items), self._names)) != self._names:
                 items = [item and self.members(item) for item in items]
             told = {**row, "items": items}
         else:

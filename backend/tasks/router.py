@@ -95,7 +95,7 @@ async def batch_tasks(
     """Create, change and delete up to 100 tasks: all of it or nothing. `errors` names the operation that cannot be."""
 
     async def batch(tasks: TaskService) -> Response:
-        return many({"items": await tasks.batch(data.operations)})
+        return many({"items": [row and one.members(row) for row in await tasks.batch(data.operations)]})
 
     if key is None:
         return await batch(tasks)
