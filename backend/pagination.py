@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import to_json
 from sqlalchemy import ColumnElement, Integer, Select, Uuid, bindparam, tuple_
 from starlette.requests import Request
 
@@ -59,12 +59,12 @@ def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:
 
 
 def encode(bound_to: str, key: object, id: UUID) -> str:
-    return pack([bound_to, None if key is None else str(key), str(id)])
+    return pack([bound_to, key, id])
 
 
 def pack(told: list[Any]) -> str:
     """JSON that a URL and a header can hold, and that nobody takes for something to be put together by hand."""
-    return urlsafe_b64encode(to_json(told)).decode().rstrip("=")
+    return urlsafe_b64encode(orjson.dumps(told, str, orjson.OPT_UTC_Z)).decode().rstrip("=")
 
 
 def unpack(token: str) -> Any:
@@ -129,9 +129,11 @@ def link(request: Request, next_cursor: str | None) -> dict[str, str]:
     if next_cursor is None:
         return {}
     given: bytes = request.scope["query_string"]
-    if _PLAIN_QUERY.fullmatch(given):
+    if not _PLAIN_QUERY.fullmatch(given):
+        kept = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != "cursor"])
+    elif b"cursor" in given:
         kept = b"&".join(pair for pair in given.split(b"&") if pair.partition(b"=")[0] != b"cursor").decode()
     else:
-        kept = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != "cursor"])
+        kept = given.decode()
     query_string = f"{kept}&cursor={next_cursor}" if kept else f"cursor={next_cursor}"
     return {"Link": f'<{request.scope["path"]}?{query_string}>; rel="next"'}

@@ -236,7 +236,7 @@ async def test_nobody_passes_by_the_feed(api: Api) -> None:
         pack(["tasks", True, LAST.hex, 0, LAST.hex]),
         pack(["tasks", 1.5, LAST.hex, 0, LAST.hex]),
         pack(["tasks", 2**63, LAST.hex, 0, LAST.hex]),
-        pack(["tasks", 1, LAST.hex, 2**70, LAST.hex]),
+        pack(["tasks", 1, LAST.hex, 2**64 - 1, LAST.hex]),
         pack(["tasks", 1, "x", 0, LAST.hex]),
         pack(["tasks", 1, LAST.hex, 0, 7]),
         pack(["tasks", 1, LAST.hex, 0, {}]),
