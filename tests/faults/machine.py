@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -95,8 +96,12 @@ class Machine:
 
     def workers(self) -> set[int]:
         """Their process ids, if there are several."""
-        children = psutil.Process(self.pid).children()
-        return {child.pid for child in children if "spawn_main" in " ".join(child.cmdline())}
+        found = set()
+        for child in psutil.Process(self.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.add(child.pid)
+        return found
 
     async def ended(self) -> int:
         """Until it has ended; its exit code."""
