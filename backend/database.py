@@ -31,9 +31,10 @@ LEAST_SIZE = 3
 # transaction, so neither this pool nor a pooler behind it can carry them to the next request.
 _BECOME: LiteralString = (
     "SELECT set_config('role', $1, true), set_config('app.caller', $2, true), set_config('timezone', 'UTC', true),"
-    " set_config('statement_timeout', '10s', true), set_config('lock_timeout', '3s', true)"
+    " set_config('statement_timeout', '10s', true), set_config('lock_timeout', '3s', true),"
+    " set_config('plan_cache_mode', 'auto', true)"
 )
-_BECOME_AND_KEEP_PLANS: LiteralString = f"{_BECOME}, set_config('plan_cache_mode', 'force_generic_plan', true)"
+_BECOME_AND_KEEP_PLANS: LiteralString = _BECOME.replace("'auto'", "'force_generic_plan'")
 
 # The second time may go well: locks in another order, or a connection that has not prepared the statement in the days
 # before a migration (0A000, "cached plan must not change result type") or on another server of a pooler (26000).

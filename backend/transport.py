@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that many requests share: statements are pipelined, and each is a transaction of its own.
+"""Connections to PostgreSQL that many requests share: statements are pipelined, and sent together.
 
 A pool lends a connection to a request, which waits for a round trip and gives it back: psycopg's cursors, locks and
 waits cost several times what the statement does. Here a request leaves its statement on a connection that is open, and
@@ -8,7 +8,7 @@ is told when the answer is there; nobody waits for the answer of another, and se
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -66,10 +66,11 @@ class _Prepared:
 
 
 class Job:
-    """A transaction on its way. Whoever waits for it gets the rows of its statement, or its first error.
+    """A statement on its way, behind another that says as whom. Whoever waits for it gets its rows, or the first error.
 
-    It has two statements: one that takes two texts, and one whose rows are the answer. Their parameters are `$1`, `$2`,
-    ... On each connection a text is prepared once for each choice of types.
+    The other takes two texts, and sets whatever it sets for the whole of a job: in one transaction it may come behind
+    somebody else's. The parameters of both are `$1`, `$2`, ... On each connection a text is prepared once for each
+    choice of types.
     """
 
     __slots__ = ("before", "error", "result", "rows", "since", "sql", "statement", "steps", "texts", "values")
@@ -100,7 +101,13 @@ def is_alive(pgconn: pq.abc.PGconn) -> bool:
 
 
 class Wire:
-    """One connection: opened when it is first needed, and again after it was lost."""
+    """One connection: opened when it is first needed, and again after it was lost.
+
+    What comes in one turn of the loop is sent at its end, each job as a transaction of its own, which is answered when
+    it has been committed. Where all only read (`reads`), what is sent together is one transaction, which spares both
+    ends many small messages: each is answered when its rows are there, and whom somebody else's error has taken along
+    is asked again, alone.
+    """
 
     def __init__(
         self,
@@ -108,6 +115,7 @@ class Wire:
         *,
         prepare: bool,
         deadline: float,
+        reads: bool = False,
         idle: Callable[["Wire"], None] = lambda _: None,
     ) -> None:
         """`deadline`: seconds until a server that does not answer is given up, and the connection with it.
@@ -118,11 +126,12 @@ class Wire:
         self._idle = idle
         self._prepare = prepare
         self._deadline = deadline
+        self._reads = reads
         self._loop: asyncio.AbstractEventLoop
         self._pgconn: pq.abc.PGconn | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._unsent: deque[Job] = deque()
-        self._sent: deque[Job] = deque()
+        self._sent: deque[Job | None] = deque()  # None: here ends a transaction
         self._statements: dict[_Key, _Prepared] = {}
         self._number = 0
         self._heard = 0.0  # when the server last said something
@@ -130,11 +139,15 @@ class Wire:
         self._watch: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        """How many wait for an answer."""
+        """How much there is to wait for."""
         return len(self._unsent) + len(self._sent)
 
     def is_stuck(self) -> bool:
-        return bool(self._sent) and self._loop.time() - self._sent[0].since > _STUCK
+        return bool(self._sent) and self._loop.time() - self._since() > _STUCK
+
+    def _since(self) -> float:
+        """When whoever has waited longest for the server began to."""
+        return next((job.since for job in self._sent if job is not None), self._heard)
 
     def run(self, job: Job) -> Rows:
         """Begin a job. Who stops waiting for it is not told, and troubles nobody else.
@@ -143,14 +156,14 @@ class Wire:
         """
         loop = asyncio.get_running_loop()
         job.since = loop.time()
-        if self._pgconn is not None and not self._sent and self._heard < job.since and not is_alive(self._pgconn):
+        is_idle = not len(self) and self._heard < job.since
+        if is_idle and self._pgconn is not None and not is_alive(self._pgconn):
             self._lose("the server closed the connection")
-        if self._pgconn is not None:
-            self._send(self._pgconn, job)
-        else:
-            self._unsent.append(job)
-            if self._connecting is None:
-                self._connecting = loop.create_task(self._open(), name="connect to PostgreSQL")
+        self._unsent.append(job)
+        if self._pgconn is None:
+            self._begin_to_connect()
+        elif len(self._unsent) == 1:
+            loop.call_soon(self._send)
         return job.rows
 
     async def close(self) -> None:
@@ -159,7 +172,12 @@ class Wire:
             with suppress(asyncio.CancelledError):
                 await self._connecting
             self._connecting = None
+        self._give_up("the pool was closed")
         self._lose("the pool was closed")
+
+    def _begin_to_connect(self) -> None:
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._open(), name="connect to PostgreSQL")
 
     async def _open(self) -> None:
         while True:
@@ -170,7 +188,7 @@ class Wire:
                 pgconn.enter_pipeline_mode()
                 self._socket = pgconn.socket
             except psycopg.Error as error:
-                _fail(self._unsent, psycopg.OperationalError, str(error))
+                self._give_up(str(error))
                 self._idle(self)
             else:
                 break
@@ -185,12 +203,30 @@ class Wire:
         self._pgconn = pgconn
         self._transformer = Transformer(connection)
         self._loop.add_reader(self._socket, self._read)
-        while self._unsent and self._pgconn is pgconn:
-            self._send(pgconn, self._unsent.popleft())
+        self._send()
+
+    def _send(self) -> None:
+        pgconn = self._pgconn
+        if pgconn is None:
+            return
+        try:
+            while self._unsent:
+                self._send_job(pgconn, self._unsent.popleft())
+                if self._reads and self._unsent:
+                    pgconn.send_flush_request()  # else the answer would wait for those of all
+                else:
+                    self._end_transaction(pgconn)
+        except psycopg.OperationalError as error:
+            self._lose(str(error))
+            return
         if not len(self):
             self._idle(self)
+            return
+        self._flush()
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._deadline, self._look)
 
-    def _send(self, pgconn: pq.abc.PGconn, job: Job) -> None:
+    def _send_job(self, pgconn: pq.abc.PGconn, job: Job) -> None:
         if job.rows.done():
             return
         try:
@@ -199,19 +235,15 @@ class Wire:
         except psycopg.Error as error:
             job.rows.set_exception(error)
             return
-        try:
-            self._send_part(pgconn, job, preamble)
-            self._send_part(pgconn, job, bound)
-            pgconn.pipeline_sync()
-            job.steps.reverse()
-        except psycopg.OperationalError as error:
-            self._sent.append(job)
-            self._lose(str(error))
-            return
         self._sent.append(job)
-        self._flush()
-        if self._watch is None:
-            self._watch = self._loop.call_later(self._deadline, self._look)
+        self._send_part(pgconn, job, preamble)
+        self._send_part(pgconn, job, bound)
+        job.steps.reverse()
+
+    def _end_transaction(self, pgconn: pq.abc.PGconn) -> None:
+        if self._sent and self._sent[-1] is not None:
+            self._sent.append(None)
+            pgconn.pipeline_sync()
 
     def _bind(self, job: Job) -> _Bound:
         if not job.values:
@@ -268,7 +300,7 @@ class Wire:
                     result = pgconn.get_result()
                     if result is None:
                         break
-                self._take(self._sent[0], result)
+                self._take(pgconn, result)
         except psycopg.OperationalError as error:
             self._lose(str(error))
             return
@@ -277,14 +309,18 @@ class Wire:
         elif was_busy and not len(self):
             self._idle(self)
 
-    def _take(self, job: Job, result: pq.abc.PGresult) -> None:
-        status = result.status
-        if status in _GOOD:
+    def _take(self, pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> None:
+        status, job = result.status, self._sent[0]
+        if status == pq.ExecStatus.PIPELINE_SYNC:
+            self._close_transaction(pgconn)
+        elif job is None:
+            pass  # an error that ends the connection, whose jobs have been answered
+        elif status in _GOOD:
             job.result = result
             job.steps.pop()
-        elif status == pq.ExecStatus.PIPELINE_SYNC:
-            self._sent.popleft()
-            self._answer(job)
+            if self._reads and not job.steps:
+                self._sent.popleft()
+                self._answer(job)
         elif status != pq.ExecStatus.PIPELINE_ABORTED and job.error is None:
             job.error = error_from_result(result)
             if result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) == b"FATAL":
@@ -293,10 +329,25 @@ class Wire:
                 # Prepared in the days before a migration, or on another server of a pooler.
                 self._statements.clear()
 
+    def _close_transaction(self, pgconn: pq.abc.PGconn) -> None:
+        """Whoever is not answered yet has been committed, or has an error, or was taken along by somebody else's."""
+        taken_along = []
+        for job in iter(self._sent.popleft, None):
+            for key in job.steps:
+                if key is not None:
+                    self._statements.pop(key, None)
+            if job.steps and job.error is None:
+                job.steps = []
+                taken_along.append(job)
+            else:
+                self._answer(job)
+        for job in taken_along:
+            self._send_job(pgconn, job)
+            self._end_transaction(pgconn)
+        if taken_along:
+            self._flush()
+
     def _answer(self, job: Job) -> None:
-        for key in job.steps:
-            if key is not None:
-                self._statements.pop(key, None)
         if job.rows.done():
             return
         if job.error is not None:
@@ -320,11 +371,16 @@ class Wire:
     def _look(self) -> None:
         self._watch = None
         if self._sent:
-            left = self._sent[0].since + self._deadline - self._loop.time()
+            left = self._since() + self._deadline - self._loop.time()
             if left > 0:
                 self._watch = self._loop.call_later(left, self._look)
             else:
                 self._lose("the server did not answer in time")
+
+    def _give_up(self, why: str) -> None:
+        """On whoever was not sent: it is known not to be done."""
+        unsent, self._unsent = self._unsent, deque()
+        _fail(unsent, psycopg.OperationalError, why)
 
     def _lose(self, why: str) -> None:
         pgconn, self._pgconn = self._pgconn, None
@@ -338,9 +394,11 @@ class Wire:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        _fail(self._sent, ConnectionLost, why)
-        _fail(self._unsent, psycopg.OperationalError, why)
-        if was_busy:
+        sent, self._sent = self._sent, deque()
+        _fail(filter(None, sent), ConnectionLost, why)
+        if self._unsent:
+            self._begin_to_connect()
+        elif was_busy:
             self._idle(self)
 
 
@@ -351,9 +409,8 @@ def row_maker(names: Sequence[str]) -> Callable[[Sequence[Any]], Row]:
     return maker
 
 
-def _fail(jobs: deque[Job], kind: type[psycopg.OperationalError], why: str) -> None:
-    while jobs:
-        job = jobs.popleft()
+def _fail(jobs: Iterable[Job], kind: type[psycopg.OperationalError], why: str) -> None:
+    for job in jobs:
         if not job.rows.done():
             job.rows.set_exception(kind(why))
 
@@ -376,7 +433,7 @@ class Wires:
     ) -> None:
         """`wait`: seconds until a write that finds no connection free is a `PoolTimeout`."""
         make = partial(Wire, connect, prepare=prepare, deadline=deadline)
-        self.readers = [make() for _ in range(readers)]
+        self.readers = [make(reads=True) for _ in range(readers)]
         self.writers = [make(idle=self._next) for _ in range(writers)]
         self._free = dict.fromkeys(self.writers)
         self._queue: deque[Job] = deque()
@@ -440,6 +497,7 @@ class Wires:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        _fail(self._queue, psycopg.OperationalError, "the pool was closed")
+        queue, self._queue = self._queue, deque()
+        _fail(queue, psycopg.OperationalError, "the pool was closed")
         for wire in (*self.readers, *self.writers):
             await wire.close()

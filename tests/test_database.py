@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
-from sqlalchemy import text
+from sqlalchemy import func, literal_column, select, text
 
 from backend import migrations
 from backend.database import SYSTEM, Actor, Database, Pool, Row, Statement, Transaction
@@ -52,6 +52,27 @@ async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Poo
                 # Run as nobody in particular, so that what the last transaction left behind would show.
                 (found,) = await wire.run(Job("SELECT $1, $2", ("", ""), left, ()))
                 assert found == {"self": True, "c": None}
+
+
+async def test_nobody_takes_over_what_another_has_set_for_a_read_that_is_sent_together(database_url: str) -> None:
+    asked = select(
+        literal_column("current_user").label("role"),
+        func.current_setting("app.caller").label("caller"),
+        (func.current_setting("plan_cache_mode") == "force_generic_plan").label("keeps_plan"),
+        func.now().label("moment"),
+    )
+    actors = [Actor.user(uuid4()), SYSTEM, Actor.user(uuid4()), SYSTEM] * 5
+    statements = [Statement(asked), Statement(asked, keeps_plan=True), Statement(asked)]
+    expected = [(actor, statement) for actor in actors for statement in statements]
+    async with Pool(database_url, size=3) as pool:
+        await Database(pool, SYSTEM).rows(statements[0])  # until it is connected, each is sent by itself
+        found = await asyncio.gather(*(Database(pool, actor).row(statement) for actor, statement in expected))
+    rows = [row for row in found if row is not None]
+    assert len({row.pop("moment") for row in rows}) < len(rows)
+    assert rows == [
+        {"role": actor.role, "caller": actor.id, "keeps_plan": statement is statements[1]}
+        for actor, statement in expected
+    ]
 
 
 async def test_an_error_poisons_nothing(pool: Pool) -> None:

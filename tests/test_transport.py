@@ -26,10 +26,10 @@ async def run(wire: Wire, sql: str, *values: object) -> list[dict[str, Any]]:
 class Line:
     """A wire, and how often it was connected. `refusing`: what the next attempts meet."""
 
-    def __init__(self, url: str, *, prepare: bool = True, deadline: float = 30) -> None:
+    def __init__(self, url: str, *, prepare: bool = True, deadline: float = 30, reads: bool = False) -> None:
         self.url = url
         self.attempts = 0
-        self.wire = Wire(self.connect, prepare=prepare, deadline=deadline)
+        self.wire = Wire(self.connect, prepare=prepare, deadline=deadline, reads=reads)
 
     async def connect(self) -> Connection:
         self.attempts += 1
@@ -47,9 +47,27 @@ async def line(url: str, **options: Any) -> AsyncIterator[Line]:
         await line.wire.close()
 
 
+async def sent() -> None:
+    """What was begun just now is on its way."""
+    for _ in range(2):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture(params=[False, True], ids=["any", "reads"])
+async def wire(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[Wire]:
+    async with line(database_url, reads=request.param) as made:
+        yield made.wire
+
+
 @pytest.fixture
-async def wire(database_url: str) -> AsyncIterator[Wire]:
+async def writer(database_url: str) -> AsyncIterator[Wire]:
     async with line(database_url) as made:
+        yield made.wire
+
+
+@pytest.fixture
+async def reader(database_url: str) -> AsyncIterator[Wire]:
+    async with line(database_url, reads=True) as made:
         yield made.wire
 
 
@@ -91,20 +109,44 @@ async def test_an_error_is_its_own_statements_alone(wire: Wire) -> None:
     assert await run(wire, "SELECT 2 AS two") == [{"two": 2}]
 
 
-async def test_each_is_a_transaction_of_its_own(wire: Wire) -> None:
+async def test_whom_an_error_takes_along_is_asked_again(reader: Wire) -> None:
+    """Also where every second one of a transaction has an error of its own."""
+    answers = await asyncio.gather(
+        *(run(reader, "SELECT 1 / $1::int AS n", n % 2) for n in range(40)), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [psycopg.errors.DivisionByZero, list] * 20
+
+
+async def test_what_only_reads_is_one_transaction_with_what_is_sent_with_it(reader: Wire) -> None:
+    moment = "SELECT now() AS at"
+    together = await asyncio.gather(*(run(reader, moment) for _ in range(5)))
+    later = await run(reader, moment)
+    assert [answer == together[0] for answer in (*together, later)] == [True] * 5 + [False]
+
+
+async def test_who_reads_does_not_wait_for_who_comes_behind(wire: Wire) -> None:
+    await run(wire, "SELECT 1 AS one")
+    quick = asyncio.ensure_future(run(wire, "SELECT 1 AS one"))
+    slow = asyncio.ensure_future(run(wire, "SELECT pg_sleep(60)"))
+    assert await quick == [{"one": 1}]
+    assert not slow.done()
+    slow.cancel()
+
+
+async def test_each_is_a_transaction_of_its_own(writer: Wire) -> None:
     table = f"t_{uuid4().hex}"
-    await run(wire, f"CREATE TABLE {table} (n int CONSTRAINT {table}_late UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    await run(writer, f"CREATE TABLE {table} (n int CONSTRAINT {table}_late UNIQUE DEFERRABLE INITIALLY DEFERRED)")
     insert = f"INSERT INTO {table} SELECT unnest($1::int[])"
     answers = await asyncio.gather(
-        run(wire, insert, [1, 2]),
-        run(wire, insert, [3, 3]),  # refused by the commit itself
-        run(wire, insert, [4]),
+        run(writer, insert, [1, 2]),
+        run(writer, insert, [3, 3]),  # refused by the commit itself
+        run(writer, insert, [4]),
         return_exceptions=True,
     )
     assert [type(answer) for answer in answers] == [list, psycopg.errors.UniqueViolation, list]
-    found = await run(wire, f"DELETE FROM {table} RETURNING n")  # noqa: S608
+    found = await run(writer, f"DELETE FROM {table} RETURNING n")  # noqa: S608
     assert sorted(row["n"] for row in found) == [1, 2, 4]
-    await run(wire, f"DROP TABLE {table}")
+    await run(writer, f"DROP TABLE {table}")
 
 
 async def test_a_value_that_nothing_can_hold_is_not_sent(wire: Wire) -> None:
@@ -118,14 +160,14 @@ async def test_who_stops_waiting_troubles_nobody(wire: Wire) -> None:
     slow = asyncio.ensure_future(run(wire, "SELECT pg_sleep(0.2)"))
     behind = asyncio.ensure_future(run(wire, "SELECT 'behind' AS who"))
     gone = asyncio.ensure_future(run(wire, "SELECT 'gone' AS who"))
-    await asyncio.sleep(0)
+    await sent()
     slow.cancel()
     gone.cancel()
     assert await behind == [{"who": "behind"}]
     with suppress(asyncio.CancelledError):
         await gone
-    assert len(wire) == 0
     assert await run(wire, PID) == [{"pid": pid}]
+    assert len(wire) <= 1  # at most the end of that
 
 
 async def test_what_was_never_sent_is_not_done(database_url: str) -> None:
@@ -165,6 +207,19 @@ async def test_a_connection_that_ended_while_idle_is_not_used(database_url: str)
         with psycopg.connect(database_url, autocommit=True) as other:  # nothing else gets a turn meanwhile
             other.execute("SELECT pg_terminate_backend(%s, 5000)", (row["pid"],))
         assert (await run(made.wire, PID))[0]["pid"] != row["pid"]
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_what_was_not_sent_when_the_connection_was_lost_waits_for_the_next(
+    database_url: str, reads: bool
+) -> None:
+    async with line(database_url, reads=reads) as made:
+        (before,) = await run(made.wire, PID)
+        waiting = [made.wire.run(Job(NOTHING, ("", ""), PID, ())) for _ in range(3)]
+        made.wire._lose("as if the server had gone")
+        answers = await asyncio.gather(*waiting)
+        assert before not in [row for rows in answers for row in rows]
+        assert made.attempts == 2
 
 
 async def test_a_server_that_hangs_is_left(database_url: str) -> None:
@@ -219,7 +274,7 @@ async def test_closing_ends_what_is_under_way(database_url: str) -> None:
     async with line(database_url) as made:
         await run(made.wire, "SELECT 1")
         waiting = asyncio.ensure_future(run(made.wire, "SELECT pg_sleep(60)"))
-        await asyncio.sleep(0)
+        await sent()
         await made.wire.close()
         with pytest.raises(ConnectionLost):
             await waiting
@@ -240,7 +295,7 @@ async def test_readers_go_round_one_who_takes_long(database_url: str, monkeypatc
     async with wires(database_url) as made:
         await asyncio.gather(*(made.read(NOTHING, ("", ""), PID, ()) for _ in range(2)))
         slow = asyncio.ensure_future(made.read(NOTHING, ("", ""), "SELECT pg_sleep(60)", ()))
-        await asyncio.sleep(0)
+        await sent()
         for _ in range(20):
             await made.read(NOTHING, ("", ""), PID, ())
         assert not slow.done()
@@ -289,7 +344,7 @@ async def test_a_write_that_nobody_waits_for_keeps_its_connection_until_it_has_e
         await asyncio.gather(*(made.write(NOTHING, ("", ""), PID, ()) for _ in range(2)))
         await other.execute(f"SELECT pg_advisory_lock({key})")
         left = asyncio.ensure_future(made.write(NOTHING, ("", ""), f"SELECT pg_advisory_xact_lock({key})", ()))
-        await asyncio.sleep(0)
+        await sent()
         left.cancel()
         with suppress(asyncio.CancelledError):
             await left
