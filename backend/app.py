@@ -126,7 +126,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=described(),
         lifespan=lifespan,
-        telemetry=telemetry or {"tracing": False, "metrics": False, "logs": False},
+        telemetry=telemetry,
         generate_unique_id_function=operation_id,
         redirect_slashes=False,  # such a redirect would name the host that the client named
         redoc_url=None,
@@ -183,6 +183,7 @@ async def measuring(
         yield
 
 
+NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 DESCRIPTION = """
 Get a JWT from Better Auth (`GET /api/auth/token` with a session) and send it as `Authorization: Bearer`. What you see
 and change is yours alone. Every error is `application/problem+json` with a stable `code`.
@@ -199,9 +200,18 @@ def described() -> list[dict[str, str | None]]:
 class Application(FastAPI):
     """FastAPI, with the short way to the routes in `short` beside its own."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, telemetry: TelemetryConfig | None, **options: Any) -> None:
+        super().__init__(telemetry=telemetry or NO_TELEMETRY, **options)
         self.short: list[PersonRoute] = []
+        self._is_traced = telemetry is not None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI's own, past three looks at each request for what this process never does."""
+        if self._is_traced or scope["type"] != "http" or self.root_path or self.middleware_stack is None:
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """What was added stands around both ways; what FastAPI adds itself, around its own."""
