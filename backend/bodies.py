@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
@@ -29,10 +30,11 @@ class JSONRequest(Request):
     async def body(self) -> bytes:
         """Raises 415 for another content type or an encoded body, 413 past the limit, 408 when it takes too long."""
         if not hasattr(self, "_body"):
-            length = self.headers.get("content-length")
-            if length != "0" and (length is not None or "transfer-encoding" in self.headers):
-                self._check_media_type()
-            if length is not None and length.isdecimal() and int(length) > self._limit:
+            headers = dict(self.scope["headers"])
+            length = headers.get(b"content-length")
+            if length != b"0" and (length is not None or b"transfer-encoding" in headers):
+                self._check_media_type(headers)
+            if length is not None and length.isdigit() and int(length) > self._limit:
                 self._refuse_size()
             chunks, size = [], 0
             try:
@@ -58,9 +60,9 @@ class JSONRequest(Request):
             raise json.JSONDecodeError(str(error), "", 0) from None
         return value
 
-    def _check_media_type(self) -> None:
-        given = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if given not in self._media_types or self.headers.get("content-encoding", "identity").lower() != "identity":
+    def _check_media_type(self, headers: Mapping[bytes, bytes]) -> None:
+        given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+        if given not in self._media_types or headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise HTTPException(415, f"Send {' or '.join(self._media_types)}, not encoded.")
 
     def _refuse_size(self) -> NoReturn:
