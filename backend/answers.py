@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -107,11 +108,25 @@ class Answer:
 
 
 def to_json(told: Any) -> bytes:
-    """As pydantic writes JSON, which orjson does in a third of the time. It knows fewer kinds of values."""
+    """As pydantic writes JSON, which orjson does in a third of the time. It knows fewer kinds of values.
+
+    A time without a zone is one in UTC.
+    """
     try:
-        return orjson.dumps(told, option=orjson.OPT_UTC_Z)
+        return orjson.dumps(told, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
     except TypeError:
-        return pydantic_core.to_json(told)
+        return pydantic_core.to_json(_with_zones(told))
+
+
+def _with_zones(told: Any) -> Any:
+    match told:
+        case dict():
+            return {name: _with_zones(value) for name, value in told.items()}
+        case list():
+            return [_with_zones(value) for value in told]
+        case datetime(tzinfo=None):
+            return told.replace(tzinfo=UTC)
+    return told
 
 
 def etag(row: Row) -> str:

@@ -64,7 +64,7 @@ def encode(bound_to: str, key: object, id: UUID) -> str:
 
 def pack(told: list[Any]) -> str:
     """JSON that a URL and a header can hold, and that nobody takes for something to be put together by hand."""
-    return urlsafe_b64encode(orjson.dumps(told, str, orjson.OPT_UTC_Z)).decode().rstrip("=")
+    return urlsafe_b64encode(orjson.dumps(told, str, orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)).decode().rstrip("=")
 
 
 def unpack(token: str) -> Any:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     CompoundSelect,
+    DateTime,
     Insert,
     Integer,
     Label,
@@ -61,6 +62,12 @@ TAGS = (
 COMPUTED: dict[str, ColumnElement[Any]] = {
     "is_overdue": (func.now() > DUE_OR_NEVER) & (col(Task.status) != Status.done.value),
     "tags": func.array(TAGS.scalar_subquery()),
+    # In UTC, without a zone: psycopg reads such times and orjson writes them in half the time (`docs/performance.md`).
+    **{
+        column.key: func.timezone(literal_column("'UTC'"), column)
+        for column in TABLE.c
+        if isinstance(column.type, DateTime) and column.key in TaskRead.model_fields
+    },
 }
 READ = [COMPUTED[name].label(name) if name in COMPUTED else col(getattr(Task, name)) for name in TaskRead.model_fields]
 PLAIN = [column for name, column in zip(TaskRead.model_fields, READ, strict=True) if name != "tags"]
