@@ -7,25 +7,32 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextvars import Context, copy_context
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TextIO
 
 import orjson
-from opentelemetry.trace import format_trace_id, get_current_span
+from opentelemetry.trace import ProxyTracerProvider, format_trace_id, get_current_span, get_tracer_provider
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 access = logging.getLogger("backend.access")
 
+_TRACED = "fastapi.telemetry"  # FastAPI's mark on the scope of a request that it traces
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 # The docs page loads Swagger UI; everything else is data and may load nothing.
 _DOCS = "/docs"
-_DOCS_CSP = b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_HSTS = b"max-age=63072000"  # two years; of other names under this host's it says nothing
+_CSP = b"content-security-policy"
+_DOCS_CSP = (_CSP, b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+_DATA_CSP = (_CSP, b"default-src 'none'; frame-ancestors 'none'")
+# Two years; of other names under this host's it says nothing.
+_HSTS = (b"strict-transport-security", b"max-age=63072000")
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
-_CSP = b"default-src 'none'; frame-ancestors 'none'"
+_NO_STORE = (b"cache-control", b"no-store")
+_NO_CACHE = (b"cache-control", b"private, no-cache")
+# A cache must give nobody what another origin was answered, or in another encoding (Fetch, section 3.2.7).
+_VARY = (b"vary", b"Accept-Encoding, Origin")
 
 
 class _Ended(NamedTuple):
@@ -39,6 +46,7 @@ class _Ended(NamedTuple):
     answered: float
     seconds: float
     at: float
+    is_traced: bool  # by FastAPI
     context: Context
 
 
@@ -73,7 +81,7 @@ class Observability:
             if message["type"] == "http.response.start":
                 answered = time.perf_counter()
                 state["status"] = message["status"]
-                message["headers"] = [*message["headers"], *_added(scope, message["headers"], request_id)]
+                message["headers"] = _with_safe(message["headers"], scope, request_id)
             try:
                 await send(message)
             except (OSError, RuntimeError):
@@ -89,7 +97,8 @@ class Observability:
             if not self._ended:
                 asyncio.get_running_loop().call_soon(self._put_down)
             status, until = state.get("status", 500), answered or now
-            self._ended.append(_Ended(scope, status, until - started, now - started, time.time(), copy_context()))
+            is_traced, at = _TRACED in scope, time.time()
+            self._ended.append(_Ended(scope, status, until - started, now - started, at, is_traced, copy_context()))
 
     def _put_down(self) -> None:
         ended, self._ended = self._ended, []
@@ -98,23 +107,24 @@ class Observability:
             if metrics is not None:
                 metrics.answered(request.scope["method"], _route(request.scope), request.status, request.answered)
         if access.isEnabledFor(logging.INFO):
-            _tell([(request.at, _fields(request)) for request in ended])
+            # To look for a trace takes as long as the line, so there must be a tracer: FastAPI's, or one for all.
+            has_tracer = not isinstance(get_tracer_provider(), ProxyTracerProvider)
+            _tell([(request.at, _fields(request, has_tracer or request.is_traced)) for request in ended])
 
 
-def _added(scope: Scope, headers: Iterable[tuple[bytes, bytes]], request_id: str) -> Iterator[tuple[bytes, bytes]]:
+def _with_safe(headers: Iterable[tuple[bytes, bytes]], scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
     given = dict(headers)
-    yield b"x-request-id", request_id.encode()
-    yield from _ALWAYS
+    told = [*headers, (b"x-request-id", request_id.encode()), *_ALWAYS]
     if b"cache-control" not in given:
-        yield b"cache-control", b"private, no-cache" if b"etag" in given else b"no-store"
-    # A cache must give nobody what another origin was answered, or in another encoding (Fetch, section 3.2.7).
+        told.append(_NO_CACHE if b"etag" in given else _NO_STORE)
     if b"vary" not in given:
-        yield b"vary", b"Accept-Encoding, Origin"
+        told.append(_VARY)
     else:
-        yield from ((b"vary", name) for name in (b"Accept-Encoding", b"Origin") if name not in given[b"vary"])
+        told += [(b"vary", name) for name in (b"Accept-Encoding", b"Origin") if name not in given[b"vary"]]
     if scope["scheme"] == "https":
-        yield b"strict-transport-security", _HSTS
-    yield b"content-security-policy", _DOCS_CSP if scope["path"] == _DOCS else _CSP
+        told.append(_HSTS)
+    told.append(_DOCS_CSP if scope["path"] == _DOCS else _DATA_CSP)
+    return told
 
 
 def _request_id(scope: Scope) -> str:
@@ -130,7 +140,7 @@ def _route(scope: Scope) -> str | None:
     return getattr(route, "path_format", None) or getattr(route, "path", None)
 
 
-def _fields(request: _Ended) -> dict[str, Any]:
+def _fields(request: _Ended, is_traced: bool) -> dict[str, Any]:
     scope = request.scope
     state = scope["state"]
     fields = {
@@ -140,7 +150,7 @@ def _fields(request: _Ended) -> dict[str, Any]:
         "status": request.status,
         "ms": round(request.seconds * 1000, 2),
     }
-    if (span := request.context.run(get_current_span).get_span_context()).is_valid:
+    if is_traced and (span := request.context.run(get_current_span).get_span_context()).is_valid:
         fields["trace_id"] = format_trace_id(span.trace_id)
     if "client_gone" in state:
         fields["client_gone"] = True

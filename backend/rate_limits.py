@@ -90,7 +90,9 @@ class Counters:
         return 1, self._window
 
     def get(self, key: str) -> tuple[int, float]:
-        count, end = self._counts.get(key, (0, 0.0))
+        if key not in self._counts:
+            return 0, 0.0
+        count, end = self._counts[key]
         left = end - self._clock()
         return (count, left) if left > 0 else (0, 0.0)
 

@@ -19,6 +19,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, use_span
 
 from backend import tracing
 from backend.auth.testing import LocalIssuer
@@ -96,6 +97,19 @@ async def test_a_span_tells_route_status_and_whose_request_it_is_part_of(
     assert span.attributes["http.route"] == f"{TASKS}/{{id}}"
     assert span.attributes["http.response.status_code"] == 404
     assert f"{span.context.trace_id:032x}" == TRACE
+    assert json.loads(JsonLines().format(caplog.records[-1]))["trace_id"] == TRACE
+
+
+async def test_the_line_has_the_trace_of_another_tracer_than_fastapis(
+    api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that whoever serves the app has put around it, and made known to the process."""
+    monkeypatch.setattr("backend.observability.get_tracer_provider", TracerProvider)
+    caplog.set_level(logging.INFO, "backend.access")
+    context = SpanContext(int(TRACE, 16), 1, is_remote=True)
+    with use_span(NonRecordingSpan(context)):
+        await api.http.get(TASKS)
+    await asyncio.sleep(0)
     assert json.loads(JsonLines().format(caplog.records[-1]))["trace_id"] == TRACE
 
 
