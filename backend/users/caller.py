@@ -61,6 +61,7 @@ class PersonRoute(BearerRoute):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._media_types = MERGE_PATCH if "PATCH" in (self.methods or ()) else JSON
         try:
             self.arguments: Arguments | None = Arguments(self.dependant, self.status_code)
         except Unsupported:
@@ -83,8 +84,7 @@ class PersonRoute(BearerRoute):
         return handler
 
     def _request(self, scope: Scope, receive: Receive) -> JSONRequest:
-        media_types = MERGE_PATCH if "PATCH" in (self.methods or ()) else JSON
-        return JSONRequest(scope, receive, media_types=media_types, limit=self.body_limit)
+        return JSONRequest(scope, receive, media_types=self._media_types, limit=self.body_limit)
 
 
 async def caller_database(request: Request, _: CurrentPrincipal) -> Database:
