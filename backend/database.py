@@ -38,9 +38,10 @@ _BECOME_AND_KEEP_PLANS: LiteralString = _BECOME.replace("'auto'", "'force_generi
 
 # The second time may go well: locks in another order, or a connection that has not prepared the statement in the days
 # before a migration (0A000, "cached plan must not change result type") or on another server of a pooler (26000).
-_WORTH_ANOTHER_TRY = (DeadlockDetected, SerializationFailure)
-_PAUSE = 0.05  # seconds: whoever won needs a moment to take the lock that the loser gave back
+_BEATEN = (DeadlockDetected, SerializationFailure)
 _STALE_CONNECTION = (FeatureNotSupported, InvalidSqlStatementName)
+_WORTH_A_SECOND_TRY = (*_BEATEN, *_STALE_CONNECTION)
+_PAUSE = 0.05  # seconds: whoever won needs a moment to take the lock that the loser gave back
 
 
 class Actor(NamedTuple):
@@ -220,7 +221,11 @@ class Database:
 
     async def rows(self, statement: Statement, **values: object) -> list[Row]:
         """Run one statement in a transaction of its own, committed on return: one round trip."""
-        return await self._twice(lambda: self._rows(statement, values))
+        try:
+            return await self._rows(statement, values)
+        except _WORTH_A_SECOND_TRY as error:
+            await _pause_after(error)
+            return await self._rows(statement, values)
 
     async def row(self, statement: Statement, **values: object) -> Row | None:
         rows = await self.rows(statement, **values)
@@ -228,16 +233,11 @@ class Database:
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction, committed on return. It may be called twice, so it must touch nothing else."""
-        return await self._twice(lambda: self._transact(work))
-
-    async def _twice(self, attempt: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await attempt()
-        except _STALE_CONNECTION:
-            return await attempt()
-        except _WORTH_ANOTHER_TRY:
-            await asyncio.sleep(_PAUSE)
-            return await attempt()
+            return await self._transact(work)
+        except _WORTH_A_SECOND_TRY as error:
+            await _pause_after(error)
+            return await self._transact(work)
 
     async def _rows(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
         wires = self._pool.wires
@@ -252,6 +252,11 @@ class Database:
         async with self._pool.connection() as connection, connection.transaction():
             await AsyncRawCursor(connection).execute(_BECOME, self._actor, prepare=self._pool.prepare)
             return await work(Transaction(connection, self._actor, prepare=self._pool.prepare))
+
+
+async def _pause_after(error: Exception) -> None:
+    if isinstance(error, _BEATEN):
+        await asyncio.sleep(_PAUSE)
 
 
 def parameters(names: Iterable[str]) -> dict[str, Any]:

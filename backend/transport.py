@@ -452,8 +452,10 @@ class Wires:
     async def read(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a statement that changes nothing: asked for again where a connection was lost."""
         for _ in self.readers:
-            with suppress(ConnectionLost):
+            try:
                 return await self._reader().run(Job(before, texts, sql, values))
+            except ConnectionLost:
+                continue
         return await self._reader().run(Job(before, texts, sql, values))
 
     def _reader(self) -> Wire:
