@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, TypeGuard
 
-from cachetools import FIFOCache
+from cachetools import LRUCache
 
 from .claims import Principal, is_storable, without_unstorable
 from .encoding import decode_object
@@ -73,7 +73,7 @@ class TokenVerifier:
         self._leeway = leeway
         self._token_url = token_url or f"{max(issuers, key=len).rstrip('/')}/token"
         self._observer = observer or Observer()
-        self._cache: FIFOCache[bytes, _Verified] = FIFOCache(CACHE_ENTRIES, getsizeof=lambda verified: verified.size)
+        self._cache: LRUCache[bytes, _Verified] = LRUCache(CACHE_ENTRIES, getsizeof=lambda verified: verified.size)
 
     def seconds_left(self, principal: Principal) -> float:
         """Until its token is accepted no more."""
