@@ -81,7 +81,7 @@ def turn(owner: ColumnElement[Any]) -> Function[int]:
 
 
 # For who reads before the write: a statement of its own, so that the next one sees what the writer before has done.
-AWAIT_TURN = Statement(select(func.pg_advisory_xact_lock(turn(CALLER))))
+AWAIT_TURN = Statement(select(func.pg_advisory_xact_lock(turn(CALLER))), writes=True)
 
 
 class SyncTokenExpired(DomainError):
@@ -127,7 +127,7 @@ class Position(NamedTuple):
             if made_for != feed or not all(type(n) is int and 0 <= n <= LARGEST for n in (n, start)):
                 raise InvalidSyncToken(*loc)
             return cls(n, UUID(id), start, UUID(owner))
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError):
             raise InvalidSyncToken(*loc) from None
 
 

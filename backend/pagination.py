@@ -68,8 +68,8 @@ def pack(told: list[Any]) -> str:
 
 
 def unpack(token: str) -> Any:
-    """What `pack` was given; of anything else any JSON, or ValueError or RecursionError."""
-    return json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    """What `pack` was given; of anything else any JSON that could be written again, or ValueError."""
+    return orjson.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
 
 
 def decode(cursor: str, bound_to: str, key_type: TypeAdapter[Any]) -> tuple[Any, UUID]:
@@ -83,7 +83,7 @@ def decode(cursor: str, bound_to: str, key_type: TypeAdapter[Any]) -> tuple[Any,
         if made_for != bound_to:
             raise InvalidCursor
         return key_type.validate_python(key), UUID(id)
-    except (ValueError, TypeError, AttributeError, RecursionError, ValidationError):
+    except (ValueError, TypeError, AttributeError, ValidationError):
         raise InvalidCursor from None
 
 

@@ -1,6 +1,8 @@
 """Walking the pages gives every row exactly once, in order, whatever happens meanwhile."""
 
 import asyncio
+import json
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, get_args
@@ -270,6 +272,14 @@ async def test_nor_is_a_cursor_that_is_well_forged(api: Api, sort: str, key: obj
     cursor = encode(fingerprint("tasks", sort, {"deleted": False}), key, id)
     response = await api.person(sub="forger").get(TASKS, params={"cursor": cursor, "sort": sort})
     assert response.status_code == 200 or response.json()["code"] == "invalid_cursor"
+
+
+async def test_nor_is_one_with_half_a_character(api: Api) -> None:
+    """JSON can write a lone surrogate, which no text in UTF-8 can hold."""
+    told = json.dumps([fingerprint("tasks", "title", {"deleted": False}), "\ud800", str(UUID(int=0))])
+    cursor = urlsafe_b64encode(told.encode()).decode().rstrip("=")
+    response = await api.person().get(TASKS, params={"cursor": cursor, "sort": "title"})
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_cursor")
 
 
 async def test_somebody_elses_cursor_shows_only_ones_own(api: Api) -> None:
