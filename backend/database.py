@@ -64,13 +64,14 @@ class Statement:
     Its parameters are bound by name; one named `caller` is the id of the actor it runs as.
     `keeps_plan`: one plan serves all values, so PostgreSQL shall not look for a better one each time, which takes
     longer than to run it (`docs/performance.md`). It holds where the statement runs alone, not within a transaction.
+    `writes`: to be said of a SELECT that does something. Reads share transactions: an error of another would undo it.
     """
 
-    def __init__(self, clause: ClauseElement, *, keeps_plan: bool = False) -> None:
+    def __init__(self, clause: ClauseElement, *, keeps_plan: bool = False, writes: bool = False) -> None:
         compiled = clause.compile(dialect=_DIALECT)
         assert isinstance(compiled, SQLCompiler)
         self.sql = compiled.string
-        self.writes = not isinstance(clause, Select) or any(cte.element.is_dml for cte in compiled.ctes or ())
+        self.writes = writes or not isinstance(clause, Select) or any(cte.element.is_dml for cte in compiled.ctes or ())
         self.names = compiled.positiontup or []
         self.become = _BECOME_AND_KEEP_PLANS if keeps_plan else _BECOME
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}

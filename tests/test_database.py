@@ -1,7 +1,10 @@
 """The executor: roles, transactions, errors, and what stays on a connection (nothing)."""
 
 import asyncio
+import re
 from contextlib import AsyncExitStack
+from importlib import import_module
+from pkgutil import walk_packages
 from typing import LiteralString
 from uuid import UUID, uuid4
 
@@ -10,6 +13,7 @@ import pytest
 from psycopg_pool import PoolTimeout
 from sqlalchemy import func, literal_column, select, text
 
+import backend
 from backend import migrations
 from backend.database import SYSTEM, Actor, Database, Pool, Row, Statement, Transaction
 from backend.transport import Job
@@ -73,6 +77,24 @@ async def test_nobody_takes_over_what_another_has_set_for_a_read_that_is_sent_to
         {"role": actor.role, "caller": actor.id, "keeps_plan": statement is statements[1]}
         for actor, statement in expected
     ]
+
+
+def test_what_only_reads_has_no_effect_that_an_error_of_another_could_undo() -> None:
+    """Every statement that a module of the backend has made; those for transactions alone say it, too."""
+    names = [
+        name for _, name, _ in walk_packages(backend.__path__, "backend.") if not name.startswith("backend.migrations.")
+    ]
+    statements = [
+        (f"{module}.{name}", value)
+        for module in names
+        for name, value in vars(import_module(module)).items()
+        if isinstance(value, Statement)
+    ]
+    effects = re.compile(r"pg_notify|nextval|set_config|pg_advisory|FOR (NO KEY )?UPDATE|FOR (KEY )?SHARE")
+    acting = [(name, statement.writes) for name, statement in statements if effects.search(statement.sql)]
+    assert len(statements) > 20
+    assert acting
+    assert [name for name, writes in acting if not writes] == []
 
 
 async def test_an_error_poisons_nothing(pool: Pool) -> None:

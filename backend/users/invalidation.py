@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # A trigger on `users` says here whose row was changed: their subject.
 LISTEN: Final[LiteralString] = "LISTEN users"
-SAY = Statement(select(func.pg_notify("users", bindparam("word"))))
+SAY = Statement(select(func.pg_notify("users", bindparam("word"))), writes=True)
 
 BEAT: Final = 0.25  # seconds, as all of these
 FIRST_BACKOFF: Final = 0.1

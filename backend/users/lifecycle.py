@@ -47,7 +47,7 @@ ENSURE = Statement(
     ).returning(*ROW)
 )
 # Whoever writes in the name of a user holds a lock on their row that this one waits for, and keeps waiting.
-LOCK = Statement(select(*ROW).where(THIS).with_for_update())
+LOCK = Statement(select(*ROW).where(THIS).with_for_update(), writes=True)
 
 _STATUS = bindparam("status", type_=Text)
 SET_STATUS = Statement(
@@ -87,7 +87,8 @@ LOCK_BOTH = Statement(
     select(*ROW)
     .where(or_(col(User.id) == belongings.OLD, col(User.id) == belongings.NEW))
     .order_by(col(User.id))
-    .with_for_update()
+    .with_for_update(),
+    writes=True,
 )
 _OTHER = aliased(User)
 HAND_ON = Statement(
