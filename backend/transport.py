@@ -73,7 +73,7 @@ class Job:
     choice of types.
     """
 
-    __slots__ = ("before", "error", "result", "rows", "since", "sql", "statement", "steps", "texts", "values")
+    __slots__ = ("alone", "before", "error", "result", "rows", "since", "sql", "statement", "steps", "texts", "values")
 
     def __init__(self, before: str, texts: tuple[str, str], sql: str, values: Sequence[Any]) -> None:
         loop = asyncio.get_running_loop()
@@ -83,6 +83,7 @@ class Job:
         self.values = values
         self.rows: Rows = loop.create_future()
         self.since = loop.time()  # when it began to wait where it is now
+        self.alone = False  # it shares no transaction
         # What the server has yet to say yes to, the next one last: preparing (what), or running (None).
         self.steps: list[_Key | None] = []
         self.statement: _Prepared
@@ -211,12 +212,13 @@ class Wire:
             return
         try:
             while self._unsent:
-                self._send_job(pgconn, self._unsent.popleft())
-                if self._reads and self._unsent:
+                job = self._unsent.popleft()
+                self._send_job(pgconn, job)
+                if self._reads and self._unsent and not (job.alone or self._unsent[0].alone):
                     pgconn.send_flush_request()  # else the answer would wait for those of all
                 else:
                     self._end_transaction(pgconn)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             self._lose(str(error))
             return
         if not len(self):
@@ -232,7 +234,7 @@ class Wire:
         try:
             preamble = _Bound(job.before, [text.encode() for text in job.texts], _TEXTS, _AS_TEXT)
             bound = self._bind(job)
-        except psycopg.Error as error:
+        except Exception as error:  # noqa: BLE001  # whatever a value does to its dumper is nobody else's
             job.rows.set_exception(error)
             return
         self._sent.append(job)
@@ -249,7 +251,10 @@ class Wire:
         if not job.values:
             return _Bound(job.sql, (), (), ())
         transformer = self._transformer
-        values = transformer.dump_sequence(job.values, [PyFormat.AUTO] * len(job.values))
+        try:
+            values = transformer.dump_sequence(job.values, [PyFormat.AUTO] * len(job.values))
+        except UnicodeError as error:  # a lone surrogate
+            raise psycopg.DataError("a text that cannot be encoded") from error
         return _Bound(job.sql, values, transformer.types or (), transformer.formats or ())
 
     def _send_part(self, pgconn: pq.abc.PGconn, job: Job, part: _Bound) -> None:
@@ -300,7 +305,7 @@ class Wire:
                     result = pgconn.get_result()
                     if result is None:
                         break
-                self._take(pgconn, result)
+                self._take(result)
         except psycopg.OperationalError as error:
             self._lose(str(error))
             return
@@ -309,10 +314,10 @@ class Wire:
         elif was_busy and not len(self):
             self._idle(self)
 
-    def _take(self, pgconn: pq.abc.PGconn, result: pq.abc.PGresult) -> None:
+    def _take(self, result: pq.abc.PGresult) -> None:
         status, job = result.status, self._sent[0]
         if status == pq.ExecStatus.PIPELINE_SYNC:
-            self._close_transaction(pgconn)
+            self._close_transaction()
         elif job is None:
             pass  # an error that ends the connection, whose jobs have been answered
         elif status in _GOOD:
@@ -326,26 +331,27 @@ class Wire:
             if result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) == b"FATAL":
                 job.error = ConnectionLost(str(job.error))
             if result.error_field(pq.DiagnosticField.SQLSTATE) in _STALE:
-                # Prepared in the days before a migration, or on another server of a pooler.
-                self._statements.clear()
+                # Prepared before a migration, on another server of a pooler, or not at all, since an error came first.
+                for key in [key for key in self._statements if key[0] in (job.before, job.sql)]:
+                    del self._statements[key]
 
-    def _close_transaction(self, pgconn: pq.abc.PGconn) -> None:
+    def _close_transaction(self) -> None:
         """Whoever is not answered yet has been committed, or has an error, or was taken along by somebody else's."""
-        taken_along = []
+        taken_along: list[Job] = []
         for job in iter(self._sent.popleft, None):
             for key in job.steps:
                 if key is not None:
                     self._statements.pop(key, None)
             if job.steps and job.error is None:
                 job.steps = []
+                job.since = self._heard
+                job.alone = True
                 taken_along.append(job)
             else:
                 self._answer(job)
-        for job in taken_along:
-            self._send_job(pgconn, job)
-            self._end_transaction(pgconn)
         if taken_along:
-            self._flush()
+            self._unsent.extendleft(reversed(taken_along))
+            self._send()
 
     def _answer(self, job: Job) -> None:
         if job.rows.done():
@@ -355,7 +361,7 @@ class Wire:
             return
         try:
             job.rows.set_result(self._rows(job))
-        except psycopg.DataError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it does to its loader is nobody else's
             job.rows.set_exception(UnreadableRow(str(error)))
 
     def _rows(self, job: Job) -> list[Row]:

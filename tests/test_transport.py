@@ -8,11 +8,12 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg import pq
 from psycopg.rows import dict_row
 from psycopg_pool import PoolTimeout
 
 from backend import transport
-from backend.transport import Connection, ConnectionLost, Job, Wire, Wires
+from backend.transport import Connection, ConnectionLost, Job, UnreadableRow, Wire, Wires
 from tests.relay import Relay
 
 NOTHING = "SELECT $1, $2"
@@ -149,10 +150,75 @@ async def test_each_is_a_transaction_of_its_own(writer: Wire) -> None:
     await run(writer, f"DROP TABLE {table}")
 
 
-async def test_a_value_that_nothing_can_hold_is_not_sent(wire: Wire) -> None:
-    with pytest.raises(psycopg.DataError):
-        await run(wire, "SELECT $1::text", "\0")
-    assert await run(wire, "SELECT $1::text AS t", "a") == [{"t": "a"}]
+class Unwritable:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [("\0", psycopg.DataError), ("\ud800", psycopg.DataError), (Unwritable(), psycopg.ProgrammingError)],
+)
+async def test_a_value_that_nothing_can_hold_is_not_sent(wire: Wire, value: object, error: type[Exception]) -> None:
+    """Nor does it hold up what was asked with it, whatever its dumper raises."""
+    ask = "SELECT $1::text AS t"
+    await run(wire, "SELECT 1")
+    answers = await asyncio.gather(
+        run(wire, ask, "a"), run(wire, ask, value), run(wire, ask, "b"), return_exceptions=True
+    )
+    assert [answers[0], type(answers[1]), answers[2]] == [[{"t": "a"}], error, [{"t": "b"}]]
+    assert await run(wire, ask, "c") == [{"t": "c"}]
+
+
+async def test_a_value_that_breaks_its_dumper_is_its_own_statements_error(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(wire, "SELECT 1")
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    for step, error in (("_bind", ZeroDivisionError), ("_rows", UnreadableRow)):
+        with monkeypatch.context() as broken:
+            broken.setattr(wire, step, fail)
+            with pytest.raises(error):
+                await asyncio.wait_for(run(wire, "SELECT 1"), 10)
+    assert await run(wire, "SELECT 1 AS one") == [{"one": 1}]
+
+
+async def test_who_was_taken_along_is_not_lost_with_the_connection(
+    reader: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends while they are sent again: the first of them was under way, the others never were."""
+    await run(reader, "SELECT 1")
+    end, calls = reader._end_transaction, iter(range(10))
+
+    def end_or_fail(pgconn: pq.abc.PGconn) -> None:
+        if next(calls) == 1:
+            raise psycopg.OperationalError("as if the server had gone")
+        end(pgconn)
+
+    monkeypatch.setattr(reader, "_end_transaction", end_or_fail)
+    async with asyncio.timeout(20):
+        answers = await asyncio.gather(
+            run(reader, "SELECT 1 / 0"), *(run(reader, "SELECT 1 AS one") for _ in range(3)), return_exceptions=True
+        )
+    assert [type(answer) for answer in answers] == [psycopg.errors.DivisionByZero, ConnectionLost, list, list]
+
+
+async def test_a_statement_that_was_not_prepared_after_all_is_not_taken_for_one_that_was(reader: Wire) -> None:
+    """An error kept it from being prepared, when others relied on it: they can be tried again, and nothing else is."""
+    await run(reader, "SELECT 'known'")
+    first = [asyncio.ensure_future(run(reader, sql)) for sql in ("SELECT 1 / 0", "SELECT 'new' AS it")]
+    await sent()
+    relies = asyncio.ensure_future(run(reader, "SELECT 'new' AS it"))
+    answers = await asyncio.gather(*first, relies, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [
+        psycopg.errors.DivisionByZero,
+        list,
+        psycopg.errors.InvalidSqlStatementName,
+    ]
+    assert await run(reader, "SELECT 'new' AS it") == [{"it": "new"}]
+    assert "SELECT 'known'" in [sql for sql, _ in reader._statements]
 
 
 async def test_who_stops_waiting_troubles_nobody(wire: Wire) -> None:
