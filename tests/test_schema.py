@@ -87,8 +87,8 @@ def filter_failure(
 
 # What is told of a header in its standard, and does not vary with the operation.
 OF_EVERY_API = {
-    "allow", "content-encoding", "content-length", "content-security-policy", "content-type", "referrer-policy", "vary",
-    "x-content-type-options",
+    "access-control-allow-origin", "access-control-expose-headers", "allow", "content-encoding", "content-length",
+    "content-security-policy", "content-type", "referrer-policy", "vary", "x-content-type-options",
 }  # fmt: skip
 
 
