@@ -30,7 +30,7 @@ class JSONRequest(Request):
     async def body(self) -> bytes:
         """Raises 415 for another content type or an encoded body, 413 past the limit, 408 when it takes too long."""
         if not hasattr(self, "_body"):
-            headers = dict(self.scope["headers"])
+            headers = dict(reversed(self.scope["headers"]))  # of several of one name the first counts
             length = headers.get(b"content-length")
             if length != b"0" and (length is not None or b"transfer-encoding" in headers):
                 self._check_media_type(headers)

@@ -326,3 +326,11 @@ async def test_a_merge_patch_has_two_names(api: Api) -> None:
         "POST", TASKS, content=b'{"title":"t"}', headers={"Content-Type": "application/merge-patch+json"}
     )
     assert response.status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("kinds", "status"), [(["text/plain", "application/json"], 415), (["application/json"] * 2, 201)]
+)
+async def test_of_several_content_types_the_first_counts(api: Api, kinds: list[str], status: int) -> None:
+    headers = [("Authorization", f"Bearer {api.person().token()}"), *(("Content-Type", kind) for kind in kinds)]
+    assert (await api.http.post(TASKS, content=b'{"title":"t"}', headers=headers)).status_code == status
