@@ -81,7 +81,7 @@ class Observability:
             if message["type"] == "http.response.start":
                 answered = time.perf_counter()
                 state["status"] = message["status"]
-                message["headers"] = _with_safe(message["headers"], scope, request_id)
+                message["headers"] = _safe_headers(message["headers"], scope, request_id)
             try:
                 await send(message)
             except (OSError, RuntimeError):
@@ -112,7 +112,7 @@ class Observability:
             _tell([(request.at, _fields(request, has_tracer or request.is_traced)) for request in ended])
 
 
-def _with_safe(headers: Iterable[tuple[bytes, bytes]], scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
+def _safe_headers(headers: Iterable[tuple[bytes, bytes]], scope: Scope, request_id: str) -> list[tuple[bytes, bytes]]:
     given = dict(headers)
     told = [*headers, (b"x-request-id", request_id.encode()), *_ALWAYS]
     if b"cache-control" not in given:
