@@ -221,7 +221,7 @@ class Database:
         self._actor = actor
 
     async def rows(self, statement: Statement, **values: object) -> list[Row]:
-        """Run one statement in a transaction of its own, committed on return: one round trip."""
+        """Run one statement in one round trip: a write in a transaction of its own, committed on return."""
         try:
             return await self._rows(statement, values)
         except _WORTH_A_SECOND_TRY as error:
