@@ -50,9 +50,11 @@ def seed(url: str, issuer: str, *, users: int = USERS, tasks: int = TASKS) -> No
 
 @contextmanager
 def numbered(connection: psycopg.Connection) -> Iterator[None]:
-    """Tasks bring their own numbers meanwhile, as if each had been written by itself."""
+    """Tasks bring their own numbers and names of tags meanwhile, as if each had been written by itself."""
     connection.execute("ALTER TABLE tasks DISABLE TRIGGER number_change")
+    connection.execute("ALTER TABLE task_tags DISABLE TRIGGER USER")
     yield
+    connection.execute("ALTER TABLE task_tags ENABLE TRIGGER USER")
     connection.execute("ALTER TABLE tasks ENABLE TRIGGER number_change")
     connection.execute("INSERT INTO change_counters (owner_id, n) SELECT owner_id, max(n) FROM tasks GROUP BY owner_id")
 

@@ -69,7 +69,8 @@ _TAGS: LiteralString = "INSERT INTO tags (owner_id, name) SELECT id, 'Tag ' || n
 # Each owner's rows far apart in the heap, as they are when many write at once, and no column telling of another; about
 # a tenth is in the bin.
 _TASKS: LiteralString = """
-INSERT INTO tasks (owner_id, n, title, description, status, priority, due_at, created_at, updated_at, deleted_at)
+INSERT INTO tasks (owner_id, n, title, description, status, priority, due_at, created_at, updated_at, deleted_at,
+                   tag_names)
 SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(owner), 12, '0'))::uuid, n + 1, md5(n::text),
        CASE WHEN random() < 0.002 THEN 'Buy milk on the way home, two litres'
             WHEN random() < 0.5 THEN 'Call back before noon, they close'
@@ -77,7 +78,9 @@ SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(owner), 12, '0'))::uuid, n + 1
        (ARRAY['todo', 'in_progress'])[random(1, 2)], (ARRAY['low', 'normal', 'high', 'urgent'])[random(1, 4)],
        CASE WHEN random() < 0.6 THEN now() + (random() * 60 - 30) * interval '1 day' END,
        now() - n * interval '1 second', now() - random() * interval '60 days',
-       CASE WHEN random() < 0.1 THEN now() - random() * interval '40 days' END
+       CASE WHEN random() < 0.1 THEN now() - random() * interval '40 days' END,
+       array(SELECT name FROM (SELECT 'Tag ' || k AS name FROM generate_series(1, 10) k)
+             WHERE hashtext(n + 1 || name) %% 20 = 0 ORDER BY name COLLATE "C")
 FROM (
   SELECT n, CASE WHEN n %% %(every)s = 0 THEN 0 ELSE n %% %(owners)s END AS owner
   FROM generate_series(%(first)s::bigint, %(last)s::bigint) n
@@ -86,7 +89,7 @@ FROM (
 _TAGGED: LiteralString = """
 INSERT INTO task_tags (owner_id, task_id, tag_id)
 SELECT t.owner_id, t.id, g.id FROM tasks t JOIN tags g ON g.owner_id = t.owner_id
-WHERE hashtext(t.id::text || g.name) %% 20 = 0
+WHERE hashtext(t.n || g.name) %% 20 = 0
 """
 
 
@@ -134,7 +137,7 @@ def seed(connection: psycopg.Connection, *, rows: int, owners: int, most: int) -
         for first in range(0, rows, CHUNK):
             last = min(first + CHUNK, rows) - 1
             connection.execute(_TASKS, {"owners": owners, "every": rows // most, "first": first, "last": last})
-    connection.execute(_TAGGED, {})
+        connection.execute(_TAGGED, {})
     for _, definition in indexes:
         connection.execute(definition)
     connection.execute("VACUUM (ANALYZE)")

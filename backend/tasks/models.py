@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     CheckConstraint,
     ColumnElement,
@@ -84,6 +85,10 @@ class Task(Synced, table=True):
     due_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     completed_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     folded: str = Field(sa_type=Text, sa_column_args=[Computed(FOLDED, persisted=True)])
+    # What `task_tags` and `tags` say, kept by triggers (migration 0008).
+    tag_names: list[str] = Field(
+        sa_type=ARRAY(Text), sa_column_kwargs={"server_default": text("'{}'"), "info": {"bookkeeping": True}}
+    )
 
 
 class Tag(SQLModel, table=True):

@@ -21,7 +21,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    cast,
     collate,
     delete,
     exists,
@@ -52,25 +51,18 @@ T = TypeVar("T")
 
 TABLE = SQLModel.metadata.tables["tasks"]
 DUE_OR_NEVER, DUE_OR_ALWAYS = (sort_key(sort, TABLE.c.due_at) for sort in ("due_at", "-due_at"))
-TAGS = (
-    select(col(Tag.name))
-    .join(TaskTag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
-    .where(col(TaskTag.owner_id) == CALLER, col(TaskTag.task_id) == Task.id, col(Tag.owner_id) == CALLER)
-    .order_by(col(Tag.folded))
-    .correlate(TABLE)
-)
 COMPUTED: dict[str, ColumnElement[Any]] = {
     "is_overdue": (func.now() > DUE_OR_NEVER) & (col(Task.status) != Status.done.value),
-    "tags": func.array(TAGS.scalar_subquery()),
+    "tags": TABLE.c.tag_names,
     # In UTC, without a zone: psycopg reads such times and orjson writes them in half the time (`docs/performance.md`).
+    # The name of a zone would be looked up at each.
     **{
-        column.key: func.timezone(literal_column("'UTC'"), column)
+        column.key: func.timezone(literal_column("interval '0'"), column)
         for column in TABLE.c
         if isinstance(column.type, DateTime) and column.key in TaskRead.model_fields
     },
 }
 READ = [COMPUTED[name].label(name) if name in COMPUTED else col(getattr(Task, name)) for name in TaskRead.model_fields]
-PLAIN = [column for name, column in zip(TaskRead.model_fields, READ, strict=True) if name != "tags"]
 
 # What a client sets and the table keeps.
 FIELDS = [name for name in TaskCreate.model_fields if name in TABLE.c]
@@ -224,30 +216,39 @@ def bound_listing(query: TaskQuery) -> BoundListing:
     return BoundListing(statement, {**filters, **after, "limit": query.limit + 1}, bound_to, key)
 
 
-TAGS_DIFFER = func.array(
-    select(col(Tag.folded))
-    .join(TaskTag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
-    .where(col(TaskTag.owner_id) == CALLER, col(Tag.owner_id) == CALLER, col(TaskTag.task_id) == bindparam("task_id"))
-    .order_by(col(Tag.folded))
-    .scalar_subquery()
-).is_distinct_from(func.array(folded_names("tags").order_by("folded").scalar_subquery()))
+def shown_names() -> ColumnElement[list[str]]:
+    """The names that a task with the parameter `tags` shows: each as it was first stored, in the order of tags."""
+    given = (
+        func.unnest(bindparam("tags", type_=ARRAY(Text)))
+        .table_valued("name", with_ordinality="place")
+        .render_derived("given")
+    )
+    folded = collate(func.casefold(collate(given.c.name, "pg_unicode_fast")), "C")
+    columns: list[Any] = [given.c.name, folded.label("folded")]
+    first = select(*columns).ext(postgresql.distinct_on(folded)).order_by(folded, given.c.place).subquery("first")
+    known = and_(col(Tag.owner_id) == CALLER, col(Tag.folded) == first.c.folded)
+    names = select(func.coalesce(col(Tag.name), first.c.name)).select_from(first.outerjoin(Tag, known))
+    return func.array(names.order_by(first.c.folded).scalar_subquery())
+
+
+SHOWN_NAMES = shown_names()
 
 
 def with_tags(write: Insert | Update, *more: Label[Any]) -> Statement:
-    """Write the one task, give it the `tags` and no others, make those that are new, and return it with them."""
-    task = write.returning(*PLAIN, *more).cte("task")
+    """Write the one task, give it the `tags` and no others, make those that are new, and return it."""
+    task = write.returning(*READ, *more).cte("task")
     name = func.unnest(bindparam("tags", type_=ARRAY(Text))).column_valued("name")
     made = (
         postgresql.insert(Tag)
         .from_select(["owner_id", "name"], select(CALLER, name).where(exists(select(task.c.id))))
         .on_conflict_do_nothing()
-        .returning(col(Tag.id), col(Tag.name), col(Tag.folded))
+        .returning(col(Tag.id))
         .cte("made")
     )
     wanted = (
-        select(col(Tag.id), col(Tag.name), col(Tag.folded))
+        select(col(Tag.id))
         .where(col(Tag.owner_id) == CALLER, col(Tag.folded).in_(folded_names("tags")))
-        .union_all(select(made.c.id, made.c.name, made.c.folded))
+        .union_all(select(made.c.id))
         .cte("wanted")
     )
     taken = (
@@ -262,9 +263,7 @@ def with_tags(write: Insert | Update, *more: Label[Any]) -> Statement:
         .on_conflict_do_nothing()
         .cte("given")
     )
-    names = func.array(select(wanted.c.name).order_by(wanted.c.folded).scalar_subquery()).label("tags")
-    columns = (names if name == "tags" else task.c[name] for name in TaskRead.model_fields)
-    return Statement(select(*columns, *(task.c[column.key] for column in more)).add_cte(taken, given))
+    return Statement(select(*task.c).add_cte(taken, given))
 
 
 @lru_cache(256)
@@ -273,7 +272,8 @@ def change(columns: frozenset[str], *, excluding: bool = False) -> Statement:
 
     `excluding`: nor may the version be one of `if_none_match`. With "tags" among the columns, behind `AWAIT_TURN`.
     """
-    values = owned.changes(TABLE, columns & set(FIELDS), *([TAGS_DIFFER] if "tags" in columns else []))
+    tags = {"tag_names": SHOWN_NAMES} if "tags" in columns else {}
+    values = tags | owned.changes(TABLE, columns & set(FIELDS), *map(TABLE.c.tag_names.is_distinct_from, tags.values()))
     if "status" in values:
         values["completed_at"] = completed(values["status"], col(Task.completed_at))
     conditions = (*THIS, MATCHES, *([EXCLUDED] if excluding else []))
@@ -292,12 +292,8 @@ NEW = insert(Task).values(
     owner_id=CALLER,
     completed_at=completed(bindparam("status", type_=Text), None),
 )
-# A new task that is given no tags has none. In RETURNING of an INSERT, a subquery has no row to refer to: SQLAlchemy
-# would let it read the tags of all tasks.
-NO_TAGS = cast(postgresql.array([]), ARRAY(Text)).label("tags")
-SHOWN = zip(TaskRead.model_fields, READ, strict=True)
-ADD = Statement(NEW.returning(*(NO_TAGS if name == "tags" else column for name, column in SHOWN)))
-ADD_WITH_TAGS = with_tags(NEW)
+ADD = Statement(NEW.returning(*READ))
+ADD_WITH_TAGS = with_tags(NEW.values(tag_names=SHOWN_NAMES))
 REMOVE = Statement(
     update(Task)
     .where(*THIS, MATCHES)
@@ -317,11 +313,12 @@ def put() -> Statement:
         owner_id=CALLER,
         id=bindparam("task_id"),
         completed_at=completed(bindparam("status", type_=Text), None),
+        tag_names=SHOWN_NAMES,
     )
     new, gone = statement.excluded, col(Task.deleted_at).is_not(None)
-    fields = sorted(FIELDS)
-    values = (tuple_(*(table[name] for name in fields)) for table in (TABLE.c, new))
-    differs = or_(next(values).is_distinct_from(next(values)), TAGS_DIFFER)
+    fields = sorted({*FIELDS, "tag_names"})
+    old, replaced = (tuple_(*(table[name] for name in fields)) for table in (TABLE.c, new))
+    differs = old.is_distinct_from(replaced)
     statement = statement.on_conflict_do_update(
         index_elements=[col(Task.owner_id), col(Task.id)],
         set_={

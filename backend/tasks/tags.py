@@ -1,8 +1,11 @@
-"""One user's tags. Which task has which is written with the task, in `statements.py`."""
+"""One user's tags. Which task has which is written with the task, in `statements.py`.
+
+A task that shows another name, or one less, is a new version: triggers see to it (migration 0008).
+"""
 
 from uuid import UUID
 
-from sqlalchemy import Label, Update, and_, bindparam, delete, exists, func, insert, literal_column, update
+from sqlalchemy import and_, bindparam, delete, func, insert, literal_column, update
 from sqlmodel import col, select
 
 from backend.changes import AWAIT_TURN
@@ -24,28 +27,6 @@ COUNTED = (
     .scalar_subquery()
     .label("task_count")
 )
-HAVING_IT = select(col(TaskTag.task_id)).where(
-    col(TaskTag.owner_id) == CALLER, col(TaskTag.tag_id) == bindparam("tag_id")
-)
-
-
-def new_versions() -> Update:
-    """Of all tasks that have the tag, those in the bin, too."""
-    return (
-        update(Task)
-        .where(col(Task.owner_id) == CALLER, col(Task.id).in_(HAVING_IT))
-        .values(version=col(Task.version) + 1, updated_at=func.greatest(col(Task.updated_at), func.now()))
-    )
-
-
-def rename() -> Statement:
-    renamed: Update = update(Tag).where(*THIS).values(name=bindparam("name"))
-    differs: Label[bool] = literal_column("old.name <> new.name").label("differs")
-    tag = renamed.returning(col(Tag.id), col(Tag.name), differs, COUNTED).cte("tag")
-    tasks = new_versions().where(exists(select(tag.c.id).where(tag.c.differs))).cte("new_versions")
-    return Statement(select(tag.c.id, tag.c.name, tag.c.task_count).add_cte(tasks))
-
-
 LIST = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(MINE).order_by(col(Tag.folded)))
 GET = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(*THIS))
 ADD = Statement(
@@ -53,8 +34,10 @@ ADD = Statement(
     .values(owner_id=CALLER, name=bindparam("name"))
     .returning(col(Tag.id), col(Tag.name), literal_column("0").label("task_count"))
 )
-RENAME = rename()
-REMOVE = Statement(delete(Tag).where(*THIS).returning(col(Tag.id)).add_cte(new_versions().cte("new_versions")))
+RENAME = Statement(
+    update(Tag).where(*THIS).values(name=bindparam("name")).returning(col(Tag.id), col(Tag.name), COUNTED)
+)
+REMOVE = Statement(delete(Tag).where(*THIS).returning(col(Tag.id)))
 
 
 class TagService:

@@ -49,9 +49,12 @@ def tables() -> Sequence[Table]:
 
 @lru_cache(1)
 def clearing() -> Sequence[Statement]:
-    """Delete everything of the parameter `user_id`. What counts the rows of others goes last."""
+    """Delete everything of the parameter `user_id`. What counts the rows of others goes last.
+
+    A link goes with what it links: taken away before, it would first be a change of that, row by row.
+    """
     last_first = list(reversed(tables()))
-    last_first.sort(key=is_bookkeeping)
+    last_first.sort(key=lambda table: (is_bookkeeping(table), _goes_along(table)))
     return [
         Statement(delete(table).where(table.c.owner_id == bindparam("user_id", type_=Uuid))) for table in last_first
     ]
@@ -140,6 +143,13 @@ class Moved:
             .limit(1)
         )
         return func.coalesce(by_id.scalar_subquery(), by_name.scalar_subquery(), value)
+
+
+def _goes_along(table: Table) -> bool:
+    """Whether it is a link that is deleted with either end."""
+    ends = [key for key in table.foreign_key_constraints if len(key.columns) > 1]
+    linked = {column.name for key in ends for column in key.columns}
+    return linked == set(table.c.keys()) and all(key.ondelete == "CASCADE" for key in ends)
 
 
 def _taken_over(reference: ForeignKeyConstraint, links: FromClause) -> ColumnElement[bool]:

@@ -31,6 +31,8 @@ def seeded(postgres: str) -> Iterator[psycopg.Connection]:
     migrations.upgrade(url)
     with psycopg.connect(url) as connection:
         plans.seed(connection, rows=20_000, owners=100, most=200)
+        wrong = "SELECT FROM tasks WHERE tag_names <> names_of_tags(owner_id, id)"
+        assert connection.execute(wrong).fetchall() == []
         yield connection
 
 

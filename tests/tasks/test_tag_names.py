@@ -1,0 +1,148 @@
+"""The names that are kept with each task (migration 0008): what the tables of tags say, whoever writes them."""
+
+import asyncio
+from collections.abc import Iterator
+from uuid import uuid4
+
+import psycopg
+import pytest
+from alembic import command
+from psycopg import AsyncConnection
+
+from backend import migrations
+from tests.conftest import Api, create_database
+from tests.following import Copy
+from tests.tasks.test_tags import TAGS, TASKS, tag_id
+from tests.test_migrations import as_login
+
+LINK = """
+INSERT INTO task_tags SELECT tasks.owner_id, tasks.id, tags.id FROM tasks JOIN tags USING (owner_id)
+WHERE tasks.id = %s AND tags.name = %s
+"""
+DIFFERENT = (
+    "SELECT id, tag_names, names_of_tags(owner_id, id) FROM tasks WHERE tag_names <> names_of_tags(owner_id, id)"
+)
+
+
+@pytest.fixture
+def by_hand(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+        assert connection.execute(DIFFERENT).fetchall() == []
+
+
+async def test_what_is_written_by_hand_is_shown(api: Api, by_hand: psycopg.Connection) -> None:
+    ada = api.person()
+    task, other = await ada.task(tags=["b"]), await ada.task(tags=["b", "c"])
+    copy = Copy(ada)
+    await copy.sync()
+
+    async def shown() -> list[list[str]]:
+        await copy.sync()
+        names = [(await ada.get(f"{TASKS}/{id}")).json()["tags"] for id in (task["id"], other["id"])]
+        assert [copy.rows[id]["tags"] for id in (task["id"], other["id"])] == names, "a copy hears of it"
+        return names
+
+    def versions() -> list[int]:
+        return [copy.rows[id]["version"] for id in (task["id"], other["id"])]
+
+    by_hand.execute(LINK, (task["id"], "c"))
+    assert await shown() == [["b", "c"], ["b", "c"]]
+    assert versions() == [2, 1]
+    b, c = [await tag_id(ada, name) for name in "bc"]
+    by_hand.execute("UPDATE tags SET name = 'a' WHERE id = %s", (c,))
+    assert await shown() == [["a", "b"], ["a", "b"]]
+    assert versions() == [3, 2]
+    by_hand.execute("DELETE FROM task_tags WHERE tag_id = %s", (b,))
+    assert await shown() == [["a"], ["a"]]
+    by_hand.execute("UPDATE tags SET name = name")
+    assert versions() == [4, 3]
+    by_hand.execute("UPDATE task_tags SET tag_id = %s WHERE task_id = %s", (b, task["id"]))
+    assert await shown() == [["b"], ["a"]]
+    by_hand.execute("UPDATE task_tags SET task_id = %s WHERE task_id = %s", (other["id"], task["id"]))
+    assert await shown() == [[], ["a", "b"]]
+    by_hand.execute("DELETE FROM tags WHERE id = %s", (c,))
+    assert await shown() == [[], ["b"]]
+    with by_hand.transaction():
+        by_hand.execute("UPDATE tags SET name = 'd' WHERE id = %s", (b,))
+        by_hand.execute("UPDATE tags SET name = 'e' WHERE id = %s", (b,))
+    assert await shown() == [[], ["e"]]
+    assert versions() == [6, 6], "one transaction, one version"
+
+
+async def test_of_two_hands_at_once_both_are_shown(api: Api, by_hand: psycopg.Connection) -> None:
+    ada = api.person()
+    task = await ada.task(tags=["a"])
+    await ada.task(tags=["b", "c"])
+    async with (
+        await AsyncConnection.connect(by_hand.info.dsn) as first,
+        await AsyncConnection.connect(by_hand.info.dsn) as second,
+    ):
+        await first.execute(LINK, (task["id"], "b"))
+        waiting = asyncio.create_task(second.execute(LINK, (task["id"], "c")))
+        waits = "SELECT count(*) FROM pg_locks WHERE pid = %s AND NOT granted"
+        while await (await first.execute(waits, (second.info.backend_pid,))).fetchone() != (1,):
+            assert not waiting.done()
+        await first.commit()
+        await waiting
+        await second.commit()
+    assert (await ada.get(f"{TASKS}/{task['id']}")).json()["tags"] == ["a", "b", "c"]
+
+
+@pytest.mark.usefixtures("by_hand")
+async def test_writers_of_every_kind_leave_them_equal(api: Api) -> None:
+    """The fixture looks, at the end, at whatever other tests have left, too."""
+    ada = api.person()
+    tasks = [await ada.task(f"{n}", tags=["a", f"own {n}"]) for n in range(6)]
+    urls = [f"{TASKS}/{task['id']}" for task in tasks]
+    answers = await asyncio.gather(
+        ada.patch(f"{TAGS}/{await tag_id(ada, 'a')}", {"name": "z"}),
+        ada.patch(urls[0], {"tags": ["a", "own 5"]}),
+        ada.put(urls[1], {"title": "t"}),
+        ada.put(f"{TASKS}/{uuid4()}", {"title": "t", "tags": ["own 2", "NEW"]}),
+        ada.delete(f"{TAGS}/{await tag_id(ada, 'own 3')}"),
+        ada.delete(urls[4]),
+        ada.post(f"{TASKS}/batch", {"operations": [{"op": "create", "task": {"title": "t", "tags": ["a", "new"]}}]}),
+    )
+    assert [answer.is_success for answer in answers] == [True] * len(answers)
+    assert (await ada.get(urls[3])).json()["tags"] == ["z"]
+    assert (await ada.delete("/api/v1/users/me")).status_code == 204
+
+
+async def test_what_there_was_before_is_taken_over(postgres: str) -> None:
+    """By a login that its own policies bind; no task counts as changed."""
+    url, login = create_database(postgres, f"untold_{uuid4().hex[:8]}"), f"owner_{uuid4().hex[:8]}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {login} LOGIN".encode())
+        connection.execute(f"GRANT ALL ON SCHEMA public TO {login}".encode())
+        connection.execute(f"GRANT api_user, api_system TO {login} WITH INHERIT FALSE, SET TRUE".encode())
+    config = migrations._config()
+    with migrations._connect(as_login(url, login)) as engine, engine.begin():
+        config.attributes["connection"] = engine
+        command.upgrade(config, "0007")
+    rest = "SELECT array_agg(to_jsonb(tasks) - 'tag_names' ORDER BY id) FROM tasks"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("INSERT INTO users (issuer, subject) VALUES ('i', '1'), ('i', '2')")
+        connection.execute("INSERT INTO tags (owner_id, name) SELECT id, unnest(array['b', 'C', 'a']) FROM users")
+        connection.execute(
+            "INSERT INTO tasks (owner_id, title, status, priority)"
+            " SELECT id, unnest(array['all', 'none']), 'todo', 'low' FROM users"
+        )
+        connection.execute(
+            "INSERT INTO task_tags SELECT tasks.owner_id, tasks.id, tags.id FROM tasks JOIN tags USING (owner_id)"
+            " WHERE title = 'all'"
+        )
+        before = connection.execute(rest).fetchall()
+    migrations.upgrade(as_login(url, login))
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert connection.execute(rest).fetchall() == before
+        shown = connection.execute("SELECT title, tag_names FROM tasks ORDER BY title").fetchall()
+        assert shown == [("all", ["a", "b", "C"])] * 2 + [("none", [])] * 2
+        connection.execute("UPDATE tasks SET title = 'new'")
+        assert connection.execute("SELECT min(n) FROM tasks").fetchone() == (2,), "the triggers are at work again"
+        forced = "SELECT bool_and(relforcerowsecurity) FROM pg_class WHERE relname IN ('tasks', 'tags', 'task_tags')"
+        assert connection.execute(forced).fetchone() == (True,)
+    with migrations._connect(as_login(url, login)) as engine, engine.begin():
+        config.attributes["connection"] = engine
+        command.downgrade(config, "0007")
+        command.upgrade(config, "head")
