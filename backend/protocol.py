@@ -16,6 +16,7 @@ LAST_HEAD_SECONDS: Final = 1.0  # the same, at the end of the process
 LINGER_SECONDS: Final = 2.0
 STALL_SECONDS: Final = 30.0  # without a reader taking anything
 MOST_CONNECTIONS: Final = 10_000  # of a worker, if the system lets it have as many files
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"  # as uvicorn writes it
 _OTHER_FILES: Final = 200  # database, Redis, log, listening socket, libraries
 
 
@@ -66,6 +67,8 @@ class Protocol(HttpToolsProtocol):
         if self._refused:
             raise ValueError("refused")  # ends the parser, which has the rest of it
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":  # to which no body is written
+            self.cycle.transport = Joined(self.transport)  # type: ignore[assignment]  # as much of one as a cycle uses
         stopping: asyncio.Event | None = self.app_state.get("stopping")
         if stopping is not None and stopping.is_set():
             # The answer says `Connection: close`: the next request goes elsewhere, not into a connection that ends.
@@ -139,6 +142,35 @@ class Protocol(HttpToolsProtocol):
         else:
             self.transport.write_eof()
             self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+class Joined:
+    """Where an answer is written: its head goes with the first of its body, in one system call and one packet.
+
+    An application has to send some of a body, if only an empty one, before anything goes out (ASGI, "Response Start").
+    """
+
+    __slots__ = ("_head", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = b""  # None: it is on its way
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head is None or data == CONTINUE:
+            self._transport.write(data)
+        elif self._head:
+            head, self._head = self._head, None
+            self._transport.write(head + data)
+        else:
+            self._head = data
+
+    def close(self) -> None:
+        """Nothing comes that the head could go with: something went wrong, or the answer is whole."""
+        if self._head:
+            self.write(b"")
+        self._transport.close()
 
 
 @lru_cache(1)

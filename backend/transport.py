@@ -155,7 +155,7 @@ class Wire:
 
         Errors are `psycopg.Error`; of those, `ConnectionLost` leaves open whether it was done.
         """
-        loop = asyncio.get_running_loop()
+        loop = job.rows.get_loop()  # to ask for the running one is a system call
         job.since = loop.time()
         is_idle = not len(self) and self._heard < job.since
         if is_idle and self._pgconn is not None and not is_alive(self._pgconn):

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from backend import protocol
 from backend.auth.testing import LocalIssuer
-from backend.protocol import MAX_HEAD, Protocol, most_connections
+from backend.protocol import CONTINUE, MAX_HEAD, Joined, Protocol, most_connections
 from backend.settings import Settings
 from tests.conftest import running
 
@@ -104,6 +104,61 @@ async def test_a_request_goes_through_and_its_connection_stays(port: int) -> Non
     writer.write(long + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert (await reader.read()).count(b"HTTP/1.1 200") == 2
     writer.close()
+
+
+async def test_the_head_goes_with_the_first_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one write; nothing is held back once there is something to go with it, or nothing more to come."""
+    written: list[bytes] = []
+    write = Joined.write
+
+    class Noted:
+        def __init__(self, transport: Any) -> None:
+            self._transport = transport
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._transport, name)
+
+        def write(self, data: bytes) -> None:
+            written.append(data)
+            self._transport.write(data)
+
+    def write_and_note(self: Joined, data: bytes) -> None:
+        if not isinstance(self._transport, Noted):
+            self._transport = cast("asyncio.Transport", Noted(self._transport))
+        write(self, data)
+
+    monkeypatch.setattr(Joined, "write", write_and_note)
+    seen = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/fails":
+            raise RuntimeError("on purpose")
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await seen.wait()
+        await send({"type": "http.response.body", "body": b"second"})
+
+    async with server_of(app) as server, asyncio.timeout(20):
+        reader, writer = await connect(port_of(server))
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == CONTINUE
+        writer.write(b"x")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert await reader.readuntil(b"first\r\n"), "though the second is not there yet"
+        seen.set()
+        await reader.readuntil(b"0\r\n\r\n")
+        assert [data.partition(b" ")[0] for data in written] == [b"HTTP/1.1", b"HTTP/1.1", b"6\r\nsecond\r\n0\r\n\r\n"]
+        assert written[1].endswith(b"5\r\nfirst\r\n")
+        # Two at once, of which the first has a head and nothing else.
+        writer.write(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        await reader.readuntil(b"0\r\n\r\n")
+        writer.write(b"GET /fails HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200"), "what there is of it, and the end"
+        writer.close()
 
 
 @pytest.mark.parametrize(

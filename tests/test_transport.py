@@ -208,11 +208,13 @@ async def test_who_was_taken_along_is_not_lost_with_the_connection(
 async def test_a_statement_that_was_not_prepared_after_all_is_not_taken_for_one_that_was(reader: Wire) -> None:
     """An error kept it from being prepared, when others relied on it: they can be tried again, and nothing else is."""
     await run(reader, "SELECT 'known'")
-    first = [asyncio.ensure_future(run(reader, sql)) for sql in ("SELECT 1 / 0", "SELECT 'new' AS it")]
+    texts = "SELECT pg_sleep(0.2)", "SELECT 1 / 0", "SELECT 'new' AS it"
+    first = [asyncio.ensure_future(run(reader, sql)) for sql in texts]
     await sent()
     relies = asyncio.ensure_future(run(reader, "SELECT 'new' AS it"))
     answers = await asyncio.gather(*first, relies, return_exceptions=True)
     assert [type(answer) for answer in answers] == [
+        list,
         psycopg.errors.DivisionByZero,
         list,
         psycopg.errors.InvalidSqlStatementName,
