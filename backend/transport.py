@@ -144,7 +144,11 @@ class Wire:
         return len(self._unsent) + len(self._sent)
 
     def is_stuck(self) -> bool:
-        return bool(self._sent) and self._loop.time() - self._since() > _STUCK
+        """Whether the server has said nothing for long to somebody who has waited for as long."""
+        if not self._sent:
+            return False
+        long_ago = self._loop.time() - _STUCK
+        return self._heard < long_ago and self._since() < long_ago
 
     def _since(self) -> float:
         """When whoever has waited longest for the server began to."""
@@ -157,7 +161,7 @@ class Wire:
         """
         loop = job.rows.get_loop()  # to ask for the running one is a system call
         job.since = loop.time()
-        is_idle = not len(self) and self._heard < job.since
+        is_idle = not (self._sent or self._unsent) and self._heard < job.since
         if is_idle and self._pgconn is not None and not is_alive(self._pgconn):
             self._lose("the server closed the connection")
         self._unsent.append(job)
@@ -221,7 +225,7 @@ class Wire:
         except psycopg.Error as error:
             self._lose(str(error))
             return
-        if not len(self):
+        if not self._sent:
             self._idle(self)
             return
         self._flush()

@@ -111,11 +111,13 @@ class TokenVerifier:
         return self._remembered(sha256(token.encode()).digest()) is not None
 
     def _remembered(self, digest: bytes) -> _Verified | None:
-        verified = self._cache.get(digest)
+        try:
+            verified = self._cache[digest]  # `get` would look twice
+        except KeyError:
+            return None
         if (
-            verified is not None
             # As a full judgement would say: the wall clock may have been set forward or back since.
-            and verified.not_before - self._leeway <= self.clock() < verified.expires_at + self._leeway
+            verified.not_before - self._leeway <= self.clock() < verified.expires_at + self._leeway
             and self._monotonic() < verified.until
             and ((key := self.keys.current(verified.key.kid)) is verified.key or key == verified.key)
         ):

@@ -7,7 +7,7 @@ from fastapi import Depends, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from backend import openapi
-from backend.auth import Bearer, BearerRoute, CurrentPrincipal, InvalidToken, Principal, Reason, forbidden
+from backend.auth import Bearer, BearerRoute, CurrentPrincipal, InvalidToken, Reason, forbidden, judge
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Database
 from backend.rate_limits import spend_as_user
@@ -41,15 +41,14 @@ class PersonRoute(BearerRoute):
     body_limit: int = 64 * 1024  # bytes
 
     async def judge(self, request: Request) -> None:
-        await super().judge(request)
+        principal = await judge(request)
         state: dict[str, Any] = request.scope["state"]
         await spend_as_user(state)
-        principal: Principal = state["principal"]
         users: Users = state["users"]
         bearer: Bearer = state["bearer"]
         bearer.require_person(principal)
         if self.scopes:
-            bearer.require_scopes(principal, self.scopes[request.method != "GET"])
+            bearer.require_scopes(principal, self.scopes[request.scope["method"] != "GET"])
         elif principal.scopes is not None:
             raise forbidden("This is for the person alone: an OAuth access token will not do.")
         user = await users.resolve(principal)

@@ -141,8 +141,12 @@ class Users:
     async def resolve(self, principal: Principal) -> KnownUser:
         """The caller's row. A caller who is known and whose claims are as before costs no statement."""
         now = self._monotonic()
-        known = self._known.get(principal.subject) if now - self._believed <= _TRUSTED else None
-        if known is not None and known.until <= now:
+        known: _Remembered | None
+        try:
+            known = self._known[principal.subject]  # `get` would look twice
+        except KeyError:
+            known = None
+        if known is not None and (known.until <= now or now - self._believed > _TRUSTED):
             known = None
         if known is None or known.principal() is not principal:
             user = await self._find(known, principal)
