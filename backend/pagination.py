@@ -4,6 +4,7 @@ import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
@@ -12,6 +13,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sqlalchemy import ColumnElement, Integer, Select, Uuid, bindparam, tuple_
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from backend.database import Row
@@ -22,6 +24,7 @@ T = TypeVar("T")
 Q = TypeVar("Q", bound=Select[Any])
 
 _ENCODER = json.JSONEncoder(default=str)
+LONGEST_REMEMBERED = 256  # bytes of a query
 _PLAIN_QUERY = re.compile(rb"[A-Za-z0-9_.~+=&:,-]*")
 
 # For OpenAPI.
@@ -129,11 +132,18 @@ def link(request: Request, next_cursor: str | None) -> dict[str, str]:
     if next_cursor is None:
         return {}
     given: bytes = request.scope["query_string"]
-    if not _PLAIN_QUERY.fullmatch(given):
-        kept = urlencode([pair for pair in request.query_params.multi_items() if pair[0] != "cursor"])
-    elif b"cursor" in given:
-        kept = b"&".join(pair for pair in given.split(b"&") if pair.partition(b"=")[0] != b"cursor").decode()
+    rest = (_remembered_rest if len(given) <= LONGEST_REMEMBERED else _rest)(given)
+    return {"Link": f'<{request.scope["path"]}?{rest}cursor={next_cursor}>; rel="next"'}
+
+
+def _rest(query_string: bytes) -> str:
+    """What stands in the query before the cursor."""
+    if _PLAIN_QUERY.fullmatch(query_string):
+        pairs = [pair for pair in query_string.decode().split("&") if pair.partition("=")[0] != "cursor"]
+        kept = "&".join(pairs)
     else:
-        kept = given.decode()
-    query_string = f"{kept}&cursor={next_cursor}" if kept else f"cursor={next_cursor}"
-    return {"Link": f'<{request.scope["path"]}?{query_string}>; rel="next"'}
+        kept = urlencode([pair for pair in QueryParams(query_string).multi_items() if pair[0] != "cursor"])
+    return f"{kept}&" if kept else ""
+
+
+_remembered_rest = lru_cache(256)(_rest)

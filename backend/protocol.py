@@ -27,6 +27,7 @@ class Protocol(HttpToolsProtocol):
     _stall: asyncio.TimerHandle | None = None
     _in_head = False
     _head = 0  # bytes, at the least
+    _piece = 0  # bytes, of what is being read
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -45,10 +46,11 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._piece = len(data)
         super().data_received(data)
         if self._in_head:
             # What else was in it is too little to matter.
-            self._head += len(data)
+            self._head += self._piece
             self._check_head()
         cycle: Any = self.cycle  # uvicorn's type forgets that there may be none yet
         if self._deadline is None and (cycle is None or cycle.response_complete):
@@ -61,9 +63,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         self._disarm()
-        self._check_head()
+        if self._head + self._piece > MAX_HEAD:  # which a body may be that came along
+            self._head = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            self._check_head()
         if self._refused:
             raise ValueError("refused")  # ends the parser, which has the rest of it
         super().on_headers_complete()
