@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import re
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from backend.problems import TITLES
 
@@ -16,8 +17,9 @@ LAST_HEAD_SECONDS: Final = 1.0  # the same, at the end of the process
 LINGER_SECONDS: Final = 2.0
 STALL_SECONDS: Final = 30.0  # without a reader taking anything
 MOST_CONNECTIONS: Final = 10_000  # of a worker, if the system lets it have as many files
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"  # as uvicorn writes it
 _OTHER_FILES: Final = 200  # database, Redis, log, listening socket, libraries
+_NAME: Final = re.compile(rb"[a-z0-9-]+")
+_CONTROL: Final = bytes([*range(9), *range(10, 32), 127])  # what no value may hold (RFC 9110, 5.5)
 
 
 class Protocol(HttpToolsProtocol):
@@ -70,12 +72,14 @@ class Protocol(HttpToolsProtocol):
         if self._refused:
             raise ValueError("refused")  # ends the parser, which has the rest of it
         super().on_headers_complete()
-        if self.scope["method"] != "HEAD":  # to which no body is written
-            self.cycle.transport = Joined(self.transport)  # type: ignore[assignment]  # as much of one as a cycle uses
+        cycle: Any = self.cycle
+        if cycle is None:  # a handshake of WebSocket
+            return
+        cycle.__class__ = Cycle
         stopping: asyncio.Event | None = self.app_state.get("stopping")
         if stopping is not None and stopping.is_set():
             # The answer says `Connection: close`: the next request goes elsewhere, not into a connection that ends.
-            self.cycle.keep_alive = False
+            cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "bad_request", msg)
@@ -147,33 +151,56 @@ class Protocol(HttpToolsProtocol):
             self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
 
-class Joined:
-    """Where an answer is written: its head goes with the first of its body, in one system call and one packet.
+class Cycle(RequestResponseCycle):
+    """A request, and its answer: one that is whole at once leaves in one system call, and in one packet.
 
-    An application has to send some of a body, if only an empty one, before anything goes out (ASGI, "Response Start").
+    Nothing goes out before the first of a body (ASGI, "Response Start"). A stream, and whatever else is not plain, is
+    left to uvicorn, which also knows what to say of what must not be sent.
     """
 
-    __slots__ = ("_head", "_transport", "is_closing")
+    _start: Any = None
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head: bytes | None = b""  # None: it is on its way
-        self.is_closing = transport.is_closing
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._start = message
+            return
+        start, self._start = self._start, None
+        if start is not None and (answer := self._whole(start, message)) is not None:
+            self.response_started = self.response_complete = True
+            self.waiting_for_100_continue = False
+            self.transport.write(answer)
+            self.message_event.set()
+            self.on_response()
+            return
+        if start is not None:
+            await super().send(start)
+        await super().send(message)
 
-    def write(self, data: bytes) -> None:
-        if self._head is None or data == CONTINUE:
-            self._transport.write(data)
-        elif self._head:
-            head, self._head = self._head, None
-            self._transport.write(head + data)
-        else:
-            self._head = data
+    def _whole(self, start: Any, message: Any) -> bytes | None:
+        """The answer as it goes over the wire, unless something about it is not plain."""
+        is_busy = self.flow.write_paused or self.disconnected or not self.keep_alive
+        if is_busy or message.get("more_body") or self.scope["method"] == "HEAD":
+            return None
+        body: bytes = message.get("body", b"")
+        pieces, values, length = [STATUS_LINE[start["status"]]], [], None
+        for name, value in (*self.default_headers, *start.get("headers", ())):
+            if (field := _field(name)) is None or (length is not None and name == b"content-length"):
+                return None
+            if name == b"content-length":
+                length = value
+            values.append(value)
+            pieces += (field, value, b"\r\n")
+        told = b"".join(values)
+        if length != b"%d" % len(body) or len(told.translate(None, _CONTROL)) < len(told):
+            return None
+        pieces += (b"\r\n", body)
+        return b"".join(pieces)
 
-    def close(self) -> None:
-        """Nothing comes that the head could go with: something went wrong, or the answer is whole."""
-        if self._head:
-            self.write(b"")
-        self._transport.close()
+
+@lru_cache(256)
+def _field(name: bytes) -> bytes | None:
+    """How the field begins, if it may have any name like this and says nothing of the connection."""
+    return name + b": " if _NAME.fullmatch(name) and name not in (b"connection", b"transfer-encoding") else None
 
 
 @lru_cache(1)

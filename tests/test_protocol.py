@@ -2,17 +2,23 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import uvicorn
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from backend import protocol
 from backend.auth.testing import LocalIssuer
-from backend.protocol import CONTINUE, MAX_HEAD, Joined, Protocol, most_connections
+from backend.protocol import MAX_HEAD, Cycle, Protocol, most_connections
 from backend.settings import Settings
 from tests.conftest import running
 
@@ -106,59 +112,125 @@ async def test_a_request_goes_through_and_its_connection_stays(port: int) -> Non
     writer.close()
 
 
-async def test_the_head_goes_with_the_first_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one write; nothing is held back once there is something to go with it, or nothing more to come."""
-    written: list[bytes] = []
-    write = Joined.write
+class Noted:
+    """A transport, and what was written to it."""
 
-    class Noted:
-        def __init__(self, transport: Any) -> None:
-            self._transport = transport
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.written: list[bytes] = []
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._transport, name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
-        def write(self, data: bytes) -> None:
-            written.append(data)
-            self._transport.write(data)
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self._transport.write(data)
 
-    def write_and_note(self: Joined, data: bytes) -> None:
-        if not isinstance(self._transport, Noted):
-            self._transport = cast("asyncio.Transport", Noted(self._transport))
-        write(self, data)
 
-    monkeypatch.setattr(Joined, "write", write_and_note)
-    seen = asyncio.Event()
+async def test_an_answer_that_is_whole_leaves_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is held back of one that is not."""
+    transports: list[Noted] = []
+    begin, seen = Protocol.connection_made, asyncio.Event()
+
+    def begin_noted(self: Protocol, transport: asyncio.Transport) -> None:
+        transports.append(Noted(transport))
+        begin(self, cast("asyncio.Transport", transports[-1]))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "POST":
             await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        headers = [(b"content-length", b"2")] if scope["path"] == "/whole" else []
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         if scope["path"] == "/fails":
             raise RuntimeError("on purpose")
+        if headers:
+            await send({"type": "http.response.body", "body": b"ok"})
+            return
         await send({"type": "http.response.body", "body": b"first", "more_body": True})
         await seen.wait()
         await send({"type": "http.response.body", "body": b"second"})
 
+    monkeypatch.setattr(Protocol, "connection_made", begin_noted)
     async with server_of(app) as server, asyncio.timeout(20):
         reader, writer = await connect(port_of(server))
-        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
-        assert await reader.readuntil(b"\r\n\r\n") == CONTINUE
+        (written,) = [transport.written for transport in transports]
+        go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"POST /whole HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == go_on
         writer.write(b"x")
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
-        assert await reader.readuntil(b"first\r\n"), "though the second is not there yet"
+        whole = await reader.readuntil(b"\r\n\r\nok")
+        assert written == [go_on, whole]
+        # Two at once, of which the first has a head and nothing else.
+        writer.write(b"HEAD /whole HTTP/1.1\r\nHost: x\r\n\r\nGET /whole HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == whole.removesuffix(b"ok")
+        assert await reader.readuntil(b"ok") == whole
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"\r\nfirst\r\n")).startswith(b"HTTP/1.1 200"), "the second is not there yet"
         seen.set()
         await reader.readuntil(b"0\r\n\r\n")
-        assert [data.partition(b" ")[0] for data in written] == [b"HTTP/1.1", b"HTTP/1.1", b"6\r\nsecond\r\n0\r\n\r\n"]
-        assert written[1].endswith(b"5\r\nfirst\r\n")
-        # Two at once, of which the first has a head and nothing else.
-        writer.write(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
-        await reader.readuntil(b"0\r\n\r\n")
         writer.write(b"GET /fails HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await reader.read()).startswith(b"HTTP/1.1 200"), "what there is of it, and the end"
+        assert (await reader.read()).startswith(b"HTTP/1.1 500"), "what had begun is not sent"
         writer.close()
+
+
+PLAIN: dict[str, Any] = {"length": [("content-length", "2")], "method": "GET", "status": 200, "keep_alive": True}
+NAMES = st.sampled_from(["x", "content-length", "Content-Length", "connection", "transfer-encoding", "a b", "x:", ""])
+VALUES = st.sampled_from(
+    ["", "2", "0", "two", "close", "keep-alive", "chunked", "a\tb", "é", "a\r\nx: y", "a\0", "\x7f"]
+)
+
+
+@given(
+    headers=st.lists(st.tuples(NAMES, VALUES), max_size=3),
+    length=st.sampled_from([[], [("content-length", "2")]]),
+    body=st.sampled_from([b"", b"ok", b"okay"]),
+    method=st.sampled_from(["GET", "HEAD"]),
+    status=st.sampled_from([200, 204, 304, 404]),
+    keep_alive=st.booleans(),
+)
+@example(headers=[("content-length", "0")], body=b"", **PLAIN)
+@example(headers=[("content-length", "1")], body=b"ok", **PLAIN)
+@example(headers=[("x", "a\r\nx: y")], body=b"ok", **PLAIN)
+@example(headers=[("connection", "close")], body=b"ok", **PLAIN)
+@example(headers=[], body=b"ok", **PLAIN | {"method": "HEAD"})
+@example(headers=[], body=b"ok", **PLAIN | {"keep_alive": False})
+@example(headers=[], body=b"okay", **PLAIN)
+@settings(max_examples=500, deadline=None)
+async def test_what_is_sent_is_what_uvicorn_sends(
+    headers: list[tuple[str, str]],
+    length: list[tuple[str, str]],
+    body: bytes,
+    method: str,
+    status: int,
+    keep_alive: bool,
+) -> None:
+    async def sent(kind: type[RequestResponseCycle]) -> tuple[bytes, type[Exception] | None, bool, bool]:
+        written: list[bytes] = []
+        transport = SimpleNamespace(write=written.append, close=lambda: written.append(b" closed"))
+        logger, ended = logging.getLogger("none"), asyncio.Event()
+        cycle = kind(
+            cast("Any", {"method": method}),
+            cast("asyncio.Transport", transport),
+            FlowControl(cast("asyncio.Transport", transport)),
+            logger,
+            logger,
+            access_log=False,
+            default_headers=[(b"date", b"today")],
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=keep_alive,
+            on_response=ended.set,
+        )
+        fields = [(name.encode(), value.encode()) for name, value in length + headers]
+        error: type[Exception] | None = None
+        try:
+            await cycle.send({"type": "http.response.start", "status": status, "headers": fields})
+            await cycle.send({"type": "http.response.body", "body": body})
+        except (RuntimeError, ValueError) as raised:
+            error = type(raised)
+        return b"".join(written), error, ended.is_set(), cycle.response_complete
+
+    assert await sent(Cycle) == await sent(RequestResponseCycle)
 
 
 @pytest.mark.parametrize(
