@@ -1,4 +1,7 @@
-"""uvicorn's HTTP/1.1 with the bounds it lacks: for what comes before a request, for slow clients, for their number."""
+"""uvicorn's HTTP/1.1 with the bounds it lacks: for what comes before a request, for slow clients, for their number.
+
+And an answer that is whole leaves in one piece (`docs/performance.md`).
+"""
 
 import asyncio
 import json
@@ -155,26 +158,28 @@ class Cycle(RequestResponseCycle):
     """A request, and its answer: one that is whole at once leaves in one system call, and in one packet.
 
     Nothing goes out before the first of a body (ASGI, "Response Start"). A stream, and whatever else is not plain, is
-    left to uvicorn, which also knows what to say of what must not be sent.
+    left to uvicorn, which also knows what to say of what must not be sent. An answer that breaks off is cut.
     """
 
     _start: Any = None
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start" and not self.response_started:
-            self._start = message
+            self._start, self.response_started = message, True
             return
         start, self._start = self._start, None
-        if start is not None and (answer := self._whole(start, message)) is not None:
-            self.response_started = self.response_complete = True
+        if start is None or message["type"] != "http.response.body":
+            await super().send(message)
+        elif (answer := self._whole(start, message)) is not None:
+            self.response_complete = True
             self.waiting_for_100_continue = False
             self.transport.write(answer)
             self.message_event.set()
             self.on_response()
-            return
-        if start is not None:
+        else:
+            self.response_started = False
             await super().send(start)
-        await super().send(message)
+            await super().send(message)
 
     def _whole(self, start: Any, message: Any) -> bytes | None:
         """The answer as it goes over the wire, unless something about it is not plain."""
