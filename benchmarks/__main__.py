@@ -114,11 +114,19 @@ def circumstances(paced: str, *, generator: load.Generator, database_url: str, b
 
 
 def revision() -> str:
-    """The version, and the commit where git knows it: `dirty` when what ran is not what was committed."""
+    """The version, and the commit where git knows it: `dirty` when what ran is not what was committed.
+
+    Results do not run, so what an earlier measurement has written is no matter.
+    """
     git = shutil.which("git")
-    words = [git, "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"] if git else []
-    described = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() if words else ""  # noqa: S603
-    return f"{__version__} {described}".strip()
+
+    def ask(*words: str) -> str:
+        command = [git or "", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+
+    commit = ask("describe", "--always", "--exclude=*") if git else ""
+    dirty = "-dirty" if commit and ask("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""
+    return f"{__version__} {commit}{dirty}".strip()
 
 
 def write(files: Mapping[str, str]) -> None:

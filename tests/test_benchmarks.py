@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
@@ -14,11 +16,13 @@ import httpx
 import psycopg
 import pytest
 
+from backend import __version__
 from backend.auth.testing import LocalIssuer
 from backend.pagination import Page
 from backend.settings import Settings
 from backend.tasks.schemas import TaskRead
 from benchmarks import chart, cpu, data, load, report
+from benchmarks.__main__ import revision
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers import ALL, OURS, PEERS, Peer
 from benchmarks.rounds import Sample
@@ -324,3 +328,22 @@ def test_the_report_says_all_of_it() -> None:
     assert found["times_ours"]["requests_per_second"]["median"] == pytest.approx(2.1)
     assert found["figures"]["postgres_cpu"] is None
     assert len(found["rounds"]) == 2
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="a checkout without git knows its version alone")
+def test_a_revision_is_dirty_by_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
+    assert revision() == __version__
+    result, code = tmp_path / "benchmarks" / "results" / "latest.md", tmp_path / "code.py"
+    result.parent.mkdir(parents=True)
+    code.touch()
+    result.touch()
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for words in ["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "x"]:
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)  # noqa: S607
+    clean = revision()
+    assert re.fullmatch(rf"{re.escape(__version__)} [0-9a-f]{{7,}}", clean)
+    result.write_text("measured")
+    assert revision() == clean
+    code.write_text("changed")
+    assert revision() == f"{clean}-dirty"
