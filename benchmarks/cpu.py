@@ -1,11 +1,16 @@
-"""The processor time that a process and all its descendants have used, from Linux's /proc."""
+"""The processor time that a process and all its descendants have used, from Linux's /proc, and how to ration it."""
 
 import os
-from collections.abc import Mapping
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import NamedTuple
 
 PROC = Path("/proc")
+SLOT = 0.004  # seconds that a rationed process is let run for
 
 
 class Usage(NamedTuple):
@@ -28,8 +33,14 @@ def total(root: int, processes: Mapping[int, Usage]) -> int:
     return processes[root].ticks + sum(total(pid, processes) for pid in below)
 
 
-def seconds(root: int, proc: Path = PROC) -> float | None:
-    """Processor time of a process tree so far, in seconds; None where there is no /proc."""
+def last(root: int, processes: Mapping[int, Usage]) -> list[int]:
+    """Those of `root` and everything below it that have nothing below them: of a server those that serve."""
+    below = [pid for pid, usage in processes.items() if usage.parent == root]
+    return [pid for child in below for pid in last(child, processes)] or [root]
+
+
+def running(proc: Path = PROC) -> dict[int, Usage] | None:
+    """Every process; None where there is no /proc."""
     if not (proc / "self" / "stat").exists():
         return None
     processes = {}
@@ -39,7 +50,53 @@ def seconds(root: int, proc: Path = PROC) -> float | None:
                 processes[int(entry.name)] = parse((entry / "stat").read_text())
             except (FileNotFoundError, ProcessLookupError):
                 continue  # ended since the listing; its parent has its time
-    return total(root, processes) / os.sysconf("SC_CLK_TCK")
+    return processes
+
+
+def seconds(root: int, proc: Path = PROC) -> float | None:
+    """Processor time of a process tree so far, in seconds; None where there is no /proc."""
+    processes = running(proc)
+    return None if processes is None else total(root, processes) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def rationed(
+    root: int,
+    shares: int,
+    *,
+    kill: Callable[[int, signal.Signals], None] = os.kill,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[None]:
+    """Let each process of a server that serves run for one of so many shares of the time, one after another.
+
+    So each has a slow processor of its own, and leaves others as much as if it were another machine's.
+    """
+    pids = last(root, running() or {})
+    if len(pids) > shares:
+        raise ValueError("there are fewer shares than processes")
+    ended = Event()
+
+    def ration() -> None:
+        while not ended.is_set():
+            for pid in (*pids, *[None] * (shares - len(pids))):
+                if pid is not None:
+                    kill(pid, signal.SIGCONT)
+                sleep(SLOT)
+                if pid is not None:
+                    kill(pid, signal.SIGSTOP)
+
+    thread = Thread(target=ration)
+    for pid in pids:
+        kill(pid, signal.SIGSTOP)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                kill(pid, signal.SIGCONT)
 
 
 def per_request(start: float | None, end: float | None, requests: int) -> float | None:

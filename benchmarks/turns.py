@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,8 @@ class Side:
     server: Server
     scene: Scene
     workload: Workload
+    shares: int | None = None
+    """Each of its workers has one of so many shares of the time."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class Stage:
 
     def turn(self, side: Side) -> Turn:
         """Warm up, and load. Raises BenchmarkError at a wrong answer."""
-        sample = take(side.scene, side.server, side.workload, self.amounts.pace)
+        with cpu.rationed(side.server.pid, side.shares) if side.shares else nullcontext():
+            sample = take(side.scene, side.server, side.workload, self.amounts.pace)
         return Turn(**vars(sample), memory=resident(side.server.pid))
 
     def turns(self, *sides: Side) -> list[list[Turn]]:

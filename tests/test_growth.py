@@ -1,9 +1,13 @@
 """The growth benchmark measures what it says, of the API as it is served, and knows what was to be reached."""
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -92,6 +96,7 @@ def requests_are_counted(finding: Finding) -> None:
 def two_are_more(finding: Finding) -> None:
     if cpu.PROC.exists():
         one, two = (float(row[-1].partition(" ")[0]) for row in finding.rows[1:3])
+        assert any(goal.least for goal in finding.goals), "on slow cores"
         assert two > 1.5 * one, "megabytes of one worker, and of two"
 
 
@@ -166,3 +171,39 @@ def test_only_full_amounts_are_written_down(
     assert written == [{f"growth-{name}.md": f"of {name}\n"} for name in names]
     assert asked == [(growth.QUICK, name) for name in MEASUREMENTS] + [(growth.FULL, name) for name in names]
     assert capsys.readouterr().out == "".join(f"of {name}\n" for name in [*MEASUREMENTS, *names])
+
+
+@pytest.mark.skipif(not cpu.PROC.exists(), reason="who serves is found in /proc")
+def test_of_rationed_processes_one_runs_at_a_time() -> None:
+    told: list[tuple[int, signal.Signals]] = []
+    enough = Event()
+
+    def sleep(seconds: float) -> None:
+        if len(told) > 20:
+            enough.set()
+        time.sleep(seconds)
+
+    code = """
+import subprocess, sys
+child = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+children = [subprocess.Popen(child) for _ in range(2)]
+print(flush=True)
+for child in children:
+    child.wait()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        server.stdout.readline()
+        with pytest.raises(ValueError, match="fewer shares"), cpu.rationed(server.pid, 1):
+            pass
+        with cpu.rationed(server.pid, 3, kill=lambda *each: told.append(each), sleep=sleep):
+            assert enough.wait(20)
+        server.communicate()
+    served = {pid for pid, _ in told}
+    assert len(served) == 2
+    assert server.pid not in served
+    let_run = set(served)
+    for number, (pid, what) in enumerate(told[:-2]):
+        (let_run.discard if what == signal.SIGSTOP else let_run.add)(pid)
+        assert number == 0 or len(let_run) <= 1
+    assert told[-2:] == [(pid, signal.SIGCONT) for pid, _ in told[:2]]
