@@ -3,14 +3,14 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
 
 PROC = Path("/proc")
-SLOT = 0.004  # seconds that a rationed process is let run for
+LOOK, WINDOW = 0.001, 0.1  # seconds: how often it is looked, and for how long, who has had a share
 
 
 class Usage(NamedTuple):
@@ -60,34 +60,28 @@ def seconds(root: int, proc: Path = PROC) -> float | None:
 
 
 @contextmanager
-def rationed(
-    root: int,
-    shares: int,
-    *,
-    kill: Callable[[int, signal.Signals], None] = os.kill,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[None]:
-    """Let each process of a server that serves run for one of so many shares of the time, one after another.
+def rationed(root: int, share: float, *, proc: Path = PROC) -> Iterator[None]:
+    """Let each process of a server that serves use but a share of a processor: who has had it is stopped for a while.
 
     So each has a slow processor of its own, and leaves others as much as if it were another machine's.
     """
-    pids = last(root, running() or {})
-    if len(pids) > shares:
-        raise ValueError("there are fewer shares than processes")
+    pids = last(root, running(proc) or {})
     ended = Event()
+
+    def used(pid: int) -> float:
+        """Seconds of its first thread, which does all that a worker does; /proc/<pid>/stat counts in hundredths."""
+        return int((proc / str(pid) / "schedstat").read_text().split()[0]) / 1e9
 
     def ration() -> None:
         while not ended.is_set():
-            for pid in (*pids, *[None] * (shares - len(pids))):
-                if pid is not None:
-                    kill(pid, signal.SIGCONT)
-                sleep(SLOT)
-                if pid is not None:
-                    kill(pid, signal.SIGSTOP)
+            # What was not used in one window is lost.
+            began, before = time.monotonic(), {pid: used(pid) for pid in pids}
+            while not ended.wait(LOOK) and time.monotonic() - began < WINDOW:
+                for pid in pids:
+                    has_had_it = used(pid) - before[pid] > share * (time.monotonic() - began)
+                    os.kill(pid, signal.SIGSTOP if has_had_it else signal.SIGCONT)
 
     thread = Thread(target=ration)
-    for pid in pids:
-        kill(pid, signal.SIGSTOP)
     thread.start()
     try:
         yield
@@ -96,7 +90,7 @@ def rationed(
         thread.join()
         for pid in pids:
             with suppress(ProcessLookupError):
-                kill(pid, signal.SIGCONT)
+                os.kill(pid, signal.SIGCONT)
 
 
 def per_request(start: float | None, end: float | None, requests: int) -> float | None:

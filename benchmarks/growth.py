@@ -34,7 +34,7 @@ from benchmarks.worker import forged, memory, start
 from benchmarks.workloads import LIST, ONE, Person, Request, Workload, bearer
 
 EACH = 200  # tasks of one person
-SHARES = 4  # of the time, of which a worker on a slow core has one
+SHARE = 0.25  # of a processor, for a worker on a slow core
 CALLS = 20_000  # of people who call when they like, before they begin anew
 
 FULL = Amounts(
@@ -139,15 +139,15 @@ def workers(stage: Stage) -> Finding:
     """One worker and two, for a list and for one task: each on a slow core of its own, and as many as there are."""
     url = stage.plain(*stage.amounts.usual)
     people = stage.people(url, PEOPLE)
-    cores = {"shared cores": None} if cpu.running() is None else {"slow cores": SHARES, "shared cores": None}
+    cores = {"shared cores": None} if cpu.running() is None else {"slow cores": SHARE, "shared cores": None}
     with stage.server(url) as one, stage.server(url, workers=2) as two:
         sides = {
             (workload, name, count): replace(
                 stage.side(f"`{workload.title}`, {count}, {name}", server, workload, workload.requests(people)),
-                shares=shares,
+                share=share,
             )
             for workload in (LIST, ONE)
-            for name, shares in cores.items()
+            for name, share in cores.items()
             for count, server in (("1 worker", one), ("2 workers", two))
         }
         found = dict(zip(sides, stage.turns(*sides.values()), strict=True))
@@ -164,9 +164,9 @@ def workers(stage: Stage) -> Finding:
     return Finding(
         "one worker and two",
         f"`serve --workers`, {PEOPLE} people, {CONNECTIONS} connections. The goal is one for two free cores, and there"
-        f" are none where PostgreSQL and the load need some of {os.cpu_count()}. So a worker is let run for one of"
-        f" {SHARES} shares of the time, one after the other, as if it had a slow core of its own, and the rest is left"
-        " to PostgreSQL and the load (SIGSTOP and SIGCONT). Beside it the same with all sharing what there is.",
+        f" are none where PostgreSQL and the load need some of {os.cpu_count()}. So a worker is stopped for a while when"
+        f" it has had {SHARE:.0%} of a processor (SIGSTOP, SIGCONT), as if it had a slow core of its own, and the rest is"
+        " left to PostgreSQL and the load. Beside it the same with all sharing what there is.",
         goals,
         told(list(sides.values()), list(found.values())),
     )

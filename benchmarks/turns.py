@@ -46,8 +46,8 @@ class Side:
     server: Server
     scene: Scene
     workload: Workload
-    shares: int | None = None
-    """Each of its workers has one of so many shares of the time."""
+    share: float | None = None
+    """So much of a processor has each of its workers; None: as much as there is."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Stage:
 
     def turn(self, side: Side) -> Turn:
         """Warm up, and load. Raises BenchmarkError at a wrong answer."""
-        with cpu.rationed(side.server.pid, side.shares) if side.shares else nullcontext():
+        with cpu.rationed(side.server.pid, side.share) if side.share else nullcontext():
             sample = take(side.scene, side.server, side.workload, self.amounts.pace)
         return Turn(**vars(sample), memory=resident(side.server.pid))
 

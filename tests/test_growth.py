@@ -1,13 +1,10 @@
 """The growth benchmark measures what it says, of the API as it is served, and knows what was to be reached."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Event
 
 import pytest
 
@@ -174,36 +171,27 @@ def test_only_full_amounts_are_written_down(
 
 
 @pytest.mark.skipif(not cpu.PROC.exists(), reason="who serves is found in /proc")
-def test_of_rationed_processes_one_runs_at_a_time() -> None:
-    told: list[tuple[int, signal.Signals]] = []
-    enough = Event()
-
-    def sleep(seconds: float) -> None:
-        if len(told) > 20:
-            enough.set()
-        time.sleep(seconds)
-
+def test_who_has_had_a_share_is_stopped_and_goes_on_at_the_end() -> None:
+    """Of a server those that serve; what is above them goes on."""
     code = """
 import subprocess, sys
-child = [sys.executable, "-c", "import sys; sys.stdin.read()"]
-children = [subprocess.Popen(child) for _ in range(2)]
-print(flush=True)
-for child in children:
-    child.wait()
+child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+print(child.pid, flush=True)
+sys.stdin.read()
+child.kill()
 """
+
+    def state(pid: int) -> str:
+        return (cpu.PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout
-        server.stdout.readline()
-        with pytest.raises(ValueError, match="fewer shares"), cpu.rationed(server.pid, 1):
+        busy = int(server.stdout.readline())
+        seen: set[tuple[bool, str]] = set()
+        with cpu.rationed(server.pid, 0.2):
+            while not {(True, "R"), (True, "T")} <= seen:
+                seen |= {(pid == busy, state(pid)) for pid in (server.pid, busy)}
+        assert (False, "T") not in seen
+        while state(busy) == "T":
             pass
-        with cpu.rationed(server.pid, 3, kill=lambda *each: told.append(each), sleep=sleep):
-            assert enough.wait(20)
         server.communicate()
-    served = {pid for pid, _ in told}
-    assert len(served) == 2
-    assert server.pid not in served
-    let_run = set(served)
-    for number, (pid, what) in enumerate(told[:-2]):
-        (let_run.discard if what == signal.SIGSTOP else let_run.add)(pid)
-        assert number == 0 or len(let_run) <= 1
-    assert told[-2:] == [(pid, signal.SIGCONT) for pid, _ in told[:2]]
