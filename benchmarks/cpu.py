@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import NamedTuple
 
 PROC = Path("/proc")
-LOOK, WINDOW = 0.001, 0.1  # seconds: how often it is looked, and for how long, who has had a share
+LOOK, WINDOW = 0.0005, 0.01  # seconds: how often it is looked, and for how long, who has had a share
 
 
 class Usage(NamedTuple):

@@ -34,6 +34,7 @@ from benchmarks.worker import forged, memory, start
 from benchmarks.workloads import LIST, ONE, Person, Request, Workload, bearer
 
 EACH = 200  # tasks of one person
+MANY = 256  # connections: of few that are opened at once, one worker may take all
 SHARE = 0.25  # of a processor, for a worker on a slow core
 CALLS = 20_000  # of people who call when they like, before they begin anew
 
@@ -144,6 +145,7 @@ def workers(stage: Stage) -> Finding:
         sides = {
             (workload, name, count): replace(
                 stage.side(f"`{workload.title}`, {count}, {name}", server, workload, workload.requests(people)),
+                connections=MANY,
                 share=share,
             )
             for workload in (LIST, ONE)
@@ -163,10 +165,10 @@ def workers(stage: Stage) -> Finding:
         ]
     return Finding(
         "one worker and two",
-        f"`serve --workers`, {PEOPLE} people, {CONNECTIONS} connections. The goal is one for two free cores, and there"
-        f" are none where PostgreSQL and the load need some of {os.cpu_count()}. So a worker is stopped for a while when"
-        f" it has had {SHARE:.0%} of a processor (SIGSTOP, SIGCONT), as if it had a slow core of its own, and the rest is"
-        " left to PostgreSQL and the load. Beside it the same with all sharing what there is.",
+        f"`serve --workers`, {PEOPLE} people, {MANY} connections. The goal is one for two free cores, and there"
+        f" are none where PostgreSQL and the load need some of {os.cpu_count()}. So a worker is stopped for a while"
+        f" when it has had {SHARE:.0%} of a processor (SIGSTOP, SIGCONT), as if it had a slow core of its own, and the"
+        " rest is left to PostgreSQL and the load. Beside it the same with all sharing what there is.",
         goals,
         told(list(sides.values()), list(found.values())),
     )
@@ -239,7 +241,7 @@ def run(amounts: Amounts, name: str, *, verbose: bool = False) -> str:
         pace = amounts.pace
         about = circumstances(
             f"{pace.rounds} after one that does not count, in which each side has {pace.warm_up} s of warm-up and "
-            f"{pace.loaded} s with {CONNECTIONS} connections",
+            f"{pace.loaded} s with {CONNECTIONS} connections, if nothing else is said",
             generator=generator,
             database_url=postgres.url,
             busy_before=busy_before,

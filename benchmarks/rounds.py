@@ -22,6 +22,7 @@ class Pace:
     warm_up: int
     loaded: int
     alone: int
+    connections: int = CONNECTIONS
 
 
 FULL = Pace(rounds=5, warm_up=2, loaded=5, alone=2)
@@ -87,9 +88,9 @@ def take(scene: Scene, server: Server, workload: Workload, pace: Pace) -> Sample
         file = scene.files[workload.name]
         return load.run(scene.generator, server.url, file, connections=connections, seconds=seconds, refused=refused)
 
-    run(CONNECTIONS, pace.warm_up)
+    run(pace.connections, pace.warm_up)
     before = cpu.seconds(server.pid), cpu.seconds(scene.postgres)
-    loaded = run(CONNECTIONS, pace.loaded)
+    loaded = run(pace.connections, pace.loaded)
     after = cpu.seconds(server.pid), cpu.seconds(scene.postgres)
     alone = run(1, pace.alone) if pace.alone else None
     server_cpu, postgres_cpu = (

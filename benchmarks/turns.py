@@ -20,7 +20,7 @@ from benchmarks.issuer import AUDIENCE, LIFETIME
 from benchmarks.load import Generator
 from benchmarks.peers import OURS, serve
 from benchmarks.report import Figure, figure, ratio
-from benchmarks.rounds import Pace, Sample, Scene, take
+from benchmarks.rounds import CONNECTIONS, Pace, Sample, Scene, take
 from benchmarks.servers import Server, environment, running
 from benchmarks.workloads import Person, Request, Workload
 
@@ -46,6 +46,7 @@ class Side:
     server: Server
     scene: Scene
     workload: Workload
+    connections: int = CONNECTIONS
     share: float | None = None
     """So much of a processor has each of its workers; None: as much as there is."""
 
@@ -149,7 +150,8 @@ class Stage:
     def turn(self, side: Side) -> Turn:
         """Warm up, and load. Raises BenchmarkError at a wrong answer."""
         with cpu.rationed(side.server.pid, side.share) if side.share else nullcontext():
-            sample = take(side.scene, side.server, side.workload, self.amounts.pace)
+            pace = replace(self.amounts.pace, connections=side.connections)
+            sample = take(side.scene, side.server, side.workload, pace)
         return Turn(**vars(sample), memory=resident(side.server.pid))
 
     def turns(self, *sides: Side) -> list[list[Turn]]:
