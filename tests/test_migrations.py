@@ -111,15 +111,21 @@ def as_login(url: str, name: str) -> str:
     return url.replace("postgresql://postgres@", f"postgresql://{name}@", 1)
 
 
-def test_an_ordinary_login_migrates_and_serves(empty: str) -> None:
-    """CREATEROLE is enough, for a login that owns its database: no superuser is needed."""
+def ordinary_login(url: str) -> str:
+    """The URL for a new login that may make tables and speak as both roles: no superuser."""
     login = f"owner_{uuid4().hex[:8]}"
-    with psycopg.connect(empty, autocommit=True) as connection:
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {login} LOGIN".encode())
         connection.execute(f"GRANT ALL ON SCHEMA public TO {login}".encode())
         connection.execute(f"GRANT api_user, api_system TO {login} WITH INHERIT FALSE, SET TRUE".encode())
-    migrations.upgrade(as_login(empty, login))
-    with psycopg.connect(as_login(empty, login)) as connection:
+    return as_login(url, login)
+
+
+def test_an_ordinary_login_migrates_and_serves(empty: str) -> None:
+    """CREATEROLE is enough, for a login that owns its database: no superuser is needed."""
+    login = ordinary_login(empty)
+    migrations.upgrade(login)
+    with psycopg.connect(login) as connection:
         connection.execute("INSERT INTO users (issuer, subject) SELECT 'i', 's' WHERE false")
         assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,), (
             "forced policies bind the owner, too"

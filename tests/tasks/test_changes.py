@@ -26,7 +26,7 @@ from tests.conftest import Api, Person, create_database
 from tests.following import TASKS, Copy
 from tests.tasks.test_bin import AGE, deleted, remaining
 from tests.test_database import raw
-from tests.test_migrations import as_login
+from tests.test_migrations import ordinary_login
 
 TAGS = "/api/v1/tags"
 CHANGES = f"{TASKS}/changes"
@@ -511,13 +511,9 @@ AGE_BIN = raw(
 def test_rows_that_were_there_before_are_numbered(postgres: str) -> None:
     """By a login that is no superuser, too, which the policies bind."""
     url = create_database(postgres, f"numbered_{uuid4().hex[:8]}")
-    login = f"owner_{uuid4().hex[:8]}"
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE {login} LOGIN".encode())
-        connection.execute(f"GRANT ALL ON SCHEMA public TO {login}".encode())
-        connection.execute(f"GRANT api_user, api_system TO {login} WITH INHERIT FALSE, SET TRUE".encode())
+    login = ordinary_login(url)
     config = migrations._config()
-    with migrations._connect(as_login(url, login)) as engine, engine.begin():
+    with migrations._connect(login) as engine, engine.begin():
         config.attributes["connection"] = engine
         command.upgrade(config, "0005")
     with psycopg.connect(url, autocommit=True) as connection:
@@ -527,7 +523,7 @@ def test_rows_that_were_there_before_are_numbered(postgres: str) -> None:
             " SELECT u.id, n::text, 'todo', 'low', now() - n * interval '1 hour'"
             " FROM users u, generate_series(1, 4) n WHERE u.subject <> '3'"
         )
-    migrations.upgrade(as_login(url, login))
+    migrations.upgrade(login)
     with psycopg.connect(url, autocommit=True) as connection:
         numbers = connection.execute(
             "SELECT array_agg(title ORDER BY n), array_agg(n ORDER BY n) FROM tasks GROUP BY owner_id"
@@ -538,7 +534,7 @@ def test_rows_that_were_there_before_are_numbered(postgres: str) -> None:
             "INSERT INTO tasks (owner_id, title, status, priority) SELECT id, 'x', 'todo', 'low' FROM users"
         )
         assert connection.execute("SELECT n FROM tasks WHERE title = 'x' ORDER BY n").fetchall() == [(1,), (5,), (5,)]
-    with migrations._connect(as_login(url, login)) as engine, engine.begin():
+    with migrations._connect(login) as engine, engine.begin():
         config.attributes["connection"] = engine
         command.downgrade(config, "0005")
         command.upgrade(config, "head")

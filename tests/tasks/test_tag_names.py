@@ -13,7 +13,7 @@ from backend import migrations
 from tests.conftest import Api, create_database
 from tests.following import Copy
 from tests.tasks.test_tags import TAGS, TASKS, tag_id
-from tests.test_migrations import as_login
+from tests.test_migrations import ordinary_login
 
 LINK = """
 INSERT INTO task_tags SELECT tasks.owner_id, tasks.id, tags.id FROM tasks JOIN tags USING (owner_id)
@@ -111,13 +111,10 @@ async def test_writers_of_every_kind_leave_them_equal(api: Api) -> None:
 
 async def test_what_there_was_before_is_taken_over(postgres: str) -> None:
     """By a login that its own policies bind; no task counts as changed."""
-    url, login = create_database(postgres, f"untold_{uuid4().hex[:8]}"), f"owner_{uuid4().hex[:8]}"
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE {login} LOGIN".encode())
-        connection.execute(f"GRANT ALL ON SCHEMA public TO {login}".encode())
-        connection.execute(f"GRANT api_user, api_system TO {login} WITH INHERIT FALSE, SET TRUE".encode())
+    url = create_database(postgres, f"untold_{uuid4().hex[:8]}")
+    login = ordinary_login(url)
     config = migrations._config()
-    with migrations._connect(as_login(url, login)) as engine, engine.begin():
+    with migrations._connect(login) as engine, engine.begin():
         config.attributes["connection"] = engine
         command.upgrade(config, "0007")
     rest = "SELECT array_agg(to_jsonb(tasks) - 'tag_names' ORDER BY id) FROM tasks"
@@ -133,7 +130,7 @@ async def test_what_there_was_before_is_taken_over(postgres: str) -> None:
             " WHERE title = 'all'"
         )
         before = connection.execute(rest).fetchall()
-    migrations.upgrade(as_login(url, login))
+    migrations.upgrade(login)
     with psycopg.connect(url, autocommit=True) as connection:
         assert connection.execute(rest).fetchall() == before
         shown = connection.execute("SELECT title, tag_names FROM tasks ORDER BY title").fetchall()
@@ -142,7 +139,7 @@ async def test_what_there_was_before_is_taken_over(postgres: str) -> None:
         assert connection.execute("SELECT min(n) FROM tasks").fetchone() == (2,), "the triggers are at work again"
         forced = "SELECT bool_and(relforcerowsecurity) FROM pg_class WHERE relname IN ('tasks', 'tags', 'task_tags')"
         assert connection.execute(forced).fetchone() == (True,)
-    with migrations._connect(as_login(url, login)) as engine, engine.begin():
+    with migrations._connect(login) as engine, engine.begin():
         config.attributes["connection"] = engine
         command.downgrade(config, "0007")
         command.upgrade(config, "head")
