@@ -167,10 +167,11 @@ class Cycle(RequestResponseCycle):
         if message["type"] == "http.response.start" and not self.response_started:
             self._start, self.response_started = message, True
             return
-        start, self._start = self._start, None
-        if start is None or message["type"] != "http.response.body":
+        if self._start is None or message["type"] != "http.response.body":
             await super().send(message)
-        elif (answer := self._whole(start, message)) is not None:
+            return
+        start, self._start = self._start, None
+        if (answer := self._whole(start, message)) is not None:
             self.response_complete = True
             self.waiting_for_100_continue = False
             self.transport.write(answer)

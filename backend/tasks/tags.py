@@ -49,7 +49,14 @@ class TagService:
 
     async def create(self, data: TagCreate) -> Row:
         """A name that there is, whatever its case, is a `psycopg.errors.UniqueViolation`: a 409."""
-        (row,) = await self._database.rows(ADD, name=data.name)
+
+        async def work(transaction: Transaction) -> Row | None:
+            # Who gives a task this tag meanwhile would neither see it nor make it.
+            await transaction.rows(AWAIT_TURN)
+            return await transaction.row(ADD, name=data.name)
+
+        row = await self._database.transact(work)
+        assert row is not None
         return row
 
     async def update(self, id: UUID, data: TagUpdate) -> Row:

@@ -10,8 +10,14 @@ from alembic import command
 from psycopg import AsyncConnection
 
 from backend import migrations
+from backend.changes import AWAIT_TURN
+from backend.database import Actor, Database, Pool, Transaction
+from backend.tasks.schemas import TagUpdate, TaskCreate
+from backend.tasks.service import TaskService
+from backend.tasks.tags import TagService
 from tests.conftest import Api, create_database
 from tests.following import Copy
+from tests.tasks.test_changes import owner, waiting
 from tests.tasks.test_tags import TAGS, TASKS, tag_id
 from tests.test_migrations import ordinary_login
 
@@ -107,6 +113,49 @@ async def test_writers_of_every_kind_leave_them_equal(api: Api) -> None:
     assert [answer.is_success for answer in answers] == [True] * len(answers)
     assert (await ada.get(urls[3])).json()["tags"] == ["z"]
     assert (await ada.delete("/api/v1/users/me")).status_code == 204
+
+
+async def test_who_owns_the_tables_needs_no_way_around_the_policies(postgres: str) -> None:
+    """A cascade deletes as them, who see no task of anybody's."""
+    url = create_database(postgres, f"owned_{uuid4().hex[:8]}")
+    login = ordinary_login(url)
+    migrations.upgrade(login)
+    with psycopg.connect(url, autocommit=True) as connection:
+        insert = "INSERT INTO users (issuer, subject) VALUES ('i', '1') RETURNING id"
+        (id,) = connection.execute(insert).fetchone() or ()
+    async with Pool(login, size=3) as pool:
+        database = Database(pool, Actor.user(id))
+        tasks, tags = TaskService(database), TagService(database)
+        task = await tasks.create(TaskCreate(title="t", tags=["a", "b", "c"]))
+        a, b, _ = [tag["id"] for tag in await tags.list()]
+        await tags.delete(a)
+        await tags.update(b, TagUpdate(name="d"))
+        found = await tasks.get(task["id"])
+        assert (found["tags"], found["version"]) == (["c", "d"], 3)
+    with psycopg.connect(url) as connection:
+        assert connection.execute(DIFFERENT).fetchall() == []
+        connection.execute("DELETE FROM users")
+        assert connection.execute("SELECT FROM tags").fetchall() == []
+
+
+async def test_a_tag_is_made_when_it_is_its_turn(api: Api) -> None:
+    """Else who gives a task this tag meanwhile would neither see it nor make it."""
+    ada = api.person()
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def hold(transaction: Transaction) -> None:
+        await transaction.rows(AWAIT_TURN)
+        begun.set()
+        await over.wait()
+
+    holding = asyncio.create_task(Database(api.state["pool"], Actor.user(await owner(ada))).transact(hold))
+    await begun.wait()
+    making = asyncio.create_task(ada.post(TAGS, {"name": "home"}))
+    while not await waiting(api):
+        assert not making.done()
+    over.set()
+    await holding
+    assert (await making).status_code == 201
 
 
 async def test_what_there_was_before_is_taken_over(postgres: str) -> None:

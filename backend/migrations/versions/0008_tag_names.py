@@ -44,6 +44,13 @@ BEGIN
         ON link.owner_id = renamed.owner_id AND link.tag_id = renamed.id) one;
   RETURN NULL;
 END $$;
+
+-- A cascade would delete them as the owner of the tables, from whom row-level security hides the tasks.
+CREATE FUNCTION unlink() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  DELETE FROM task_tags WHERE owner_id = old.owner_id AND tag_id = old.id;
+  RETURN old;
+END $$;
 """
 
 # What is shown stays the same, so no task takes a new number.
@@ -76,10 +83,11 @@ def upgrade() -> None:
         "CREATE TRIGGER show_new_names AFTER UPDATE ON tags REFERENCING NEW TABLE AS renamed"
         " FOR EACH STATEMENT EXECUTE FUNCTION show_new_names()"
     )
+    op.execute("CREATE TRIGGER unlink BEFORE DELETE ON tags FOR EACH ROW EXECUTE FUNCTION unlink()")
 
 
 def downgrade() -> None:
-    op.execute("DROP FUNCTION show_links, show_new_names CASCADE")
+    op.execute("DROP FUNCTION show_links, show_new_names, unlink CASCADE")
     op.execute("DROP FUNCTION show_tags")
     op.drop_column("tasks", "tag_names")
     op.execute("DROP FUNCTION names_of_tags")
