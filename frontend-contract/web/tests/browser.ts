@@ -64,6 +64,9 @@ export async function signIn(page: Page, { email, password }: Person): Promise<v
   await live(page);
 }
 
+/** A sign-out ends the tokens of its own second, too, so a sign-in within it would get one that is over. */
+export const nextSecond = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 1000 - (Date.now() % 1000)));
+
 /** The page listens for changes made elsewhere. */
 export const live = (page: Page): Promise<void> => page.getByText("Live", { exact: true }).waitFor();
 

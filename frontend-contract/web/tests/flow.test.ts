@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import type { Browser, BrowserContext, Page } from "playwright-core";
-import { add, gone, launch, live, PATIENCE, row, settled, shown, signIn, signUp, somebody, title, tokenOf, visitor, API_URL } from "./browser.ts";
+import { add, gone, launch, live, nextSecond, PATIENCE, row, settled, shown, signIn, signUp, somebody, title, tokenOf, visitor, API_URL } from "./browser.ts";
 
 let browser: Browser;
 before(async () => (browser = await launch()), { timeout: PATIENCE });
@@ -95,6 +95,7 @@ test("from signing up to signing in again", async () => {
 
   await page.getByRole("button", { name: "Sign out" }).click();
   await page.waitForURL("**/sign-in");
+  await nextSecond();
   await page.goto("/");
   await page.waitForURL("**/sign-in");
   await page.getByLabel("Email").fill(ada.email);
