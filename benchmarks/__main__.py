@@ -122,7 +122,7 @@ def revision() -> str:
 
     def ask(*words: str) -> str:
         command = [git or "", "-C", str(ROOT), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603  # our words
 
     commit = ask("describe", "--always", "--exclude=*") if git else ""
     dirty = "-dirty" if commit and ask("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""

@@ -1,16 +1,11 @@
-"""The processor time that a process and all its descendants have used, from Linux's /proc, and how to ration it."""
+"""The processor time that a process and all its descendants have used, from Linux's /proc."""
 
 import os
-import signal
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Event, Thread
 from typing import NamedTuple
 
 PROC = Path("/proc")
-LOOK, WINDOW = 0.0005, 0.01  # seconds: how often it is looked, and for how long, who has had a share
 
 
 class Usage(NamedTuple):
@@ -57,40 +52,6 @@ def seconds(root: int, proc: Path = PROC) -> float | None:
     """Processor time of a process tree so far, in seconds; None where there is no /proc."""
     processes = running(proc)
     return None if processes is None else total(root, processes) / os.sysconf("SC_CLK_TCK")
-
-
-@contextmanager
-def rationed(root: int, share: float, *, proc: Path = PROC) -> Iterator[None]:
-    """Let each process of a server that serves use but a share of a processor: who has had it is stopped for a while.
-
-    So each has a slow processor of its own, and leaves others as much as if it were another machine's.
-    """
-    pids = last(root, running(proc) or {})
-    ended = Event()
-
-    def used(pid: int) -> float:
-        """Seconds of its first thread, which does all that a worker does; /proc/<pid>/stat counts in hundredths."""
-        return int((proc / str(pid) / "schedstat").read_text().split()[0]) / 1e9
-
-    def ration() -> None:
-        while not ended.is_set():
-            # What was not used in one window is lost.
-            began, before = time.monotonic(), {pid: used(pid) for pid in pids}
-            while not ended.wait(LOOK) and time.monotonic() - began < WINDOW:
-                for pid in pids:
-                    has_had_it = used(pid) - before[pid] > share * (time.monotonic() - began)
-                    os.kill(pid, signal.SIGSTOP if has_had_it else signal.SIGCONT)
-
-    thread = Thread(target=ration)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 def per_request(start: float | None, end: float | None, requests: int) -> float | None:

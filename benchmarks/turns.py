@@ -14,7 +14,7 @@ from psycopg.sql import SQL, Identifier
 
 from backend import migrations
 from backend.auth.testing import LocalIssuer
-from benchmarks import cpu, data, plans
+from benchmarks import cpu, data, plans, ration
 from benchmarks.__main__ import say
 from benchmarks.issuer import AUDIENCE, LIFETIME
 from benchmarks.load import Generator
@@ -149,7 +149,7 @@ class Stage:
 
     def turn(self, side: Side) -> Turn:
         """Warm up, and load. Raises BenchmarkError at a wrong answer."""
-        with cpu.rationed(side.server.pid, side.share) if side.share else nullcontext():
+        with ration.rationed(side.server.pid, side.share) if side.share else nullcontext():
             pace = replace(self.amounts.pace, connections=side.connections)
             sample = take(side.scene, side.server, side.workload, pace)
         return Turn(**vars(sample), memory=resident(side.server.pid))

@@ -340,7 +340,7 @@ def test_a_revision_is_dirty_by_what_runs(tmp_path: Path, monkeypatch: pytest.Mo
     result.touch()
     who = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
     for words in ["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "x"]:
-        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)  # noqa: S607
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)  # noqa: S607  # the git of the PATH
     clean = revision()
     assert re.fullmatch(rf"{re.escape(__version__)} [0-9a-f]{{7,}}", clean)
     result.write_text("measured")

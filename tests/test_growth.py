@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backend.auth.testing import LocalIssuer
-from benchmarks import cpu, growth, load, turns, worker
+from benchmarks import cpu, growth, load, ration, turns, worker
 from benchmarks.errors import BenchmarkError
 from benchmarks.growth import MEASUREMENTS
 from benchmarks.report import Figure
@@ -188,7 +188,7 @@ child.kill()
         assert server.stdout
         busy = int(server.stdout.readline())
         seen: set[tuple[bool, str]] = set()
-        with cpu.rationed(server.pid, 0.2):
+        with ration.rationed(server.pid, 0.2):
             while not {(True, "R"), (True, "T")} <= seen:
                 seen |= {(pid == busy, state(pid)) for pid in (server.pid, busy)}
         assert (False, "T") not in seen
