@@ -1,25 +1,28 @@
-"""The short way from a request to its handler: what FastAPI finds out anew at each request is found out once.
+"""Compiled dispatch: finds a route and its arguments as FastAPI would, without asking every router at each request.
 
-FastAPI declares, validates and describes routes and parameters as ever. Between a request and its handler it asks each
-router for the route, and each parameter for its kind, which takes longer than to ask the database; here is the same for
-such routes and parameters as this project has. A test asks every operation both ways.
+FastAPI declares, validates and describes routes and parameters as ever. It needs more time to find a route and its
+arguments than the database needs for the statement, so both are compiled for the routes that this module understands in
+every detail. FastAPI answers all others. A test asks every operation both ways.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence, Set
+from dataclasses import fields
 from functools import lru_cache
 from http import HTTPStatus
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, isfunction, ismethod, unwrap
 from json import JSONDecodeError
 from types import NoneType
-from typing import Any, Final, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Final, NamedTuple, Protocol, cast, get_args, get_origin, get_type_hints
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import RouteContext, iter_route_contexts
 from pydantic import BaseModel
 from starlette.convertors import Convertor
 from starlette.datastructures import QueryParams
+from starlette.routing import Mount, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 Call = Callable[..., Awaitable[Any]]
@@ -30,57 +33,183 @@ MOST_QUERIES: Final = 256  # that are remembered for each route
 LONGEST_QUERY: Final = 256  # bytes, of those
 
 _ABSENT: Final = object()
-_LISTS = (list, set, tuple)
+_TEXT: Final = (str, bytes)  # collections for Python alone
+_SHAREABLE: Final = (str, int, float, bool, NoneType)
+# What a route of FastAPI's does for a request, beside `answer`. A subclass that changes one of these is not compiled.
+_ROUTE_METHODS: Final = ("answer", "get_route_handler", "handle", "matches")
+# The members of FastAPI's model of a dependency, all of which are looked at here.
+_TRAITS: Final = frozenset(
+    {
+        "path_params",
+        "query_params",
+        "header_params",
+        "cookie_params",
+        "body_params",
+        "dependencies",
+        "name",
+        "call",
+        "request_param_name",
+        "websocket_param_name",
+        "http_connection_param_name",
+        "response_param_name",
+        "background_tasks_param_name",
+        "security_scopes_param_name",
+        "own_oauth_scopes",
+        "parent_oauth_scopes",
+        "use_cache",
+        "path",
+        "scope",
+        "concurrency",
+    }
+)
 
 
 class Route(Protocol):
-    """What the short way leads to: a route of FastAPI's that can answer by itself."""
+    """A route that can answer without FastAPI, once its arguments are compiled."""
 
-    path: str
-    methods: set[str] | None
-    path_regex: re.Pattern[str]
-    param_convertors: dict[str, Convertor[Any]]
+    async def answer(self, arguments: "Arguments", scope: Scope, receive: Receive, send: Send) -> None: ...
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+class _Compiled(NamedTuple):
+    """A route as the application includes it: with the prefixes and dependencies of its routers and the application."""
+
+    route: Route
+    endpoint: Call
+    arguments: "Arguments"
+    methods: frozenset[str]
+    pattern: re.Pattern[str]
+    convertors: dict[str, Convertor[Any]]
+
+
+class _Table:
+    """The compiled routes of one application, in the order in which FastAPI would try them."""
+
+    def __init__(self, router: APIRouter, kind: type[Any]) -> None:
+        routers = list(_routers(router))
+        self._router = router
+        self._routers = routers
+        self._routes = list(router.routes)
+        self._versions = [_version(each) for each in routers]
+        self._fixed: dict[tuple[str, str], _Compiled] = {}
+        self._rest: dict[str, list[_Compiled]] = {}
+        if all(type(each) is APIRouter and each.middleware_stack == each.app for each in routers):
+            self._compile(kind)
+
+    def is_current(self) -> bool:
+        """Whether no route was added or removed since."""
+        return self._routes == self._router.routes and self._versions == [_version(each) for each in self._routers]
+
+    def find(self, scope: Scope) -> _Compiled | None:
+        """The compiled route of a request, with `scope` as FastAPI leaves it; None: FastAPI has to look."""
+        method, path = scope["method"], scope["path"]
+        found, parameters = self._fixed.get((method, path)), {}
+        if found is None:
+            for each in self._rest.get(method, ()):
+                if match := each.pattern.match(path):
+                    given = match.groupdict().items()
+                    found, parameters = each, {name: each.convertors[name].convert(text) for name, text in given}
+                    break
+            else:
+                return None
+        scope["router"] = self._router
+        scope["route"] = found.route
+        scope["endpoint"] = found.endpoint
+        scope["path_params"] = parameters
+        return found
+
+    def _compile(self, kind: type[Any]) -> None:
+        """Add each route that is understood, unless one before it may answer the same request."""
+        before: list[RouteContext] = []
+        opaque: list[RouteContext] = []
+        for context in iter_route_contexts(self._routes):
+            route = _compiled(context, kind)
+            if route is None:
+                opaque.append(context)
+            elif not route.convertors:
+                if not any(_answers(each, route.methods, str(context.path)) for each in before):
+                    self._fixed.update(((method, str(context.path)), route) for method in route.methods)
+            elif any(_may_overlap(each, context) for each in opaque):
+                opaque.append(context)
+            else:
+                for method in route.methods:
+                    self._rest.setdefault(method, []).append(route)
+            before.append(context)
+
+
+def _routers(router: APIRouter) -> Iterator[APIRouter]:
+    """The router, and those that it includes, at any depth."""
+    yield router
+    for route in router.routes:
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            yield from _routers(included)
+
+
+def _version(router: APIRouter) -> Any:
+    """Grows with each route that is added. FastAPI goes by the same number."""
+    return router._routes_version  # noqa: SLF001 - without it, a route that is added later would be missed
+
+
+def _compiled(context: RouteContext, kind: type[Any]) -> _Compiled | None:
+    route = context.original_route
+    if not isinstance(route, kind) or context.max_body_size is not None:
+        return None
+    if any(getattr(type(route), name) is not getattr(kind, name) for name in _ROUTE_METHODS):
+        return None  # a custom route class
+    try:
+        arguments = Arguments(context.dependant, context.status_code, context.response_class)
+    except Unsupported:
+        return None
+    methods = frozenset(context.methods or ())
+    return _Compiled(
+        cast(Route, route), context.dependant.call, arguments, methods, context.path_regex, context.param_convertors
+    )
+
+
+def _answers(context: RouteContext, methods: Set[str], path: str) -> bool:
+    """Whether a route answers one of these methods at a path. True where that cannot be told."""
+    pattern = getattr(context, "path_regex", None)
+    theirs: Set[str] | None = getattr(context, "methods", None)
+    if isinstance(context.original_route, WebSocketRoute):
+        return False
+    if pattern is None:
+        return True
+    return bool(pattern.match(path)) and (theirs is None or not theirs.isdisjoint(methods))
+
+
+def _may_overlap(context: RouteContext, other: RouteContext) -> bool:
+    """Whether a route may answer a request that another, whose path has parameters, answers too."""
+    path, methods = getattr(context, "path", None), frozenset(other.methods or ())
+    if path is None or isinstance(context.original_route, Mount) or "{" in path:
+        begins = None if path is None else path.partition("{")[0]
+        theirs = str(other.path).partition("{")[0]
+        is_apart = begins is not None and not (begins.startswith(theirs) or theirs.startswith(begins))
+        return not is_apart and not isinstance(context.original_route, WebSocketRoute)
+    return _answers(context, methods, path) and bool(other.path_regex.match(path))
 
 
 class Shortcut:
-    """Pure ASGI, in front of FastAPI.
+    """Pure ASGI, in front of FastAPI: answers the routes of a kind that are understood in every detail.
 
-    Whoever overrides dependencies, wants traces, or mounts the whole under a path goes FastAPI's own way, and so does
-    what matches none of `routes`.
+    FastAPI answers everything else, and all requests while a dependency is overridden, a request is traced, or the
+    application is mounted under a path. `kind` has the method `answer`; see `Route`.
     """
 
-    def __init__(self, app: ASGIApp, routes: Iterable[Route]) -> None:
+    def __init__(self, app: ASGIApp, router: APIRouter, kind: type[Any]) -> None:
         self._app = app
-        self._fixed: dict[tuple[str, str], Route] = {}
-        self._rest: dict[str, list[Route]] = {}
-        for route in routes:
-            for method in route.methods or ():
-                if route.param_convertors:
-                    self._rest.setdefault(method, []).append(route)
-                else:
-                    self._fixed[method, route.path] = route
+        self._router = router
+        self._kind = kind
+        self._table = _Table(router, kind)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_plain = scope["type"] == "http" and "fastapi.telemetry" not in scope and not scope.get("root_path")
-        route = self._find(scope) if is_plain and not scope["app"].dependency_overrides else None
-        await (self._app if route is None else route.answer)(scope, receive, send)
-
-    def _find(self, scope: Scope) -> Route | None:
-        method, path = scope["method"], scope["path"]
-        route = self._fixed.get((method, path))
-        if route is not None:
-            scope["route"] = route
-            return route
-        for route in self._rest.get(method, ()):
-            match = route.path_regex.match(path)
-            if match:
-                given = match.groupdict().items()
-                scope["path_params"] = {name: route.param_convertors[name].convert(text) for name, text in given}
-                scope["route"] = route
-                return route
-        return None
+        if is_plain and not scope["app"].dependency_overrides:
+            if not self._table.is_current():
+                self._table = _Table(self._router, self._kind)
+            if (found := self._table.find(scope)) is not None:
+                await found.route.answer(found.arguments, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class Unsupported(TypeError):
@@ -125,24 +254,28 @@ class _Query:
     def _judge(self, given: bytes) -> tuple[Values, Errors]:
         values: Values = {}
         errors: Errors = []
-        self._field.take(self._read(QueryParams(given)), values, errors)
+        self._field.take(self._read(given), values, errors)
         return values, errors
 
-    def _read(self, given: QueryParams) -> Values:
-        """Of what is repeated the last counts, unless a list is asked for, or nothing of that name."""
-        found: Values = dict(given)
-        if len(found) < len(given.multi_items()) or not self._lists.isdisjoint(found):
-            for name in found:
-                several = given.getlist(name)
-                if name in self._lists or (len(several) > 1 and name not in self._names):
-                    found[name] = several
-        return found
+    def _read(self, given: bytes) -> Values:
+        """The last value of a repeated parameter, except for lists and for unknown names: these have all values.
+
+        One pass, so that the cost is linear in the length of the query string.
+        """
+        found: dict[str, list[str]] = {}
+        for name, value in QueryParams(given).multi_items():
+            found.setdefault(name, []).append(value)
+        return {
+            name: values if name in self._lists or (len(values) > 1 and name not in self._names) else values[-1]
+            for name, values in found.items()
+        }
 
 
 class _Step(NamedTuple):
     """What one function asks for. `needs`: results of steps before, by their number, and what they are called here."""
 
     call: Call
+    scope: str | None
     needs: Sequence[tuple[int, str | None]]
     request: Sequence[str]
     path: Sequence[_Field]
@@ -171,19 +304,23 @@ class _Step(NamedTuple):
 
 
 class Arguments:
-    """The arguments of one handler. Raises Unsupported, of which FastAPI's own way is the cure.
+    """The arguments of one handler, compiled. Raises Unsupported for a handler that only FastAPI can call.
 
-    `status`: what it answers with, unless it says so itself. Of 204 alone no content is the whole of an answer.
+    `status` and `response_class`: those of the route. Only 204 with a plain Response is known to be an empty response.
     """
 
-    def __init__(self, dependant: Dependant, status: int | None = None) -> None:
+    def __init__(self, dependant: Dependant, status: int | None = None, response_class: Any = None) -> None:
         steps: list[_Step] = []
         _add(dependant, steps)
         *self._dependencies, self._handler = steps
         if any(step.body for step in self._dependencies):
             raise Unsupported(f"{self._handler.call!r} depends on something that reads the body")
-        answer = get_type_hints(self._handler.call).get("return")
-        kinds = (Response, NoneType) if status == HTTPStatus.NO_CONTENT else Response
+        try:
+            answer = get_type_hints(self._handler.call).get("return")
+        except (NameError, TypeError) as error:
+            raise Unsupported(f"{self._handler.call!r} has annotations that cannot be read") from error
+        may_be_empty = status == HTTPStatus.NO_CONTENT and response_class is Response
+        kinds = (Response, NoneType) if may_be_empty else Response
         if not (isinstance(answer, type) and issubclass(answer, kinds)):
             raise Unsupported(f"{self._handler.call!r} leaves it to FastAPI to make its answer")
 
@@ -202,24 +339,28 @@ class Arguments:
 
 
 def _add(dependant: Dependant, steps: list[_Step]) -> int:
-    """Add what a function asks for, behind all that it depends on, and say which step it is. Each is called once."""
+    """Add a function behind its dependencies, and return the number of its step. Each function is called once."""
     call = dependant.call
+    if not _TRAITS.issuperset(field.name for field in fields(dependant)):
+        raise Unsupported("this version of FastAPI has dependencies of a kind that is not known here")
     others = (
         dependant.cookie_params,
         dependant.websocket_param_name,
         dependant.response_param_name,
         dependant.background_tasks_param_name,
         dependant.security_scopes_param_name,
+        dependant.own_oauth_scopes,
+        dependant.parent_oauth_scopes,
         dependant.concurrency,
         not dependant.use_cache,
     )
-    if call is None or any(others) or not (iscoroutinefunction(call) or iscoroutinefunction(type(call).__call__)):
+    if call is None or any(others) or not _is_plain_coroutine(call):
         raise Unsupported(f"{call!r} asks for more than a request, its path, query, headers and JSON, or is not async")
     for number, step in enumerate(steps):
-        if step.call is call:
+        if (step.call, step.scope) == (call, dependant.scope):
             return number
-    if any(_is_list(field.field_info.annotation) for field in (*dependant.path_params, *dependant.header_params)):
-        raise Unsupported(f"{call!r} takes a header several times")
+    if not all(map(_is_scalar, (*dependant.path_params, *dependant.header_params))):
+        raise Unsupported(f"{call!r} takes a path parameter or a header that is more than one value")
     query = [_query(field) for field in dependant.query_params]
     body = [_Field(field, ("body",)) for field in dependant.body_params]
     if len(query) > 1 or len(body) > 1:
@@ -228,6 +369,7 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
     steps.append(
         _Step(
             call=call,
+            scope=dependant.scope,
             needs=needs,
             request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
             path=[_Field(field, ("path", field.alias)) for field in dependant.path_params],
@@ -242,11 +384,25 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
     return len(steps) - 1
 
 
+def _is_plain_coroutine(call: Call) -> bool:
+    """Whether FastAPI, too, would do no more than await it: no decorator, generator, class or thread is involved."""
+    function = call if isfunction(call) or ismethod(call) else type(call).__call__
+    return iscoroutinefunction(function) and unwrap(call) is call and unwrap(function) is function
+
+
+def _is_scalar(field: Any) -> bool:
+    """Whether a path parameter or a header has one name, one value, and a default that requests can share."""
+    info = field.field_info
+    shareable = info.is_required() or (info.default_factory is None and isinstance(info.default, _SHAREABLE))
+    has_one_name = info.validation_alias in (None, field.alias)
+    return shareable and has_one_name and not _is_list(info.annotation) and not _is_model(info.annotation)
+
+
 def _query(field: Any) -> _Query:
     model = field.field_info.annotation
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise Unsupported(f"the query parameter {field.name} stands outside of a model")
-    if any(member.alias for member in model.model_fields.values()):
+    if any(member.alias or member.validation_alias for member in model.model_fields.values()):
         raise Unsupported(f"{model.__name__} has members of two names")
     return _Query(_Field(field, ("query",)), model)
 
@@ -259,7 +415,15 @@ def _header(scope: Scope, name: bytes) -> Any:
 
 
 def _is_list(annotation: Any) -> bool:
-    return any(kind in _LISTS for each in (annotation, *get_args(annotation)) for kind in (each, get_origin(each)))
+    """Whether a value may be a collection."""
+    kinds = (kind for each in (annotation, *get_args(annotation)) for kind in (each, get_origin(each)))
+    return any(
+        isinstance(kind, type) and issubclass(kind, Collection) and not issubclass(kind, _TEXT) for kind in kinds
+    )
+
+
+def _is_model(annotation: Any) -> bool:
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in (annotation, *get_args(annotation)))
 
 
 async def _json(request: Request) -> Any:

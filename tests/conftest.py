@@ -1,7 +1,7 @@
 """What all tests share: a real database, an issuer of our own, and the whole application in between."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -137,10 +137,14 @@ class Person:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, issuer: LocalIssuer, telemetry: TelemetryConfig | None = None
+    settings: Settings,
+    issuer: LocalIssuer,
+    telemetry: TelemetryConfig | None = None,
+    change: Callable[[FastAPI], object] = lambda _: None,
 ) -> AsyncIterator[Api]:
-    """The whole application with its lifespan, and no server in between."""
+    """The whole application with its lifespan, and no server in between. `change` edits it before it starts."""
     app = create_app(settings, telemetry=telemetry)
+    change(app)
     async with app.router.lifespan_context(app) as state:
         assert state is not None
 

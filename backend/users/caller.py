@@ -11,7 +11,7 @@ from backend.auth import Bearer, BearerRoute, CurrentPrincipal, InvalidToken, Re
 from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Database
 from backend.rate_limits import spend_as_user
-from backend.shortcut import Arguments, Unsupported
+from backend.shortcut import Arguments
 from backend.users.directory import Users
 
 REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
@@ -61,17 +61,12 @@ class PersonRoute(BearerRoute):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._media_types = MERGE_PATCH if "PATCH" in (self.methods or ()) else JSON
-        try:
-            self.arguments: Arguments | None = Arguments(self.dependant, self.status_code)
-        except Unsupported:
-            self.arguments = None
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The short way, where there are `arguments`; `get_route_handler` is FastAPI's."""
-        assert self.arguments is not None
+    async def answer(self, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with compiled arguments; `get_route_handler` is FastAPI's way."""
         request = self._request(scope, receive)
         await self.judge(request)
-        answer = await self.endpoint(**await self.arguments.of(request))
+        answer = await self.endpoint(**await arguments.of(request))
         await (Response(status_code=204) if answer is None else answer)(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
