@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -12,9 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Final, Literal
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from backend.auth import FetchReason, Observer, Refusal
 from backend.problems import NotFound
@@ -199,10 +200,26 @@ class Metrics(Observer):
         for file in Path(folder).glob("gauge_live*_*.db"):
             pid = int(file.stem.rpartition("_")[2])
             if not _lives(pid):
-                mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]  # the library leaves it unannotated
+                with suppress(FileNotFoundError):  # another worker has removed it
+                    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]  # the library leaves it unannotated
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]  # likewise
+        registry.register(_Workers(folder))
         return generate_latest(registry)
+
+
+class _Workers(Collector):
+    """The values of all workers, read from their files.
+
+    The library's own collector fails on a file that has no content yet, which is so for a moment when a worker starts.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(file) for file in self._folder.glob("*.db") if file.stat().st_size]
+        metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # likewise
+        return metrics
 
 
 @router.get("/metrics")

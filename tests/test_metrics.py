@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from backend.auth.testing import LocalIssuer
+from backend.metrics import Metrics
 from backend.settings import Settings
 from tests.conftest import Api, running
 from tests.workers import Server, two_workers
@@ -233,6 +234,15 @@ def test_the_workers_of_a_server_count_together(server: Server) -> None:
                 break
         assert limits == {3, 6}  # the dead one's were gone
         assert value(after, "http_requests_total", **livez) - before == 40
+
+
+def test_a_worker_that_is_just_starting_does_not_break_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file exists for a moment before anything is in it."""
+    (tmp_path / "counter_1.db").touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert Metrics()._write() == b""
 
 
 def alerts() -> str:
