@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
         async with (
             RemoteKeys(config.jwks_url, max_stale=config.token_max_lifetime, observer=observer) as keys,
             Pool(config.database_url, size=config.database_pool_size, prepare=config.database_prepare == "on") as pool,
-            purging(pool),
+            purging(pool, metrics=observer),
             limiting(config, observer) as rate_limits,
         ):
             verifier = TokenVerifier(

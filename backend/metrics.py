@@ -113,6 +113,22 @@ class Metrics(Observer):
             namespace=_PREFIX,
             registry=registry,
         )
+        self._purged = Gauge(
+            "purge_last_success_timestamp_seconds",
+            "When the purge last removed all that had expired in a table, in unix time; before the first time, when the"
+            " worker started. Of several workers the most recent.",
+            ["table"],
+            namespace=_PREFIX,
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._purge_failures = Counter(
+            "purge_failures",
+            "Purges of a table that ended in an error.",
+            ["table"],
+            namespace=_PREFIX,
+            registry=registry,
+        )
         # To look a child up by its labels costs more than to count.
         self._request = lru_cache(2048)(self._requests.labels)
         self._duration = lru_cache(512)(self._durations.labels)
@@ -135,6 +151,20 @@ class Metrics(Observer):
     def security_event(self, outcome: str) -> None:
         """A security event token was taken, or refused."""
         self._security_events.labels(outcome).inc()
+
+    def purges(self, tables: Iterable[str]) -> None:
+        """There is a purge of these tables, which `purged` will tell of."""
+        for table in tables:
+            self._purged.labels(table).set(time.time())
+            # Prometheus sees an increase only of a counter that it has seen before.
+            self._purge_failures.labels(table)
+
+    def purged(self, table: str, *, done: bool) -> None:
+        """A purge of the table has ended: it removed all that had expired, or failed."""
+        if done:
+            self._purged.labels(table).set(time.time())
+        else:
+            self._purge_failures.labels(table).inc()
 
     def fetched(self, reason: FetchReason, seconds: float, error: str | None) -> None:
         self._fetches.labels(reason.value, "failed" if error else "fetched").inc()

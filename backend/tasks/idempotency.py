@@ -6,11 +6,12 @@ draft-ietf-httpapi-idempotency-key-header.
 
 import json
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from hashlib import blake2b
 from typing import Annotated
 
 from fastapi import Header, Request, Response
-from sqlalchemy import Text, bindparam, func, literal_column
+from sqlalchemy import ColumnElement, Text, bindparam, func, literal_column
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
 
@@ -40,7 +41,8 @@ REPLAYED = {
 }
 
 MINE = col(KeptAnswer.owner_id) == CALLER
-FRESH = col(KeptAnswer.created_at) > func.now() - literal_column("interval '24 hours'")
+KEPT_FOR: ColumnElement[timedelta] = literal_column("interval '24 hours'")
+FRESH = col(KeptAnswer.created_at) > func.now() - KEPT_FOR
 KEY = bindparam("key", type_=Text)
 LOCK = Statement(
     select(

@@ -68,6 +68,7 @@ class Task(Synced, table=True):
         CheckConstraint("(status = 'done') = (completed_at is not null)", name="tasks_completed_when_done"),
         Index("tasks_by_number", "owner_id", "n", "id"),
         Index("tasks_in_the_bin", "owner_id", "deleted_at", postgresql_where=text("deleted_at is not null")),
+        Index("tasks_to_purge", "deleted_at", "owner_id", "id", postgresql_where=text("deleted_at is not null")),
         Index(
             "tasks_by_text",
             "owner_id",
@@ -130,7 +131,7 @@ class KeptAnswer(SQLModel, table=True):
     __tablename__ = "idempotency_keys"
     __table_args__ = (
         CheckConstraint("char_length(key) between 1 and 255", name="idempotency_keys_length"),
-        Index("idempotency_keys_by_age", "owner_id", "created_at"),
+        Index("idempotency_keys_to_purge", "created_at"),
     )
 
     owner_id: UUID = Field(primary_key=True, sa_column_args=[ForeignKey("users.id", ondelete="CASCADE")])

@@ -58,6 +58,7 @@ class Erasure(SQLModel, table=True):
     """
 
     __tablename__ = "erasures"
+    __table_args__ = (Index("erasures_by_age", "erased_at"),)
 
     issuer: str = Field(sa_type=Text, primary_key=True)
     subject: str = Field(sa_type=Text, primary_key=True)

@@ -5,13 +5,17 @@ import logging
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
+from backend import migrations
 from backend.database import SYSTEM, Database, Pool
+from backend.metrics import Metrics
 from backend.tasks import purge as purge_module
-from backend.tasks.purge import LOCK, purge, purging
-from tests.conftest import Api, Person
+from backend.tasks.purge import LOCK, kinds, purge, purging
+from tests.conftest import Api, Person, create_database
 from tests.test_database import raw
+from tests.test_metrics import read, value
 
 TASKS = "/api/v1/tasks"
 COUNT = raw("SELECT count(*) AS n FROM tasks WHERE id = ANY(CAST(:ids AS uuid[]))")
@@ -146,22 +150,24 @@ async def test_whoever_comes_second_leaves_it_to_the_first(api: Api) -> None:
 async def test_the_purge_goes_on_after_a_failure(
     api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First against a server that is not there, then against the real one; the third time it waits for good."""
+    """First of itself, then against a server that is not there, then in earnest; the fourth time it waits for good."""
     caplog.set_level(logging.INFO, purge_module.__name__)
     old = await deleted(api, api.person(), "31 days", count=5)
-    pools = iter([Pool("postgresql://nobody@127.0.0.1:9/nothing", size=3, wait=0.05), api.state["pool"]])
+    pools = iter([None, Pool("postgresql://nobody@127.0.0.1:9/nothing", size=3, wait=0.05), api.state["pool"]])
     done = asyncio.Event()
     rounds = 0
 
     async def wait() -> None:
         nonlocal rounds
         rounds += 1
-        if rounds == 3:
+        if rounds == 4:
             done.set()
             await asyncio.Event().wait()
 
-    async def from_the_next_pool(_: Pool) -> int:
-        return await purge(next(pools))
+    async def from_the_next_pool(_: Pool, metrics: Metrics | None) -> int:
+        if pool := next(pools):
+            return await purge(pool, metrics)
+        raise ZeroDivisionError
 
     monkeypatch.setattr(purge_module, "purge", from_the_next_pool)
     async with purging(api.state["pool"], wait):
@@ -169,5 +175,86 @@ async def test_the_purge_goes_on_after_a_failure(
     assert await remaining(api, old) == 0
     assert [record.levelname for record in caplog.records if record.name == purge_module.__name__] == [
         "WARNING",
+        *["WARNING"] * len(kinds()),
+        "INFO",
         "INFO",
     ]
+
+
+# One row that has expired of each kind that the purge removes, and how many of them there are.
+EXPIRED = """
+INSERT INTO users (id, issuer, subject) VALUES ('00000000-0000-7000-8000-000000000001', 'i', 's');
+INSERT INTO tasks (owner_id, title, status, priority, deleted_at)
+VALUES ('00000000-0000-7000-8000-000000000001', 't', 'todo', 'low', now() - interval '31 days');
+INSERT INTO idempotency_keys (owner_id, key, fingerprint, status, headers, body, created_at)
+VALUES ('00000000-0000-7000-8000-000000000001', 'k', '', 200, '{}', '', now() - interval '25 hours');
+INSERT INTO security_events (issuer, jti, received_at) VALUES ('i', 'j', now() - interval '31 days');
+INSERT INTO erasures (issuer, subject, roles, erased_at) VALUES ('i', 'gone', '{}', now() - interval '31 days');
+"""
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION USING ERRCODE = 'query_canceled'; END $$;
+CREATE TRIGGER refuse BEFORE DELETE ON {} EXECUTE FUNCTION refuse();
+"""
+TABLES = ["tasks", "idempotency_keys", "security_events", "erasures"]
+
+
+@pytest.mark.parametrize("failing", TABLES)
+async def test_a_kind_that_fails_does_not_keep_the_others(
+    postgres: str, caplog: pytest.LogCaptureFixture, failing: str
+) -> None:
+    url = create_database(postgres, f"purge_{uuid4().hex[:8]}")
+    migrations.upgrade(url)
+    metrics = Metrics()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(EXPIRED)
+        connection.execute(REFUSE.format(failing).encode())
+        async with Pool(url, size=3) as pool:
+            assert await purge(pool, metrics) == 3
+            left = {table: count(connection, table) for table in TABLES}
+            assert left == {table: int(table == failing) for table in TABLES}
+            assert [record.getMessage() for record in caplog.records] == [
+                f"the purge of {failing} failed: QueryCanceled"
+            ]
+            connection.execute(f"DROP TRIGGER refuse ON {failing}".encode())
+            assert await purge(pool, metrics) == 1
+        assert count(connection, failing) == 0
+    told = read((await metrics.exposition()).decode())
+    for table in TABLES:
+        assert value(told, "resource_server_purge_failures_total", table=table) == (table == failing)
+        assert value(told, "resource_server_purge_last_success_timestamp_seconds", table=table) > 1e9
+
+
+def count(connection: psycopg.Connection, table: str) -> int:
+    (found,) = connection.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() or (0,)  # noqa: S608  # of TABLES
+    return int(found)
+
+
+async def test_more_than_a_batch_is_purged_and_what_is_held_is_left(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks of two owners, one of whom is writing, and rows that another transaction holds; all of the same moment."""
+    monkeypatch.setattr(purge_module, "OWNERS_AT_ONCE", 1)
+    url = create_database(postgres, f"purge_{uuid4().hex[:8]}")
+    migrations.upgrade(url)
+    held = "SELECT pg_advisory_xact_lock(hashtextextended('changes of ' || '00000000-0000-7000-8000-000000000001', 0))"
+    with psycopg.connect(url) as connection, psycopg.connect(url) as other:
+        connection.execute(EXPIRED)
+        connection.execute("INSERT INTO users (id, issuer, subject) VALUES (uuidv7(), 'i', 'other')")
+        connection.execute(
+            "INSERT INTO tasks (owner_id, title, status, priority, deleted_at) SELECT users.id, 't', 'todo', 'low',"
+            " now() - interval '31 days' FROM users, generate_series(1, 2499)"
+        )
+        connection.execute(
+            "INSERT INTO idempotency_keys (owner_id, key, fingerprint, status, headers, body, created_at)"
+            " SELECT id, n::text, '', 200, '{}', '', now() - interval '25 hours' FROM users, generate_series(1, 1250) n"
+        )
+        connection.commit()
+        other.execute(held)
+        other.execute("SELECT FROM idempotency_keys WHERE key = '7' FOR UPDATE")
+        async with Pool(url, size=3) as pool:
+            assert await purge(pool) == 2499 + 2499 + 2
+            assert (count(connection, "tasks"), count(connection, "idempotency_keys")) == (2500, 2)
+            other.rollback()
+            assert await purge(pool) == 2502
+            assert (count(connection, "tasks"), count(connection, "idempotency_keys")) == (0, 0)

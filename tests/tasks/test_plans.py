@@ -13,6 +13,7 @@ from backend import migrations
 from backend.database import Actor, Database, Pool, Statement
 from backend.tasks import statements
 from backend.tasks.models import Priority, Task
+from backend.tasks.purge import kinds
 from backend.tasks.schemas import Sort, TaskQuery
 from backend.tasks.service import TaskService
 from backend.tasks.statements import bound_listing
@@ -120,6 +121,43 @@ async def test_a_listing_is_planned_once_for_everybody(postgres: str) -> None:
         assert planned[bound_listing(query).statement.sql] == (asked * len(owners), 0)
     narrowed = bound_listing(TaskQuery(priority=Priority.high)).statement.sql
     assert planned[narrowed][1] > 0, "where a filter decides what is best, that is left to PostgreSQL"
+
+
+_KEPT = """
+INSERT INTO idempotency_keys (owner_id, key, fingerprint, status, headers, body, created_at)
+SELECT users.id, n::text, '', 200, '{}', 'an answer', now() - n * interval '1 minute'
+FROM users, generate_series(1, 1500) n;
+INSERT INTO security_events (issuer, jti, received_at)
+SELECT 'i', n::text, now() - n * interval '1 minute' FROM generate_series(1, 100000) n;
+INSERT INTO erasures (issuer, subject, roles, erased_at)
+SELECT 'i', n::text, '{}', now() - n * interval '1 minute' FROM generate_series(1, 100000) n;
+"""
+FROM_AN_INDEX = {"Limit", "LockRows", "Index Scan", "Index Only Scan"}
+READ_BY_AGE = {
+    "tasks": "tasks_to_purge",
+    "idempotency_keys": "idempotency_keys_to_purge",
+    "security_events": "security_events_by_age",
+    "erasures": "erasures_by_age",
+}
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_the_purge_finds_what_has_expired_in_an_index(seeded: psycopg.Connection, mode: Mode) -> None:
+    """The oldest rows first, without sorting: the number of rows that have not expired adds nothing to the cost."""
+    seeded.rollback()
+    seeded.execute(_KEPT)
+    seeded.execute("ANALYZE idempotency_keys, security_events, erasures")
+    seeded.execute("SELECT set_config('role', 'api_system', true)")
+    some = [UUID(int=n) for n in range(100)]
+    found = {}
+    for kind in kinds():
+        for statement in kind.statements:
+            plan = plans.explain(seeded, statement, {**kind.start, "owners": some, "ids": some}, UUID(int=0), mode)
+            for limit in (node for node in plan if node["Node Type"] == "Limit"):
+                assert {node["Node Type"] for node in plans.nodes(limit)} <= FROM_AN_INDEX
+                (found[kind.name],) = (node["Index Name"] for node in plans.nodes(limit) if "Index Name" in node)
+    assert found == READ_BY_AGE
+    seeded.rollback()
 
 
 @pytest.mark.parametrize("seqscan", ["on", "off"])
