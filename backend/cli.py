@@ -139,6 +139,38 @@ def migrate(_: argparse.Namespace) -> int:
     return 0
 
 
+def reinstate(options: argparse.Namespace) -> int:
+    """End the suspension of a user, where no administrator of the API can; a ban ends at Better Auth alone"""
+    import asyncio
+
+    import psycopg
+
+    from backend import migrations
+    from backend.database import LEAST_SIZE, Pool
+    from backend.users import admin
+
+    settings = _settings(database=True)
+    try:
+        if reason := migrations.pending(settings.direct_url):
+            raise CommandError(reason)
+    except migrations.MigrationError as error:
+        raise CommandError(" ".join(str(error).split())) from error
+
+    async def run() -> dict[str, object]:
+        prepare = settings.database_prepare == "on"
+        async with Pool(settings.database_url, size=LEAST_SIZE, prepare=prepare) as pool:
+            return await admin.reinstate(pool, settings.issuers[0], options.user)
+
+    try:
+        row = asyncio.run(run())
+    except LookupError as error:
+        raise CommandError(f"{options.user} {error}") from error
+    except psycopg.Error as error:
+        raise CommandError(f"the database failed: {type(error).__name__}") from error
+    _say(f"{row['subject']} is {row['status']}" + (": banned at Better Auth, unban there" if row["banned"] else ""))
+    return 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     """Walk from the settings to the claims of a token, and say what to change where the way ends"""
     import asyncio
@@ -215,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     added = {}
-    for run in (dev, web, serve, migrate, doctor, settings, openapi, token):
+    for run in (dev, web, serve, migrate, reinstate, doctor, settings, openapi, token):
         added[run] = commands.add_parser(run.__name__, help=run.__doc__, description=f"{run.__doc__}.")
         added[run].set_defaults(run=run)
     for command in (added[dev], added[web]):
@@ -227,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     added[serve].add_argument("--fd", type=int, help="an inherited listening socket, instead of host and port")
     added[serve].add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
     added[serve].add_argument("--migrate", action="store_true", help="migrate the database first")
+    added[reinstate].add_argument("user", metavar="USER", help="the id of the user here, or at Better Auth")
     added[doctor].add_argument("--token", help="a JWT, or a session token, to judge; -: read it from standard input")
     added[token].add_argument("--email", help="whose; signed up when new")
     return parser

@@ -115,7 +115,7 @@ export interface paths {
         put?: never;
         /**
          * Reinstate User
-         * @description Let a suspended person in again. Doing it twice is no error.
+         * @description End the suspension of a person, who is let in again unless Better Auth has banned them. Twice is no error.
          */
         post: operations["reinstate_user"];
         delete?: never;
@@ -540,7 +540,7 @@ export interface components {
              * @description `X-Request-ID` of the request that did it.
              */
             request_id: string | null;
-            /** @description An administrator here, an event of Better Auth, or the person. */
+            /** @description An administrator here, the command line, an event of Better Auth, or the person. */
             source: components["schemas"]["AuditSource"];
             /**
              * Subject
@@ -555,10 +555,10 @@ export interface components {
         };
         /**
          * AuditSource
-         * @description Who had it done: an administrator here, Better Auth by an event, or the person.
+         * @description Who had it done: an administrator here, the command line, Better Auth by an event, or the person.
          * @enum {string}
          */
-        AuditSource: "admin" | "event" | "self";
+        AuditSource: "admin" | "cli" | "event" | "self";
         /**
          * Batch
          * @description What to do, in this order: all of it or nothing.
@@ -1301,6 +1301,7 @@ export interface components {
          * UserRead
          * @description The local row of somebody, as administrators see it.
          * @example {
+         *       "banned": false,
          *       "created_at": "2026-11-23T10:00:00Z",
          *       "email": "ada@example.com",
          *       "email_verified": true,
@@ -1314,11 +1315,17 @@ export interface components {
          *       "status": "suspended",
          *       "status_at": "2026-11-23T11:00:00Z",
          *       "subject": "Yq2CLmVq0VVmJYFBzLkS8jDbNQvlnVpM",
+         *       "suspended_here": true,
          *       "tokens_valid_after": null,
          *       "updated_at": "2026-11-23T11:00:00Z"
          *     }
          */
         UserRead: {
+            /**
+             * Banned
+             * @description Whether Better Auth has banned them: the ban ends there, and not by reinstating.
+             */
+            banned: boolean;
             /**
              * Created At
              * Format: date-time
@@ -1371,6 +1378,11 @@ export interface components {
              * @description Their id at Better Auth.
              */
             subject: string;
+            /**
+             * Suspended Here
+             * @description Whether an administrator of this API has suspended them.
+             */
+            suspended_here: boolean;
             /**
              * Tokens Valid After
              * @description Tokens issued up to then are refused.

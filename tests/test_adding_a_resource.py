@@ -136,5 +136,6 @@ def test_alembic_writes_the_migration_but_for_whose_the_rows_are(
         "create_index('notes_by_creation'",
         "create_index('notes_by_number'",
         "create_index('notes_deleted'",
+        "create_index('notes_to_purge'",
     ]
     assert "op.drop_table('notes')" in down

@@ -132,6 +132,61 @@ def test_indexes_may_be_built_before_the_migration_without_holding_up_writes(emp
     assert again == (built,)
 
 
+# What is noted of somebody, the oldest first: source, action, and for events how many minutes ago it happened there.
+Noted = list[tuple[str, str, int | None]]
+
+
+@pytest.mark.parametrize(
+    ("status", "noted", "suspended", "banned"),
+    [
+        ("suspended", [("admin", "suspend", None)], True, False),
+        ("suspended", [("event", "account-disabled", 9)], False, True),
+        ("suspended", [("event", "account-disabled", 9), ("admin", "suspend", None)], True, True),
+        ("suspended", [("admin", "suspend", None), ("event", "account-disabled", 9)], True, True),
+        # It came late, and was older than what was known: the ban is the last word.
+        ("suspended", [("event", "account-disabled", 8), ("event", "account-enabled", 9)], False, True),
+        ("suspended", [("event", "account-enabled", 9), ("admin", "suspend", None)], True, False),
+        # Lifted here, though Better Auth has never unbanned; then suspended here.
+        (
+            "suspended",
+            [("event", "account-disabled", 9), ("admin", "reinstate", None), ("admin", "suspend", None)],
+            True,
+            True,
+        ),
+        ("suspended", [("admin", "suspend", None), ("admin", "reinstate", None)], True, False),
+        ("suspended", [], True, False),
+        ("active", [("event", "account-disabled", 9), ("admin", "reinstate", None)], False, False),
+        ("active", [], False, False),
+        ("purged", [("event", "account-disabled", 9)], False, False),
+    ],
+)
+def test_who_was_suspended_stays_so_by_whose_word_it_was(
+    empty: str, status: str, noted: Noted, suspended: bool, banned: bool
+) -> None:
+    """By a login that is no superuser, from whom the policies hide the rows."""
+    login = ordinary_login(empty)
+    upgrade_to(login, "0008")
+    with psycopg.connect(empty, autocommit=True) as connection:
+        insert = "INSERT INTO users (issuer, subject, status, status_at) VALUES ('i', 's', %s, now()) RETURNING id"
+        (id,) = connection.execute(insert, (status,)).fetchone() or ()
+        connection.execute("INSERT INTO users (issuer, subject, status) VALUES ('i', 'other', 'active')")
+        for source, action, minutes in noted:
+            connection.execute(
+                "INSERT INTO audit_log (source, action, subject, user_id, details) VALUES (%s, %s, 's', %s,"
+                " jsonb_build_object('toe', now() - make_interval(mins => %s)))",
+                (source, action, id, minutes),
+            )
+        migrations.upgrade(login)
+        found = connection.execute(
+            "SELECT status, suspended_here, banned, banned_at < now() - interval '7 minutes' FROM users WHERE id = %s",
+            (id,),
+        ).fetchone()
+        others = connection.execute("SELECT status FROM users WHERE subject = 'other'").fetchall()
+    ordered = {"active": False, "purged": None}.get(status, True if any(m for *_, m in noted) else None)
+    assert found == (status, suspended, banned, ordered)
+    assert others == [("active",)]
+
+
 def as_login(url: str, name: str) -> str:
     return url.replace("postgresql://postgres@", f"postgresql://{name}@", 1)
 

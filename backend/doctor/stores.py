@@ -205,6 +205,8 @@ async def examine_account(settings: Settings, principal: Principal) -> AsyncIter
     user = KnownUser.of(row)
     if user.status is UserStatus.purged:
         yield fail(subject, "deleted at Better Auth and here, for good: sign up anew")
+    elif row["banned"]:
+        yield fail(subject, "banned at Better Auth: unban it there")
     elif user.status is not UserStatus.active:
         yield fail(subject, f"suspended here: an administrator can POST /api/v1/admin/users/{user.id}/reinstate")
     elif principal.issued_at <= user.tokens_valid_after:

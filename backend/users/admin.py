@@ -1,24 +1,23 @@
 """/api/v1/admin: what administrators see of people, and may do to their accounts here."""
 
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Table, Text, Uuid, bindparam, collate, func, or_
+from sqlalchemy import ColumnElement, Table, Text, Uuid, bindparam, collate, func, literal, or_
 from sqlmodel import SQLModel, select
 
 from backend import openapi, pagination
 from backend.answers import Answer
-from backend.auth import CurrentPrincipal, Principal
-from backend.database import SYSTEM, Database, Row, Statement, Transaction
+from backend.auth import CurrentPrincipal, Principal, forbidden
+from backend.database import SYSTEM, Database, Pool, Row, Statement, Transaction
 from backend.problems import DomainError, NotFound
 from backend.users import lifecycle
 from backend.users.audit import record
 from backend.users.caller import REFUSALS, require_role
-from backend.users.directory import KnownUser, Users
+from backend.users.directory import KnownUser, Suspended, Users
 from backend.users.models import AuditSource, UserStatus
 from backend.users.schemas import AuditPage, AuditQuery, AuditRead, UserPage, UserQuery, UserRead
 from backend.values import Instant
@@ -37,7 +36,24 @@ FILTERS: dict[str, ColumnElement[bool]] = {
     "q": or_(_has(USERS.c.email), _has(USERS.c.name)),
     "user_id": AUDIT.c.user_id == bindparam("user_id", type_=Uuid),
 }
+# The role whose holders are administrators.
+ROLE = "admin"
+ANOTHER_ADMINISTRATOR = Statement(
+    select(USERS.c.id)
+    .where(
+        USERS.c.id != bindparam("user_id", type_=Uuid),
+        USERS.c.status == UserStatus.active.value,
+        literal(ROLE) == func.any(USERS.c.roles),
+    )
+    .limit(1)
+)
 READ = [USERS.c[name] for name in UserRead.model_fields]
+FIND_BY_EITHER_ID = Statement(
+    select(USERS.c.id).where(
+        USERS.c.issuer == bindparam("issuer"),
+        or_(USERS.c.subject == bindparam("subject"), USERS.c.id == bindparam("user_id", type_=Uuid)),
+    )
+)
 GET = Statement(select(*READ).where(USERS.c.id == bindparam("user_id", type_=Uuid)))
 
 
@@ -54,6 +70,12 @@ class OwnAccount(DomainError):
     """An administrator cannot suspend themself."""
 
     status, code = 409, "own_account"
+
+
+class LastAdministrator(DomainError):
+    """This is the last active administrator: no other one could reinstate them."""
+
+    status, code = 409, "last_administrator"
 
 
 class PurgedAccount(DomainError):
@@ -91,39 +113,85 @@ class Administration:
     async def suspend(self, id: UUID) -> Row:
         if id == self._actor.id:
             raise OwnAccount
-        return await self._set(id, UserStatus.suspended, "suspend")
+        return await self._set(id, "suspend", suspended=True)
 
     async def reinstate(self, id: UUID) -> Row:
-        return await self._set(id, UserStatus.active, "reinstate")
+        return await self._set(id, "reinstate", suspended=False)
 
-    async def _set(self, id: UUID, status: UserStatus, action: str) -> Row:
+    async def _set(self, id: UUID, action: str, *, suspended: bool) -> Row:
         async def work(transaction: Transaction) -> Row:
-            row = await lifecycle.lock(transaction, id)
+            # The actor's row, too: of administrators who suspend each other at once, the second one is refused.
+            rows = await lifecycle.lock_all(transaction, self._actor.id, id)
+            row = rows.get(id)
+            if refusal := _refusal(rows.get(self._actor.id)):
+                # An actor who is still an administrator is another one beside `id`.
+                if suspended and _refusal(row) is None and not await transaction.row(ANOTHER_ADMINISTRATOR, user_id=id):
+                    raise LastAdministrator
+                raise refusal
             if row is None:
                 raise NotFound
-            if row["status"] == UserStatus.purged:
-                raise PurgedAccount
-            if row["status"] != status:
-                # The newest word, also where Better Auth's clock is ahead.
-                at = max(datetime.now(UTC), row["status_at"] or datetime.min.replace(tzinfo=UTC))
-                await lifecycle.set_status(transaction, id, status, at)
-                await record(
-                    transaction,
-                    source=AuditSource.admin,
-                    actor=self._actor.id,
-                    action=action,
-                    subject=row["subject"],
-                    user_id=id,
-                    details=self._details,
-                    request_id=self._request_id,
-                )
-            after = await transaction.row(GET, user_id=id)
-            assert after is not None
+            after = await _suspend_or_reinstate(transaction, row, suspended=suspended)
+            await record(
+                transaction,
+                source=AuditSource.admin,
+                actor=self._actor.id,
+                action=action,
+                subject=row["subject"],
+                user_id=id,
+                details=self._details,
+                request_id=self._request_id,
+            )
             return after
 
         row = await self._database.transact(work)
         self._users.forget(row["subject"])
         return row
+
+
+def _refusal(actor: Row | None) -> Exception | None:
+    """Why the owner of this row may not act as an administrator, or None."""
+    if actor is None or ROLE not in actor["roles"]:
+        return forbidden("This needs a role that the account does not have.")
+    return None if actor["status"] == UserStatus.active else Suspended()
+
+
+async def _suspend_or_reinstate(transaction: Transaction, row: Row, *, suspended: bool) -> Row:
+    """The row, which is locked, as it is then."""
+    if row["status"] == UserStatus.purged:
+        raise PurgedAccount
+    await lifecycle.set_suspended(transaction, row["id"], suspended)
+    after = await transaction.row(GET, user_id=row["id"])
+    assert after is not None
+    return after
+
+
+async def reinstate(pool: Pool, issuer: str, user: str) -> Row:
+    """What the command line does: reinstate the person whose id, here or at Better Auth, is `user`.
+
+    Needs no administrator. `issuer`: the first of the issuer's names. Raises psycopg.Error, or LookupError if there is
+    not exactly one such person, or their account was purged.
+    """
+
+    id: UUID | None
+    try:
+        id = UUID(user)
+    except ValueError:
+        id = None
+
+    async def work(transaction: Transaction) -> Row:
+        found = await transaction.rows(FIND_BY_EITHER_ID, issuer=issuer, subject=user, user_id=id)
+        if len(found) > 1:
+            raise LookupError("is the id of one user here, and of another one at Better Auth")
+        row = await lifecycle.lock(transaction, found[0]["id"]) if found else None
+        if row is None:
+            raise LookupError("is not the id of a user")
+        if row["status"] == UserStatus.purged:
+            raise LookupError("was deleted at Better Auth")
+        after = await _suspend_or_reinstate(transaction, row, suspended=False)
+        await record(transaction, source=AuditSource.cli, action="reinstate", subject=row["subject"], user_id=row["id"])
+        return after
+
+    return await Database(pool, SYSTEM).transact(work)
 
 
 async def administration(request: Request, principal: CurrentPrincipal) -> Administration:
@@ -133,7 +201,7 @@ async def administration(request: Request, principal: CurrentPrincipal) -> Admin
 
 Administrator = Annotated[Administration, Depends(administration)]
 
-router = APIRouter(prefix="/api/v1/admin", tags=["users"], route_class=require_role("admin"), responses=REFUSALS)
+router = APIRouter(prefix="/api/v1/admin", tags=["users"], route_class=require_role(ROLE), responses=REFUSALS)
 one, many = Answer(UserRead), Answer(UserRead, many=True)
 entries = Answer(AuditRead, many=True)
 
@@ -159,7 +227,7 @@ async def suspend_user(admin: Administrator, id: UUID) -> Response:
 
 @router.post("/users/{id:uuid}/reinstate", response_model=UserRead, responses=openapi.responses(404, 409))
 async def reinstate_user(admin: Administrator, id: UUID) -> Response:
-    """Let a suspended person in again. Doing it twice is no error."""
+    """End the suspension of a person, who is let in again unless Better Auth has banned them. Twice is no error."""
     return one(await admin.reinstate(id))
 
 

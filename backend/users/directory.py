@@ -26,7 +26,7 @@ _ATTEMPTS = 3
 _TRUSTED = 0.75  # seconds that what is remembered is used after it was last known to be true
 
 PROFILE = ("email", "email_verified", "name", "image", "roles", "is_anonymous")
-KNOWN = [col(getattr(User, name)) for name in ("id", "status", "tokens_valid_after", "claims_at", *PROFILE)]
+KNOWN = [col(getattr(User, name)) for name in ("id", "status", "banned", "tokens_valid_after", "claims_at", *PROFILE)]
 THIS = (col(User.issuer) == bindparam("issuer"), col(User.subject) == bindparam("subject"))
 FIND = Statement(select(*KNOWN).where(*THIS))
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    Boolean,
     DateTime,
     Text,
     Uuid,
@@ -28,7 +29,8 @@ from sqlmodel import col
 
 from backend.database import Row, Statement, Transaction
 from backend.users import belongings
-from backend.users.models import Erasure, User, UserStatus
+from backend.users.audit import record
+from backend.users.models import AuditSource, Erasure, User, UserStatus
 
 # As old as any claim can be: no token fills the profile of a purged account again.
 _NO_NEWER_CLAIMS = datetime(9999, 12, 31, tzinfo=UTC)
@@ -49,14 +51,24 @@ ENSURE = Statement(
 # Whoever writes in the name of a user holds a lock on their row that this one waits for, and keeps waiting.
 LOCK = Statement(select(*ROW).where(THIS).with_for_update(), writes=True)
 
-_STATUS = bindparam("status", type_=Text)
-SET_STATUS = Statement(
+# Administrators of this API and Better Auth each set a column of their own; a trigger derives `status` from both.
+_SUSPENDED = bindparam("suspended", type_=Boolean)
+SET_SUSPENDED = Statement(
     update(User)
-    .where(*KEPT, or_(col(User.status_at).is_(None), col(User.status_at) <= AT))
+    .where(*KEPT)
     .values(
-        status=_STATUS,
-        status_at=AT,
-        updated_at=case((col(User.status) != _STATUS, func.now()), else_=col(User.updated_at)),
+        suspended_here=_SUSPENDED,
+        updated_at=case((col(User.suspended_here) != _SUSPENDED, func.now()), else_=col(User.updated_at)),
+    )
+)
+_BANNED = bindparam("banned", type_=Boolean)
+SET_BANNED = Statement(
+    update(User)
+    .where(*KEPT, or_(col(User.banned_at).is_(None), col(User.banned_at) <= AT))
+    .values(
+        banned=_BANNED,
+        banned_at=AT,
+        updated_at=case((col(User.banned) != _BANNED, func.now()), else_=col(User.updated_at)),
     )
     .returning(col(User.id))
 )
@@ -77,15 +89,15 @@ REVOKE_TOKENS = Statement(
     .values(tokens_valid_after=AT)
 )
 
-_REMEMBERED = ("roles", "claims_at", "tokens_valid_after", "status_at")
+_REMEMBERED = ("roles", "claims_at", "tokens_valid_after", "status_at", "banned_at")
 _ERASURE = insert(Erasure).from_select(
     ["issuer", "subject", *_REMEMBERED],
     select(col(User.issuer), col(User.subject), *(col(getattr(User, name)) for name in _REMEMBERED)).where(THIS),
 )
-# One who merges two accounts while another merges them the other way round waits for the same row first.
-LOCK_BOTH = Statement(
+# In one order, so that two transactions that lock the same rows wait for the same row first.
+LOCK_ALL = Statement(
     select(*ROW)
-    .where(or_(col(User.id) == belongings.OLD, col(User.id) == belongings.NEW))
+    .where(col(User.id) == func.any(bindparam("ids", type_=ARRAY(Uuid))))
     .order_by(col(User.id))
     .with_for_update(),
     writes=True,
@@ -94,7 +106,10 @@ _OTHER = aliased(User)
 HAND_ON = Statement(
     update(User)
     .where(col(User.id) == belongings.NEW, col(_OTHER.id) == belongings.OLD)
-    .values({name: func.coalesce(getattr(User, name), getattr(_OTHER, name)) for name in ("time_zone", "locale")})
+    .values(
+        {name: func.coalesce(getattr(User, name), getattr(_OTHER, name)) for name in ("time_zone", "locale")}
+        | {"suspended_here": or_(col(User.suspended_here), col(_OTHER.suspended_here), col(_OTHER.banned))}
+    )
 )
 REMEMBER = Statement(
     _ERASURE.on_conflict_do_update(
@@ -138,9 +153,19 @@ async def lock(transaction: Transaction, user_id: UUID) -> Row | None:
     return await transaction.row(LOCK, user_id=user_id)
 
 
-async def set_status(transaction: Transaction, user_id: UUID, status: UserStatus, at: datetime) -> bool:
-    """Suspend or reinstate, as of `at`; whether that holds now: not if it is purged, or was set as of later."""
-    return await transaction.row(SET_STATUS, user_id=user_id, status=status.value, at=at) is not None
+async def lock_all(transaction: Transaction, *ids: UUID) -> dict[UUID, Row]:
+    """The rows that there are of these ids, locked like that of `lock`."""
+    return {row["id"]: row for row in await transaction.rows(LOCK_ALL, ids=list(ids))}
+
+
+async def set_suspended(transaction: Transaction, user_id: UUID, suspended: bool) -> None:
+    """What this API's administrators say: whether the person is suspended. A purged account stays as it is."""
+    await transaction.rows(SET_SUSPENDED, user_id=user_id, suspended=suspended)
+
+
+async def set_banned(transaction: Transaction, user_id: UUID, banned: bool, at: datetime) -> bool:
+    """What Better Auth says as of `at`; whether that holds now: not if it is purged, or said otherwise as of later."""
+    return await transaction.row(SET_BANNED, user_id=user_id, banned=banned, at=at) is not None
 
 
 async def set_roles(transaction: Transaction, user_id: UUID, roles: Sequence[str], at: datetime) -> bool:
@@ -179,11 +204,24 @@ async def merge(transaction: Transaction, old_id: UUID, new_id: UUID) -> bool:
     """Everything of the old account becomes the new one's, as `belongings.moving` says; the old one is purged.
 
     Whether it was done: a purged account neither gives nor takes, and what it does not take stays where it is.
+
+    If the old account is suspended or banned, the new one is suspended, and the audit log says why. A ban becomes a
+    suspension because Better Auth has not banned the new account, and so will never report the end of that ban.
     """
-    rows = await transaction.rows(LOCK_BOTH, old_id=old_id, new_id=new_id)
-    if len(rows) < 2 or any(row["status"] == UserStatus.purged for row in rows):
+    rows = await lock_all(transaction, old_id, new_id)
+    if len(rows) < 2 or any(row["status"] == UserStatus.purged for row in rows.values()):
         return False
     for statement in (*belongings.moving(), HAND_ON):
         await transaction.rows(statement, old_id=old_id, new_id=new_id)
+    old, new = rows[old_id], rows[new_id]
+    if old["suspended_here"] or old["banned"]:
+        await record(
+            transaction,
+            source=AuditSource.event,
+            action="suspend",
+            subject=new["subject"],
+            user_id=new_id,
+            details={"merged_from": old["subject"]},
+        )
     await purge(transaction, old_id, datetime.now(UTC))
     return True

@@ -40,7 +40,12 @@ class User(SQLModel, table=True):
     is_anonymous: bool = Field(sa_column_kwargs={"server_default": text("false")})
     claims_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
 
-    # This API's own. `status_at` is the time that the status last set speaks of.
+    # Better Auth's, set by its events. `banned_at` is the time of the last event, which older ones do not overwrite.
+    banned: bool = Field(sa_column_kwargs={"server_default": text("false")})
+    banned_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+
+    # This API's own. A trigger derives `status`: a person is active if neither `suspended_here` nor `banned` is true.
+    suspended_here: bool = Field(sa_column_kwargs={"server_default": text("false")})
     status: UserStatus = Field(sa_type=Text, sa_column_kwargs={"server_default": "active"})
     status_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     tokens_valid_after: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
@@ -66,6 +71,7 @@ class Erasure(SQLModel, table=True):
     claims_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     tokens_valid_after: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     status_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    banned_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     erased_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
 
 
@@ -81,9 +87,10 @@ class ReceivedEvent(SQLModel, table=True):
 
 
 class AuditSource(StrEnum):
-    """Who had it done: an administrator here, Better Auth by an event, or the person."""
+    """Who had it done: an administrator here, the command line, Better Auth by an event, or the person."""
 
     admin = "admin"
+    cli = "cli"
     event = "event"
     self = "self"
 
@@ -93,7 +100,7 @@ class AuditEntry(SQLModel, table=True):
 
     __tablename__ = "audit_log"
     __table_args__ = (
-        CheckConstraint("source in ('admin', 'event', 'self')", name="audit_log_source"),
+        CheckConstraint("source in ('admin', 'cli', 'event', 'self')", name="audit_log_source"),
         Index("audit_log_by_time", "at", "id"),
         Index("audit_log_by_user", "user_id", "at", "id"),
     )

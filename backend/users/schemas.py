@@ -119,6 +119,8 @@ class UserRead(BaseModel):
                     "is_anonymous": False,
                     "status": "suspended",
                     "status_at": "2026-11-23T11:00:00Z",
+                    "suspended_here": True,
+                    "banned": False,
                     "tokens_valid_after": None,
                     "created_at": "2026-11-23T10:00:00Z",
                     "updated_at": "2026-11-23T11:00:00Z",
@@ -137,6 +139,8 @@ class UserRead(BaseModel):
     is_anonymous: bool = Field(description="Signed in without an account, through Better Auth's anonymous plugin.")
     status: UserStatus = Field(description="Whether this API lets them in.")
     status_at: datetime | None = Field(description="Since when. null: it was never changed.")
+    suspended_here: bool = Field(description="Whether an administrator of this API has suspended them.")
+    banned: bool = Field(description="Whether Better Auth has banned them: the ban ends there, and not by reinstating.")
     tokens_valid_after: datetime | None = Field(description="Tokens issued up to then are refused.")
     created_at: datetime
     updated_at: datetime
@@ -181,7 +185,9 @@ class AuditRead(BaseModel):
 
     id: UUID
     at: datetime = Field(description="When it was done.")
-    source: AuditSource = Field(description="An administrator here, an event of Better Auth, or the person.")
+    source: AuditSource = Field(
+        description="An administrator here, the command line, an event of Better Auth, or the person."
+    )
     actor: UUID | None = Field(description="The administrator.")
     action: str = Field(description="What was done.")
     subject: str = Field(description="Whose account, by their id at Better Auth.")

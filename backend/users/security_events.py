@@ -32,7 +32,7 @@ from backend.database import SYSTEM, Database, Pool, Statement, Transaction, par
 from backend.users import lifecycle
 from backend.users.audit import record
 from backend.users.directory import Users
-from backend.users.models import AuditSource, ReceivedEvent, UserStatus
+from backend.users.models import AuditSource, ReceivedEvent
 
 MEDIA_TYPE: Final = "application/secevent+jwt"
 # Media types are compared without case; the prefix `application/` should be left out (RFC 8417, 2.3), so it has to be.
@@ -299,9 +299,9 @@ class SecurityEvents:
         """Whether it had an effect: what came later may have been said before."""
         match event.type:
             case EventType.account_disabled:
-                return await lifecycle.set_status(transaction, user_id, UserStatus.suspended, at)
+                return await lifecycle.set_banned(transaction, user_id, True, at)
             case EventType.account_enabled:
-                return await lifecycle.set_status(transaction, user_id, UserStatus.active, at)
+                return await lifecycle.set_banned(transaction, user_id, False, at)
             case EventType.account_purged:
                 await lifecycle.purge(transaction, user_id, at)
             case EventType.session_revoked:

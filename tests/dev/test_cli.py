@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import jwt
+import psycopg
 import pytest
 
 from backend import __version__, migrations
@@ -20,7 +22,7 @@ from backend.cli import main
 from backend.dev.issuer import Issuer
 from backend.dev.people import demo_token
 from backend.settings import reference
-from tests.conftest import create_database
+from tests.conftest import ISSUER, create_database
 from tests.dev.processes import await_end, family
 
 pytestmark = pytest.mark.usefixtures("no_settings")
@@ -67,37 +69,38 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("command", ["dev", "serve", "migrate", "doctor", "token"])
+@pytest.mark.parametrize("command", ["dev", "serve", "migrate", "reinstate u", "doctor", "token"])
 def test_a_wrong_setting_is_named_and_its_value_is_not_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "mysql://user:secret@host/db")
-    assert main([command]) == 2
+    assert main(command.split()) == 2
     assert lines(capsys) == ["DATABASE_URL: must start with postgresql://"]
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate"])
+@pytest.mark.parametrize("command", ["serve", "migrate", "reinstate u"])
 def test_a_missing_database_is_named(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    assert main([command]) == 2
+    assert main(command.split()) == 2
     assert [line.partition(":")[0] for line in lines(capsys)] == ["DATABASE_URL"]
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate"])
+@pytest.mark.parametrize("command", ["serve", "migrate", "reinstate u"])
 def test_a_database_that_does_not_answer_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://user:secret@/db?host=/nowhere")
-    assert main([command]) == 1
+    assert main(command.split()) == 1
     (line,) = lines(capsys)
     assert line.startswith("cannot connect to the database: ")
     assert "secret" not in line
 
 
-def test_serve_refuses_a_database_that_has_not_been_migrated(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, empty_database: str
+@pytest.mark.parametrize("command", ["serve", "reinstate u"])
+def test_a_database_that_has_not_been_migrated_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, empty_database: str, command: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", empty_database)
-    assert main(["serve"]) == 1
+    assert main(command.split()) == 1
     assert lines(capsys) == ["the database is empty: run `resource-server migrate`"]
 
 
@@ -109,6 +112,67 @@ def test_migrate_may_run_again(
         assert main(["migrate"]) == 0
         assert lines(capsys) == [f"the database is at revision {migrations.head()}"]
     assert migrations.pending(empty_database) is None
+
+
+class TestReinstate:
+    """The way back in where no administrator is left."""
+
+    @pytest.fixture
+    def database(self, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        monkeypatch.setenv("BETTER_AUTH_URL", ISSUER)
+        monkeypatch.setenv("BETTER_AUTH_JWKS_URL", "http://127.0.0.1:9/jwks")
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            yield connection
+
+    def suspended(self, database: psycopg.Connection, change: str = "", issuer: str = ISSUER) -> tuple[str, str]:
+        """Somebody who is: their id here, and at Better Auth."""
+        subject = uuid4().hex
+        insert = "INSERT INTO users (issuer, subject, suspended_here) VALUES (%s, %s, true) RETURNING id"
+        (id,) = database.execute(insert, (issuer, subject)).fetchone() or ()
+        if change:
+            database.execute(f"UPDATE users SET {change} WHERE id = %s".encode(), (id,))  # noqa: S608  # of this test
+        return str(id), subject
+
+    def status(self, database: psycopg.Connection, id: str) -> str:
+        (status,) = database.execute("SELECT status FROM users WHERE id = %s", (id,)).fetchone() or ("",)
+        return str(status)
+
+    @pytest.mark.parametrize("named", [0, 1], ids=["here", "at Better Auth"])
+    def test_by_either_id(self, capsys: pytest.CaptureFixture[str], database: psycopg.Connection, named: int) -> None:
+        both = self.suspended(database)
+        for _ in range(2):  # each act is noted
+            assert main(["reinstate", both[named]]) == 0
+            assert lines(capsys) == [f"{both[1]} is active"]
+        assert self.status(database, both[0]) == "active"
+        noted = database.execute(
+            "SELECT source, action, actor, user_id::text FROM audit_log WHERE subject = %s", both[1:]
+        ).fetchall()
+        assert noted == [("cli", "reinstate", None, both[0])] * 2
+
+    def test_a_ban_is_better_auths(self, capsys: pytest.CaptureFixture[str], database: psycopg.Connection) -> None:
+        id, subject = self.suspended(database, "banned = true")
+        assert main(["reinstate", id]) == 0
+        assert lines(capsys) == [f"{subject} is suspended: banned at Better Auth, unban there"]
+        assert self.status(database, id) == "suspended"
+
+    def test_whoever_is_not_one_person_is_refused(
+        self, capsys: pytest.CaptureFixture[str], database: psycopg.Connection
+    ) -> None:
+        purged, _ = self.suspended(database, "status = 'purged'")
+        elsewhere, _ = self.suspended(database, issuer="https://elsewhere.example")
+        id, _ = self.suspended(database)
+        self.suspended(database, f"subject = '{id}'")
+        for user, reason in {
+            uuid4().hex: "is not the id of a user",
+            "": "is not the id of a user",
+            elsewhere: "is not the id of a user",
+            purged: "was deleted at Better Auth",
+            id: "is the id of one user here, and of another one at Better Auth",
+        }.items():
+            assert main(["reinstate", user]) == 1
+            assert lines(capsys) == [f"{user} {reason}"]
+        assert self.status(database, id) == "suspended"
 
 
 def test_settings_are_told_without_their_values(

@@ -152,6 +152,7 @@ class TestAccount:
         ("change", "words"),
         [
             ("status = 'suspended'", ["FAIL", "suspended here", "/api/v1/admin/users/", "/reinstate"]),
+            ("banned = true", ["FAIL", "banned at Better Auth", "unban it there"]),
             ("status = 'purged'", ["FAIL", "deleted at Better Auth"]),
             ("tokens_valid_after = now() + interval '1 minute'", ["FAIL", "were revoked", "get a fresh one"]),
             ("time_zone = 'Europe/Berlin'", ["ok", "active"]),

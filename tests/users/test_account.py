@@ -11,10 +11,9 @@ from starlette.types import Message
 
 from backend.database import SYSTEM, Database
 from backend.users import export, lifecycle
-from backend.users.models import UserStatus
 from tests.conftest import BASE, Api, Person
 from tests.test_database import raw
-from tests.users.test_lifecycle import NOW, as_system, fill, id_of, owned_by
+from tests.users.test_lifecycle import as_system, fill, id_of, owned_by
 
 ME = "/api/v1/users/me"
 EXPORT = f"{ME}/export"
@@ -183,7 +182,7 @@ async def test_who_was_suspended_meanwhile_is_not_let_in_again_by_an_erasure(
     await ada.task()
     id = await id_of(ada)
     known = api.state["users"]._known[ada.subject].user
-    await as_system(api, lifecycle.set_status, id, UserStatus.suspended, NOW)
+    await as_system(api, lifecycle.set_suspended, id, True)
     with monkeypatch.context() as patched:
         patched.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))
         answer = await ada.delete(ME)

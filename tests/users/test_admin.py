@@ -1,7 +1,9 @@
 """What administrators may see and do, who is one, and what is noted of it."""
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,13 +11,17 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from backend import migrations
+from backend.auth.testing import LocalIssuer
 from backend.database import SYSTEM, Actor, Database
+from backend.settings import Settings
 from backend.users import admin, lifecycle
-from backend.users.models import UserStatus
 from backend.users.schemas import AuditRead, UserRead
-from tests.conftest import BASE, Api, Person
+from backend.users.security_events import EventType
+from tests.conftest import BASE, Api, Person, create_database, running
 from tests.test_database import raw
 from tests.users.test_lifecycle import NOW, as_system, id_of, row_of
+from tests.users.test_security_events import merged, tell
 
 ME = "/api/v1/users/me"
 USERS = "/api/v1/admin/users"
@@ -97,22 +103,47 @@ async def test_suspended_and_reinstated(api: Api, root: Person) -> None:
             assert await status_of(ada) == answered
     noted = await entries(root, id)
     assert [(entry["action"], entry["request_id"]) for entry in noted] == [
-        ("reinstate", "reinstate"),
-        ("suspend", "suspend"),
+        *[("reinstate", "reinstate")] * 2,
+        *[("suspend", "suspend")] * 2,
     ]
     for entry in noted:
         assert (entry["source"], entry["actor"], entry["subject"]) == ("admin", str(await id_of(root)), ada.subject)
 
 
-async def test_the_administrator_has_the_last_word(api: Api, root: Person) -> None:
-    """Also where Better Auth's clock is ahead; and what happened there before does not count any more."""
+async def test_the_end_of_a_ban_lifts_no_suspension(api: Api, root: Person) -> None:
+    """Nor the other way round: each authority lifts what it has imposed, and each act is noted."""
     ada = api.person()
     id = await id_of(ada)
-    ahead = datetime.now(UTC) + timedelta(seconds=5)
-    await as_system(api, lifecycle.set_status, id, UserStatus.active, ahead)
-    assert (await root.post(f"{USERS}/{id}/suspend")).json()["status"] == "suspended"
-    assert await as_system(api, lifecycle.set_status, id, UserStatus.active, NOW) is False
+    now = time.time()
+    await tell(api, ada.subject, EventType.account_disabled, toe=now - 3)
+    suspended = (await root.post(f"{USERS}/{id}/suspend")).json()
+    assert (suspended["status"], suspended["suspended_here"], suspended["banned"]) == ("suspended", True, True)
+    await tell(api, ada.subject, EventType.account_enabled, toe=now - 1)
     assert await status_of(ada) == (403, "account_suspended")
+    assert (await root.post(f"{USERS}/{id}/reinstate")).json()["status"] == "active"
+    assert await status_of(ada) == (200, None)
+    await tell(api, ada.subject, EventType.account_disabled, toe=now - 0.5)
+    reinstated = (await root.post(f"{USERS}/{id}/reinstate")).json()
+    assert (reinstated["status"], reinstated["suspended_here"], reinstated["banned"]) == ("suspended", False, True)
+    assert await status_of(ada) == (403, "account_suspended")
+    assert [entry["action"] for entry in await entries(root, id)] == [
+        "reinstate", "account-disabled", "reinstate", "account-enabled", "suspend", "account-disabled",
+    ]  # fmt: skip
+
+
+async def test_a_suspended_guest_is_suspended_with_an_account(api: Api, root: Person) -> None:
+    guest, ada = api.person(isAnonymous=True), api.person()
+    await guest.task()
+    await root.post(f"{USERS}/{await id_of(guest)}/suspend")
+    await tell(api, guest.subject, merged(ada.subject))
+    assert await status_of(ada) == (403, "account_suspended")
+    id = (await row_of(api, ada.subject))["id"]
+    (entry,) = await entries(root, id)
+    assert (entry["action"], entry["source"], entry["details"]) == (
+        "suspend", "event", {"merged_from": guest.subject},
+    )  # fmt: skip
+    assert (await root.post(f"{USERS}/{id}/reinstate")).json()["status"] == "active"
+    assert await status_of(ada) == (200, None)
 
 
 async def test_nobody_suspends_themself(root: Person) -> None:
@@ -144,11 +175,94 @@ async def test_nothing_is_done_that_is_not_noted(api: Api, root: Person, monkeyp
     assert await status_of(ada) == (200, None)
 
 
-async def test_suspensions_at_once_are_noted_once(api: Api, root: Person) -> None:
+async def test_each_of_several_suspensions_at_once_is_noted(api: Api, root: Person) -> None:
     id = await id_of(api.person())
     answers = await asyncio.gather(*(root.post(f"{USERS}/{id}/suspend") for _ in range(5)))
     assert {answer.status_code for answer in answers} == {200}
-    assert [entry["action"] for entry in await entries(root, id)] == ["suspend"]
+    assert [entry["action"] for entry in await entries(root, id)] == ["suspend"] * 5
+
+
+@asynccontextmanager
+async def alone(settings: Settings, issuer: LocalIssuer, postgres: str) -> AsyncIterator[Api]:
+    """An API whose administrators are those of one test."""
+    url = create_database(postgres, f"admin_{uuid4().hex[:8]}")
+    migrations.upgrade(url)
+    async with running(settings.model_copy(update={"database_url": url}), issuer) as api:
+        yield api
+
+
+@pytest.mark.parametrize("count", [2, 3])
+async def test_administrators_who_suspend_each_other_at_once_leave_one(
+    settings: Settings, issuer: LocalIssuer, postgres: str, count: int
+) -> None:
+    """In a ring, again and again: the first wins, and no one acts who has been suspended meanwhile."""
+    async with alone(settings, issuer, postgres) as api:
+        ring = [api.person(role="admin") for _ in range(count)]
+        ids = [await id_of(person) for person in ring]
+        again = raw("UPDATE users SET status = 'active'")
+        active = raw("SELECT id FROM users WHERE status = 'active'")
+        system = Database(api.state["pool"], SYSTEM)
+        refusals = set()
+        for _ in range(100):
+            answers = await asyncio.gather(
+                *(person.post(f"{USERS}/{id}/suspend") for person, id in zip(ring, ids[1:] + ids[:1], strict=True))
+            )
+            left = await system.rows(active)
+            assert left
+            assert len(left) == count - sum(answer.is_success for answer in answers)
+            refusals |= {(a.status_code, a.json()["code"]) for a in answers if not a.is_success}
+            await system.rows(again)
+            api.state["users"].forget_everybody()
+        assert refusals <= {(409, "last_administrator"), (403, "account_suspended")}
+        assert refusals, "they were at it at once"
+
+
+async def as_known(
+    api: Api, monkeypatch: pytest.MonkeyPatch, actor: Person, change: str, path: str
+) -> tuple[int, str | None]:
+    """The answer to a request of the actor's that was let in just before this change of the actor's row."""
+    await actor.get(ME)
+    known = api.state["users"]._known[actor.subject].user
+    update = raw(f"UPDATE users SET {change} WHERE subject = :subject")  # noqa: S608  # of this test
+    await Database(api.state["pool"], SYSTEM).rows(update, subject=actor.subject)
+    with monkeypatch.context() as patched:
+        patched.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))
+        answer = await actor.post(path)
+    return answer.status_code, answer.json().get("code")
+
+
+@pytest.mark.parametrize("action", ["suspend", "reinstate"])
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("suspended_here = true", "account_suspended"),
+        ("banned = true", "account_suspended"),
+        ("roles = '{user}'", "forbidden"),
+        ("status = 'purged', id = uuidv7()", "forbidden"),
+    ],
+)
+async def test_who_is_no_administrator_any_more_does_nothing(
+    api: Api, root: Person, monkeypatch: pytest.MonkeyPatch, action: str, change: str, code: str
+) -> None:
+    """Not in a request that was under way, either."""
+    await root.get(ME)
+    other, ada = api.person(role="admin"), api.person()
+    id = await id_of(ada)
+    assert await as_known(api, monkeypatch, other, change, f"{USERS}/{id}/{action}") == (403, code)
+    assert await entries(root, id) == []
+
+
+async def test_the_last_administrator_is_not_suspended(
+    settings: Settings, issuer: LocalIssuer, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with alone(settings, issuer, postgres) as api:
+        root, other, banned = (api.person(role="admin") for _ in range(3))
+        id = await id_of(root)
+        await as_system(api, lifecycle.set_banned, await id_of(banned), True, NOW)
+        path, suspended = f"{USERS}/{id}/suspend", "suspended_here = true"
+        assert await as_known(api, monkeypatch, other, suspended, path) == (409, "last_administrator")
+        assert await status_of(root) == (200, None)
+        assert (await root.post(path)).json()["code"] == "own_account"
 
 
 async def walk(root: Person, path: str, **query: str | int) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ import pytest
 
 from backend.database import SYSTEM, Database, Row, Transaction
 from backend.users import belongings, lifecycle
-from backend.users.models import UserStatus
 from tests.conftest import ISSUER, Api, Person
 from tests.test_database import raw
 from tests.test_resources import RESOURCES
@@ -60,21 +59,63 @@ async def test_a_person_gets_a_row_before_their_first_visit(api: Api) -> None:
     assert (again["id"], again["name"]) == (rows[0]["id"], "Ada")
 
 
-async def test_an_older_status_never_overwrites(api: Api) -> None:
+async def test_an_older_ban_or_its_end_never_overwrites(api: Api) -> None:
+    ada = api.person()
+    id = await id_of(ada)
+    steps = [(True, NOW, True), (False, EARLIER, False), (True, NOW, True), (False, LATER, True), (True, NOW, False)]
+    for banned, at, applied in steps:
+        assert await as_system(api, lifecycle.set_banned, id, banned, at) is applied
+    row = await row_of(api, ada.subject)
+    assert (row["status"], row["banned"], row["banned_at"]) == ("active", False, LATER)
+
+
+@pytest.mark.parametrize("first", ["administrator", "issuer"])
+async def test_each_authority_refuses_for_itself(api: Api, first: str) -> None:
+    """Whatever the order: who is let in is whom neither refuses, and the times of their acts do not matter."""
     ada = api.person()
     id = await id_of(ada)
 
-    async def set(status: str, at: datetime) -> bool:
-        done: bool = await as_system(api, lifecycle.set_status, id, UserStatus(status), at)
-        return done
+    async def refuse(authority: str, refused: bool) -> str:
+        if authority == "administrator":
+            await as_system(api, lifecycle.set_suspended, id, refused)
+        else:
+            assert await as_system(api, lifecycle.set_banned, id, refused, EARLIER if refused else LATER)
+        status: str = (await row_of(api, ada.subject))["status"]
+        return status
 
-    steps = [("suspended", NOW, True), ("active", EARLIER, False), ("suspended", NOW, True), ("active", LATER, True)]
-    for status, at, applied in steps:
-        assert await set(status, at) is applied
+    second = "issuer" if first == "administrator" else "administrator"
+    assert await refuse(first, True) == await refuse(second, True) == "suspended"
+    since = (await row_of(api, ada.subject))["status_at"]
+    assert await refuse(first, False) == "suspended"
+    assert (await row_of(api, ada.subject))["status_at"] == since
+    assert await refuse(second, False) == "active"
+    assert (await row_of(api, ada.subject))["status_at"] > since
+
+
+@pytest.mark.parametrize(
+    ("suspended", "banned", "change", "then"),
+    [
+        (False, False, "status = 'suspended'", ("suspended", True, False)),
+        (False, True, "status = 'active'", ("active", False, False)),
+        (True, True, "status = 'active'", ("active", False, False)),
+        (False, True, "status = 'active', suspended_here = true", ("suspended", True, True)),
+        (False, False, "banned = true", ("suspended", False, True)),
+        (True, True, "suspended_here = false", ("suspended", False, True)),
+        (True, False, "status = 'purged'", ("purged", True, False)),
+    ],
+)
+async def test_the_status_follows_whoever_writes_the_row(
+    api: Api, suspended: bool, banned: bool, change: str, then: tuple[str, bool, bool]
+) -> None:
+    """A worker of an older version, or a DBA, knows the status alone."""
+    ada = api.person()
+    await ada.get(ME)
+    system = Database(api.state["pool"], SYSTEM)
+    both = raw("UPDATE users SET suspended_here = :suspended, banned = :banned WHERE subject = :subject")
+    await system.rows(both, suspended=suspended, banned=banned, subject=ada.subject)
+    await system.rows(raw(f"UPDATE users SET {change} WHERE subject = :subject"), subject=ada.subject)  # noqa: S608  # of this test
     row = await row_of(api, ada.subject)
-    assert (row["status"], row["status_at"]) == ("active", LATER)
-    assert await set("suspended", NOW) is False
-    assert (await row_of(api, ada.subject))["status"] == "active"
+    assert (row["status"], row["suspended_here"], row["banned"]) == then
 
 
 async def test_older_roles_never_overwrite(api: Api) -> None:
@@ -208,6 +249,9 @@ async def test_every_change_that_matters_is_told_and_nothing_else(api: Api, data
         "tokens_valid_after = now()": 1,
         "name = 'Eve', locale = 'de', updated_at = now()": 0,
         "status = 'suspended', roles = '{admin}'": 0,
+        "banned = true": 1,
+        "suspended_here = false": 1,
+        "banned_at = now()": 0,
         "id = uuidv7()": 1,
     }
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:

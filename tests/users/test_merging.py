@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -192,6 +193,41 @@ async def test_a_purged_account_takes_nothing(api: Api) -> None:
     assert await owned_by(api, id) == before
     assert (await old.get(ME)).json()["id"] == str(id)
     assert not any((await owned_by(api, (await row_of(api, new.subject))["id"])).values())
+
+
+@pytest.mark.parametrize("refused_by", ["administrator", "issuer"])
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_suspension_moves_along(api: Api, refused_by: str, known: bool) -> None:
+    """Of either kind. It is lifted here: Better Auth does not know the new account as banned, and will not unban it."""
+    guest, ada = api.person(isAnonymous=True), api.person()
+    await guest.task("kept")
+    if known:
+        await id_of(ada)
+    if refused_by == "administrator":
+        await as_system(api, lifecycle.set_suspended, await id_of(guest), True)
+    else:
+        await as_system(api, lifecycle.set_banned, await id_of(guest), True, NOW)
+    await merge(api, guest, ada)
+    assert (await ada.get(TASKS)).json()["code"] == "account_suspended"
+    row = await row_of(api, ada.subject)
+    assert (row["suspended_here"], row["banned"]) == (True, False)
+    await as_system(api, lifecycle.set_banned, row["id"], False, datetime.now(UTC))
+    assert (await row_of(api, ada.subject))["status"] == "suspended"
+    noted = raw("SELECT source, action, user_id, details FROM audit_log WHERE subject = :subject")
+    assert await Database(api.state["pool"], SYSTEM).rows(noted, subject=ada.subject) == [
+        {"source": "event", "action": "suspend", "user_id": row["id"], "details": {"merged_from": guest.subject}}
+    ]
+    await as_system(api, lifecycle.set_suspended, row["id"], False)
+    api.state["users"].forget(ada.subject)
+    assert [task["title"] for task in (await ada.get(TASKS)).json()["items"]] == ["kept"]
+
+
+async def test_an_account_that_is_suspended_stays_so_when_another_is_merged_into_it(api: Api) -> None:
+    guest, ada = api.person(isAnonymous=True), api.person()
+    await guest.task()
+    await as_system(api, lifecycle.set_suspended, await id_of(ada), True)
+    await merge(api, guest, ada)
+    assert (await ada.get(TASKS)).json()["code"] == "account_suspended"
 
 
 async def test_merges_both_ways_at_once_lose_nothing(api: Api) -> None:

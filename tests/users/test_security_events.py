@@ -188,7 +188,7 @@ async def test_events_of_one_token_happen_together_or_not_at_all(api: Api, monke
         raise psycopg.OperationalError
 
     with monkeypatch.context() as patched:
-        patched.setattr(lifecycle, "set_status", fail)
+        patched.setattr(lifecycle, "set_banned", fail)
         response = await send(api, token)
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert (await ada.get(ME)).json()["roles"] == ["admin"]
