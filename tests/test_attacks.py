@@ -17,6 +17,7 @@ from backend.app import create_app
 from backend.auth import Reason, TokenVerifier
 from backend.auth.testing import LocalIssuer
 from backend.observability import JsonLines
+from backend.protocol import Protocol
 from backend.settings import Settings
 from benchmarks.issuer import serve_keys
 from tests.auth.test_attacks import EVERYWHERE, NOW, TYPE, Forge
@@ -71,7 +72,7 @@ async def target(settings: Settings) -> AsyncIterator[Target]:
         patch.setattr("backend.app.TokenVerifier", partial(TokenVerifier, clock=lambda: NOW))
         patch.setattr(anyio, "connect_tcp", watched)
         config = settings.model_copy(update={"better_auth_url": issuer.url, "better_auth_jwks_url": url})
-        server = Server(uvicorn.Config(create_app(config), port=0, http="httptools", log_config=None, access_log=False))
+        server = Server(uvicorn.Config(create_app(config), port=0, http=Protocol, log_config=None, access_log=False))
         serving = asyncio.create_task(server.serve())
         await started.wait()
         port = server.servers[0].sockets[0].getsockname()[1]
@@ -167,6 +168,22 @@ async def test_a_token_is_read_from_the_header_alone(target: Target) -> None:
         b"POST /api/v1/tasks?access_token=" + target.issuer.token().encode() + b" HTTP/1.1\r\nHost: localhost\r\n"
         b"Connection: close\r\nContent-Type: application/x-www-form-urlencoded\r\n"
         b"Content-Length: " + str(len(form)).encode() + b"\r\n\r\n" + form
+    )
+    assert (await reader.read()).startswith(b"HTTP/1.1 401 ")
+    writer.close()
+
+
+@pytest.mark.parametrize("body", [b'{"title": "x"}', b""], ids=["a body", "no body"])
+async def test_a_token_in_a_trailer_is_none(target: Target, body: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+    chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+    writer.write(
+        b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + chunk
+        + b"0\r\nAuthorization: Bearer "
+        + target.issuer.token().encode()
+        + b"\r\n\r\n"
     )
     assert (await reader.read()).startswith(b"HTTP/1.1 401 ")
     writer.close()

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from backend import protocol
 from backend.auth.testing import LocalIssuer
-from backend.protocol import MAX_HEAD, Cycle, Protocol, most_connections
+from backend.protocol import MAX_HEAD, MAX_TRAILERS, MAX_UNREAD, PIECE, Cycle, Protocol, most_connections
 from backend.settings import Settings
 from tests.conftest import running
 
@@ -256,13 +258,250 @@ async def test_a_head_that_is_too_long_is_refused(port: int, data: bytes) -> Non
         assert problem((status, headers, body)) == (431, "headers_too_large")
 
 
+def head_of(length: int) -> bytes:
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    fields = b"X: x\r\n" * 5_000
+    last = length - len(head + fields) - len(b"Y: \r\n\r\n")
+    return head + fields + b"Y: " + b"y" * last + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [None, 1_000, 1], ids=["whole", "in pieces", "byte by byte"])
+@pytest.mark.parametrize(("length", "status"), [(MAX_HEAD, 200), (MAX_HEAD + 1, 431)])
+async def test_the_bound_of_a_head_does_not_depend_on_how_it_arrives(
+    length: int, status: int, size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = head_of(length)
+    assert len(data) == length
+    async with server_of(answer) as server:
+        if size is None:
+            assert (await exchange(port_of(server), data))[0] == status
+            return
+        received = Protocol.data_received
+
+        def in_pieces(self: Protocol, data: bytes) -> None:
+            for start in range(0, len(data), size):
+                received(self, data[start : start + size])
+
+        monkeypatch.setattr(Protocol, "data_received", in_pieces)
+        assert (await exchange(port_of(server), data))[0] == status
+
+
+async def test_what_precedes_a_head_does_not_count(port: int) -> None:
+    data = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n" + b"x" * 2_000 + head_of(MAX_HEAD)
+    status, _, body = await exchange(port, data)
+    assert status == 200
+    assert body.startswith(b"okHTTP/1.1 200")
+
+
 async def test_a_long_head_is_fine(port: int) -> None:
     data = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: " + b"x" * 40_000 + b"\r\n\r\n"
     assert (await exchange(port, data))[0] == 200
 
 
-async def test_what_is_no_http_is_a_problem(port: int) -> None:
-    assert problem(await exchange(port, b"HELO\r\n\r\n")) == (400, "bad_request")
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+FORGED = b"Authorization: forged\r\nX-Forwarded-For: 192.0.2.1\r\nExpect: 100-continue\r\nConnection: upgrade\r\n"
+MUCH = 64 * 1024 * 1024
+
+
+class Reader:
+    """An application that reads each body to its end, and notes what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[tuple[bytes, bytes]], bytes]] = []
+        self.disconnects = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message["body"]
+            if not message["more_body"]:
+                self.seen.append((list(scope["headers"]), body))
+                await answer(scope, receive, send)
+                return
+        self.disconnects += 1
+
+
+@pytest.mark.parametrize("size", [MUCH, 1], ids=["whole", "byte by byte"])
+async def test_a_trailer_field_is_no_header(size: int) -> None:
+    """Nor one of the next request."""
+    app = Reader()
+    expecting = CHUNKED[:-2] + b"Expect: 100-continue\r\n\r\n"
+    bodies = [b"3\r\nabc\r\n0\r\n" + FORGED + b"\r\n", b"2;x=y\r\nde\r\n00\r\n" + FORGED + b"\r\n"]
+    data = CHUNKED + bodies[0] + expecting + bodies[1] + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    async with server_of(app) as server, asyncio.timeout(20):
+        reader, writer = await connect(port_of(server))
+        for start in range(0, len(data), size):
+            writer.write(data[start : start + size])
+            await writer.drain()
+            await asyncio.sleep(0)
+        answers = await reader.read()
+        writer.close()
+    assert answers.count(b"HTTP/1.1 200") == 3
+    headers = [(b"host", b"x"), (b"transfer-encoding", b"chunked")]
+    assert app.seen == [
+        (headers, b"abc"),
+        ([*headers, (b"expect", b"100-continue")], b"de"),
+        ([(b"host", b"x"), (b"connection", b"close")], b""),
+    ]
+
+
+@pytest.mark.parametrize(("length", "status"), [(MAX_TRAILERS, 200), (MAX_TRAILERS + 2, 431)])
+async def test_trailer_fields_have_a_bound(port: int, length: int, status: int) -> None:
+    field = b"X: " + b"x" * (length - len(b"X: \r\n")) + b"\r\n"
+    data = CHUNKED + b"3\r\nabc\r\n0\r\n" + field + b"\r\n"
+    closing = CHUNKED.replace(b"Host: x", b"Host: x\r\nConnection: close") + data.removeprefix(CHUNKED)
+    reader, writer = await connect(port)
+    writer.write(data)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 %d" % status)
+    if status == 200:  # so that the next request has as many
+        writer.write(closing)
+        assert (await reader.read()).startswith(b"okHTTP/1.1 200")
+    writer.close()
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Nothing inside holds more than 4 MiB at any time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 4 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+async def flood(connection: Connection, start: bytes, more: bytes) -> tuple[int, bytes]:
+    """Send `more` again and again until the server ends the connection; how much was sent, and what was answered."""
+    reader, writer = connection
+    answered = asyncio.create_task(ended(reader))
+    block, sent = more * max(1, 65_536 // len(more)), 0
+    writer.write(start)
+    with suppress(ConnectionError):
+        while not answered.done() and sent < MUCH and tracemalloc.get_traced_memory()[1] < MUCH / 8:
+            writer.write(block)
+            await writer.drain()
+            await asyncio.sleep(0)
+            sent += len(block)
+    writer.transport.abort()
+    return sent, await answered
+
+
+ENDLESS = pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        (b"3\r\nabc\r\n0\r\nX: ", b"x"),
+        (b"3\r\nabc\r\n0\r\n", b"x"),
+        (b"3\r\nabc\r\n0\r\n", b"X: x\r\n"),
+        (b"3\r\nabc\r\n0\r\nX: ", b" "),
+        (b"3;", b"x"),
+        (b"", b"0"),
+        (b"", b"1;" + b"x" * 50 + b"\r\nx\r\n"),
+    ],
+    ids=["value", "name", "fields", "spaces", "extension", "zeros", "extensions"],
+)
+
+
+@ENDLESS
+async def test_what_a_body_has_besides_its_data_is_bounded(start: bytes, more: bytes) -> None:
+    app = Reader()
+    async with server_of(app) as server, asyncio.timeout(60):
+        with little_memory():
+            sent, answered = await flood(await connect(port_of(server)), CHUNKED + start, more)
+        assert sent < MUCH / 4
+        head, _, body = answered.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 431")
+        assert json.loads(body)["code"] == "headers_too_large"
+        assert (app.seen, app.disconnects) == ([], 1)
+
+
+@ENDLESS
+async def test_it_is_bounded_after_the_response(port: int, start: bytes, more: bytes) -> None:
+    """Which stays the only one."""
+    reader, writer = await connect(port)
+    writer.write(CHUNKED)
+    await reader.readuntil(b"ok")
+    async with asyncio.timeout(60):
+        with little_memory():
+            sent, answered = await flood((reader, writer), start, more)
+    assert sent < MUCH / 4
+    assert answered == b""
+
+
+async def test_a_response_that_has_begun_is_cut() -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        while (await receive())["type"] == "http.request":
+            pass
+
+    async with server_of(app) as server, asyncio.timeout(20):
+        reader, writer = await connect(port_of(server))
+        writer.write(CHUNKED)
+        begun = await reader.readuntil(b"first\r\n")
+        assert begun.startswith(b"HTTP/1.1 200")
+        writer.write(b"0\r\n" + b"X: x\r\n" * MAX_TRAILERS)
+        assert await ended(reader) == b""
+        writer.close()
+
+
+async def test_a_body_that_nobody_reads_is_bounded(port: int) -> None:
+    reader, writer = await connect(port)
+    for _ in range(2):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % MAX_UNREAD)
+        await reader.readuntil(b"ok")
+        writer.write(b"x" * MAX_UNREAD)
+    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (2 * MUCH))
+    await reader.readuntil(b"ok")
+    sent, answered = await flood((reader, writer), b"", b"x" * 65_536)
+    assert sent < MUCH / 2
+    assert answered == b""
+
+
+async def test_pipelined_requests_are_all_answered() -> None:
+    """And wait unread: no more is held of them than one piece, parsed, and one read."""
+    waiting = unparsed = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal waiting, unparsed
+        await receive()
+        (connection,) = cast("set[Any]", server.server_state.connections)
+        waiting, unparsed = max(waiting, len(connection.pipeline)), max(unparsed, len(connection._rest))
+        await answer(scope, receive, send)
+
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 275 + b"\r\n\r\n"
+    assert len(request) == 307
+    async with server_of(app) as server, asyncio.timeout(60):
+        reader, writer = await connect(port_of(server))
+        writer.write(request * 3_999 + request.replace(b"X: xxxxxxxxxxxxxxxxx", b"Connection: close\r\nX:"))
+        answers = await reader.read()
+        writer.close()
+    assert answers.count(b"HTTP/1.1 200") == answers.count(b"HTTP/1.1 ") == 4_000
+    assert 0 < waiting <= PIECE // len(request) + 1
+    assert 0 < unparsed <= 2**18
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"HELO\r\n\r\n", 400),
+        (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /" + b"x" * 2 * MAX_HEAD, 431),
+        (CHUNKED + b"0\r\n" + b"X: x\r\n" * MAX_TRAILERS, 431),
+        (CHUNKED + b"no size", 400),
+    ],
+    ids=["no request", "no path", "a long head", "long trailers", "a broken body"],
+)
+async def test_a_refusal_follows_the_responses_before_it(port: int, data: bytes, status: int) -> None:
+    reader, writer = await connect(port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2 + data)
+    answers = await reader.read()
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", str(status).encode()]
+    writer.close()
+
+
+@pytest.mark.parametrize("data", [b"HELO\r\n\r\n", b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_what_is_no_http_is_a_problem(port: int, data: bytes) -> None:
+    assert problem(await exchange(port, data)) == (400, "bad_request")
 
 
 @pytest.mark.parametrize(
