@@ -2,12 +2,22 @@
 import createFetchClient, { type FetchOptions } from "openapi-fetch";
 import { ApiError } from "./client/errors.ts";
 import { buffered, PATIENCE, type Patience, persist } from "./client/retry.ts";
-import type { TokenSource } from "./client/tokens.ts";
+import { onePerson, type TokenSource } from "./client/tokens.ts";
 import { uuid } from "./client/uuid.ts";
 import type { components, paths } from "./schema.d.ts";
 
 export { type Change, changes, type LiveOptions } from "./client/changes.ts";
-export { ApiError, Conflict, IssuerError, type Problem, type ProblemError, SignedOut, type Task, TimedOut } from "./client/errors.ts";
+export {
+  AnotherPerson,
+  ApiError,
+  Conflict,
+  IssuerError,
+  type Problem,
+  type ProblemError,
+  SignedOut,
+  type Task,
+  TimedOut,
+} from "./client/errors.ts";
 export { pages } from "./client/pages.ts";
 export { backoff, type Patience, sleep } from "./client/retry.ts";
 export { bearerSession, cookieSession, type TokenSource, tokenSource } from "./client/tokens.ts";
@@ -71,15 +81,19 @@ const KEYED: { readonly [P in keyof paths as TakesKey<P>]: true } = {
 };
 
 /**
- * A client for one person.
+ * A client for one person: that of the first token, for as long as the client lives. When `token` gives a token of
+ * another person, the call throws AnotherPerson and nothing is sent.
  *
  * A request that is lost, or is told to come back later, is sent again when that does nothing twice: GET, PUT and DELETE
  * always, POST with its Idempotency-Key, PATCH with an If-Match. A 401 is followed by one more attempt with a new token.
- * Each call throws ApiError, SignedOut, IssuerError, TimedOut, what `fetch` throws, or the reason of its signal.
+ * Each call throws ApiError, SignedOut, AnotherPerson, IssuerError, TimedOut, what `fetch` throws, or the reason of its
+ * signal.
  */
 export function createClient({ baseUrl, token, fetch = globalThis.fetch, ...patience }: ClientOptions): Client {
   const base = baseUrl.replace(/\/+$/, "");
   const options = { ...PATIENCE, ...patience };
+  // Any object may be a TokenSource, so the client does not rely on the source's own check.
+  const checked = onePerson();
 
   async function send(url: string, init: RequestInit & { headers: Headers }, stream: boolean): Promise<Response> {
     const { signal, headers } = init;
@@ -93,9 +107,9 @@ export function createClient({ baseUrl, token, fetch = globalThis.fetch, ...pati
       return persist(once, { again: repeatable(init.method ?? "GET", headers), signal: signal ?? undefined, patience: options });
     };
     const waiting = signal ? { signal } : {};
-    const jwt = await token.token(waiting);
+    const jwt = checked(await token.token(waiting));
     let response = await ask(jwt);
-    if (response.status === 401) response = await ask(await token.token({ ...waiting, refused: jwt }));
+    if (response.status === 401) response = await ask(checked(await token.token({ ...waiting, refused: jwt })));
     if (!response.ok) throw await ApiError.of(response);
     return response;
   }

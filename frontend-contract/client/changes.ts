@@ -1,6 +1,6 @@
 /** What happens to a person's tasks, as it happens: over a stream, or by asking where streams are missing. */
 import type { Client } from "../client.ts";
-import { ApiError, IssuerError, SignedOut, type Task } from "./errors.ts";
+import { AnotherPerson, ApiError, IssuerError, SignedOut, type Task } from "./errors.ts";
 import { EventStream } from "./event-stream.ts";
 import { backoff, sleep, within } from "./retry.ts";
 
@@ -30,7 +30,7 @@ const EVENTS = "/api/v1/tasks/events";
 /**
  * Every change from now on, or since `since`, through lost connections, restarts and expired tokens.
  *
- * Ends when `signal` is aborted. Throws SignedOut, and ApiError when the API refuses for good.
+ * Ends when `signal` is aborted. Throws SignedOut, AnotherPerson, and ApiError when the API refuses for good.
  */
 export async function* changes(client: Client, options: LiveOptions = {}): AsyncGenerator<Change, void, undefined> {
   const { signal } = options;
@@ -71,7 +71,7 @@ const lost = (error: unknown): boolean => error instanceof ApiError && LOST.incl
 const REFUSALS = 3;
 
 function final(error: unknown, failures: number): boolean {
-  if (error instanceof SignedOut) return true;
+  if (error instanceof SignedOut || error instanceof AnotherPerson) return true;
   if (!(error instanceof ApiError || error instanceof IssuerError)) return false;
   if (error instanceof ApiError && error.status === 401) return failures >= REFUSALS;
   return error.status < 500 && error.status !== 429 && error.status !== 408;

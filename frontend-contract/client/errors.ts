@@ -62,6 +62,20 @@ export class SignedOut extends Error {
   }
 }
 
+/**
+ * The token, the stored data or the session belongs to a person other than the one this client works for.
+ *
+ * Also thrown when a token does not say whose it is. Nothing is sent with such a token. Discard the client, and make a
+ * new one for the person who is signed in now; in a browser, load the page anew.
+ */
+export class AnotherPerson extends Error {
+  override readonly name = "AnotherPerson";
+
+  constructor(message = "the token is for a different person: make a new client") {
+    super(message);
+  }
+}
+
 /** Better Auth gives no token, and not because of who asks. */
 export class IssuerError extends Error {
   override readonly name = "IssuerError";

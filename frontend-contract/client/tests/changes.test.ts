@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
-import { ApiError, type Change, changes, type LiveOptions, SignedOut } from "../../client.ts";
+import { AnotherPerson, ApiError, type Change, changes, type LiveOptions, SignedOut, tokenSource } from "../../client.ts";
 import { EventStream, type StreamEvent } from "../event-stream.ts";
-import { client, inTurn, json, lost, problem, type Script, type Scripted, task } from "./scripted.ts";
+import { client, inTurn, json, jwt, lost, problem, type Script, type Scripted, task } from "./scripted.ts";
 
 const FAST = "retry: 5\n\n";
 const event = (id: string, title: string) => `event: task\nid: ${id}\ndata: ${JSON.stringify(task({ title }))}\n\n`;
@@ -83,6 +83,17 @@ test("a refusal for good is thrown, and so is the end of the session", async (t)
   await assert.rejects(heard(t, invalid, 1), (error) => error instanceof ApiError && error.status === 422);
   const nobody = { token: async () => Promise.reject(new SignedOut()), clear() {} };
   await assert.rejects(heard(t, await client(t, lost, { token: nobody }), 1), SignedOut);
+});
+
+test("another person's token ends it, and no connection is opened with it", async (t) => {
+  const refused: Script = (_, response) => problem(response, 401, "invalid_token");
+  const page: Script = (_, response) => json(response, 200, { items: [task({ title: "1" })], next: "a", more: true });
+  for (const [options, first] of [[{}, saying(FAST + event("a", "1"))], [{ streaming: false }, page]] as const) {
+    const people = ["alice", "bob"];
+    const api = await client(t, inTurn(first, refused), { token: tokenSource(async () => jwt({ sub: people.shift() })) });
+    await assert.rejects(heard(t, api, 2, { since: "start", ...options }), AnotherPerson);
+    assert.deepEqual([api.calls().length, people.length], [2, 0]);
+  }
 });
 
 test("a 401 is asked about a few times more: the next token may be a better one", async (t) => {

@@ -1,7 +1,7 @@
 /** Against the real issuer and the real API, whose addresses are in the environment: `AUTH_URL`, `API_URL`. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ApiError, bearerSession, changes, Conflict, cookieSession, createClient, pages, SignedOut, update, uuid } from "../../client.ts";
+import { AnotherPerson, ApiError, bearerSession, changes, Conflict, cookieSession, createClient, pages, SignedOut, update, uuid } from "../../client.ts";
 import { signUp } from "./people.ts";
 
 const { AUTH_URL: authUrl = "", API_URL: baseUrl = "" } = process.env;
@@ -81,6 +81,25 @@ test("a sign-out at the issuer shows when the next token is due", async () => {
   await api.GET("/api/v1/tasks");
   token.clear();
   await assert.rejects(api.GET("/api/v1/tasks"), SignedOut);
+});
+
+test("what one person has not sent is never sent as the next who signs in in the same browser", async () => {
+  const [alice, bob] = [await signUp(authUrl), await signUp(authUrl)];
+  let { cookie } = alice;
+  const browser = (input: string, init?: RequestInit) => fetch(input, { ...init, headers: { ...init?.headers, Cookie: cookie } });
+  const token = cookieSession({ authUrl, fetch: browser });
+  const api = createClient({ baseUrl, token });
+  await api.POST("/api/v1/tasks", { body: { title: "Alice's" } });
+  // Bob's sign-in replaces the cookie; the next token is due.
+  ({ cookie } = bob);
+  token.clear();
+  await assert.rejects(api.POST("/api/v1/tasks", { body: { title: "Alice's draft" } }), AnotherPerson);
+  await assert.rejects(changes(api)[Symbol.asyncIterator]().next(), AnotherPerson);
+  const his = createClient({ baseUrl, token: cookieSession({ authUrl, cookie }) });
+  assert.deepEqual((await his.GET("/api/v1/tasks")).data.items, []);
+  ({ cookie } = alice);
+  await api.POST("/api/v1/tasks", { body: { title: "Alice's draft" } });
+  assert.equal((await api.GET("/api/v1/tasks")).data.items.length, 2);
 });
 
 test("a token that the API turns down is replaced by one that it takes", async () => {

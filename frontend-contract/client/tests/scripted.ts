@@ -35,10 +35,10 @@ export async function serve(t: TestContext, script: Script) {
 
 let made = 0;
 
-/** A JWT's shape, with a life in seconds and an issuer's clock that may be wrong by as many. */
-export function jwt({ life = 900, ahead = 0 }: { life?: number; ahead?: number } = {}): string {
+/** A JWT's shape, with a life in seconds, an issuer's clock that may be wrong by as many, and other claims. */
+export function jwt({ life = 900, ahead = 0, ...claims }: { life?: number; ahead?: number; sub?: unknown; iss?: string } = {}): string {
   const iat = Math.floor(Date.now() / 1000) + ahead;
-  const payload = { sub: "ä", iat, exp: iat + life, jti: ++made };
+  const payload = { sub: "ä", iat, exp: iat + life, jti: ++made, ...claims };
   return `e30.${Buffer.from(JSON.stringify(payload)).toString("base64url")}.c2ln`;
 }
 

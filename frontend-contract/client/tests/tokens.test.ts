@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
-import { ApiError, bearerSession, cookieSession, createClient, IssuerError, SignedOut, tokenSource } from "../../client.ts";
-import { client, empty, inTurn, json, jwt, lost, problem, serve } from "./scripted.ts";
+import { AnotherPerson, ApiError, bearerSession, cookieSession, createClient, IssuerError, SignedOut, type TokenSource, tokenSource, uuid } from "../../client.ts";
+import { client, empty, inTurn, json, jwt, lost, problem, type Script, serve } from "./scripted.ts";
 
 /** Moves the device's clocks: seconds of time that pass, and of time that somebody merely set. */
 function clocks(t: TestContext) {
@@ -169,4 +169,127 @@ test("an issuer that stumbles is asked again, one that is not Better Auth is nam
   await assert.rejects(source.token(), (error) => error instanceof IssuerError && /jwt plugin/.test(error.message));
   await assert.rejects(source.token(), (error) => error instanceof IssuerError && error.status === 500);
   await assert.rejects(source.token(), (error) => error instanceof IssuerError && error.status === 200);
+});
+
+/** An API whose issuer gives a token of `person.now`, as a browser does whose cookie another tab may replace. */
+async function shared(t: TestContext, script: Script) {
+  const person = { now: "alice" };
+  const { url, requests } = await serve(t, (request, response) => {
+    if (request.url === "/api/auth/token") json(response, 200, { token: jwt({ sub: person.now }) });
+    else return script(request, response);
+  });
+  const token = cookieSession({ authUrl: `${url}/api/auth` });
+  const sentAs = () => requests.flatMap(({ headers }) => headers.authorization?.split(" ")[1] ?? []).map(subject);
+  return { person, token, api: createClient({ baseUrl: url, token, retries: 0 }), sentAs };
+}
+
+const subject = (token: string) => (JSON.parse(Buffer.from(token.split(".")[1]!, "base64url").toString()) as { sub: string }).sub;
+
+test("a token of another person ends the source, until there is one of the same person again", async (t) => {
+  const time = clocks(t);
+  const people = ["alice", "bob", "bob", "alice", "alice"];
+  const source = tokenSource(async () => jwt({ sub: people.shift()! }));
+  const first = await source.token();
+  time.pass(870);
+  // The old token would be good for another 30 seconds.
+  await assert.rejects(source.token(), AnotherPerson);
+  await assert.rejects(source.token(), AnotherPerson);
+  const again = await source.token();
+  assert.notEqual(again, first);
+  assert.equal(subject(again), "alice");
+  source.clear();
+  assert.equal(subject(await source.token()), "alice");
+});
+
+test("a person is an issuer and a subject, and a token has to name them", async () => {
+  const first = jwt({ sub: "alice", iss: "https://one.test" });
+  const others = [
+    jwt({ sub: "bob", iss: "https://one.test" }),
+    jwt({ sub: "alice", iss: "https://other.test" }),
+    jwt({ sub: "alice" }),
+    jwt({ sub: "", iss: "https://one.test" }),
+    jwt({ sub: 7, iss: "https://one.test" }),
+    jwt({ sub: undefined, iss: "https://one.test" }),
+    "opaque",
+    "e30.e30.c2ln",
+    "",
+  ];
+  for (const other of others) {
+    const tokens = [first, other];
+    const source = tokenSource(async () => tokens.shift()!);
+    assert.equal(await source.token(), first);
+    await assert.rejects(source.token({ refused: first }), AnotherPerson, other);
+  }
+});
+
+test("a subject that is named in advance holds for the first token, too", async (t) => {
+  for (const token of [jwt({ sub: "bob" }), "opaque", jwt({ sub: undefined })]) {
+    const api = await client(t, empty, { token: tokenSource(async () => token, { subject: "alice" }) });
+    await assert.rejects(api.GET("/api/v1/tasks"), AnotherPerson);
+    assert.equal(api.calls().length, 0);
+  }
+  for (const sub of ["ä", "50%", "日本", "\u{1f600}"]) {
+    const token = jwt({ sub });
+    assert.equal(await tokenSource(async () => token, { subject: sub }).token(), token);
+  }
+  const { url } = await serve(t, (_, response) => json(response, 200, { token: jwt({ sub: "bob" }) }));
+  await assert.rejects(cookieSession({ authUrl: url, subject: "alice" }).token(), AnotherPerson);
+  await assert.rejects(bearerSession({ authUrl: url, sessionToken: () => "s.h", subject: "alice" }).token(), AnotherPerson);
+  await assert.rejects(tokenSource(async () => jwt(), { subject: "" }).token(), AnotherPerson);
+});
+
+test("a write that is refused is not sent again as another person", async (t) => {
+  const { person, api, sentAs } = await shared(t, (request, response) =>
+    request.method === "GET" ? empty(request, response) : problem(response, 401, "invalid_token"));
+  await api.GET("/api/v1/tasks");
+  person.now = "bob";
+  await assert.rejects(api.POST("/api/v1/tasks", { body: { title: "Alice's draft" } }), AnotherPerson);
+  await assert.rejects(api.fetch("/api/v1/tasks", { method: "POST", body: "{}" }), AnotherPerson);
+  assert.deepEqual(sentAs(), ["alice", "alice"]);
+});
+
+test("all who wait for a token are told that it is another person's", async (t) => {
+  const { person, token, api, sentAs } = await shared(t, empty);
+  await api.GET("/api/v1/tasks");
+  token.clear();
+  person.now = "bob";
+  const waiting = Array.from({ length: 20 }, () => api.PUT("/api/v1/tasks/{id}", { params: { path: { id: uuid() } }, body: { title: "x" } }));
+  for (const { status, reason } of (await Promise.allSettled(waiting)) as PromiseRejectedResult[]) {
+    assert.equal(status, "rejected");
+    assert.ok(reason instanceof AnotherPerson);
+  }
+  assert.deepEqual(sentAs(), ["alice"]);
+});
+
+test("a late answer to an earlier question does not change the person", async () => {
+  const waiting: ((token: string) => void)[] = [];
+  const source = tokenSource(() => new Promise((resolve) => waiting.push(resolve)));
+  const early = source.token();
+  source.clear();
+  const late = source.token();
+  waiting[1]!(jwt({ sub: "bob" }));
+  assert.equal(subject(await late), "bob");
+  waiting[0]!(jwt({ sub: "alice" }));
+  await assert.rejects(early, AnotherPerson);
+});
+
+test("a client sends as one person, whatever its source does", async (t) => {
+  let now = "alice";
+  const token: TokenSource = { token: async () => jwt({ sub: now }), clear() {} };
+  const api = await client(t, inTurn(empty, empty, (_, response) => void ((now = "bob"), problem(response, 401, "invalid_token"))), { token });
+  await api.GET("/api/v1/tasks");
+  now = "bob";
+  await assert.rejects(api.GET("/api/v1/tasks"), AnotherPerson);
+  now = "alice";
+  await api.GET("/api/v1/tasks");
+  await assert.rejects(api.GET("/api/v1/tasks"), AnotherPerson);
+  assert.equal(api.calls().length, 3);
+});
+
+test("what was handed on from one cookie is never answered for another", async (t) => {
+  const { url } = await serve(t, ({ headers }, response) => json(response, 200, { token: jwt({ sub: headers.cookie! }) }));
+  const sources = ["alice", "bob", "alice"].map((cookie) => cookieSession({ authUrl: url, cookie }));
+  const tokens = await Promise.all(sources.map((source) => source.token()));
+  assert.deepEqual(tokens.map(subject), ["alice", "bob", "alice"]);
+  for (const [index, source] of sources.entries()) assert.equal(await source.token(), tokens[index]);
 });
