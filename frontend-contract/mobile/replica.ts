@@ -1,5 +1,5 @@
 /** One person's tasks on a phone: readable and editable without a network, and in the end what the server has. */
-import { ApiError, backoff, type Client, type components, type Data, type paths, type ProblemError, SignedOut, sleep, type Task, type TaskChanges, uuid } from "../client.ts";
+import { AnotherPerson, ApiError, backoff, type Client, type components, type Data, type paths, type ProblemError, SignedOut, sleep, type Task, type TaskChanges, uuid } from "../client.ts";
 import { combined, complete, differing, type Edit, type Members, members, merged, type NewTask, shown } from "./edits.ts";
 import type { Store } from "./store.ts";
 
@@ -16,11 +16,6 @@ export interface Offer {
 export interface Shown extends Task {
   /** Not yet known to be at the server. */
   pending: boolean;
-}
-
-/** The store holds the tasks, and maybe the unsent edits, of somebody else. */
-export class AnotherPerson extends Error {
-  override readonly name = "AnotherPerson";
 }
 
 /** There is no such task here. */
@@ -61,7 +56,7 @@ const LONGEST = 300_000;
 const PATIENCE = 50;
 
 export class Replica {
-  readonly #client: Client;
+  #client: Client;
   readonly #store: Store;
   #state!: State;
   readonly #tasks = new Map<string, { task: Task; reading: number }>();
@@ -77,7 +72,12 @@ export class Replica {
     this.#store = store;
   }
 
-  /** What the store has of this person; throws AnotherPerson. A store for each person keeps their edits apart. */
+  /**
+   * What the store has of this person. A store for each person keeps their edits apart.
+   *
+   * client: with `session.tokenOf(person)`, so that edits cannot be sent as a different person.
+   * Throws AnotherPerson when the store holds the data of another person.
+   */
   static async open({ client, store, person }: { client: Client; store: Store; person: string }): Promise<Replica> {
     const replica = new Replica(client, store);
     const kept = [...(await store.load())];
@@ -85,7 +85,7 @@ export class Replica {
     kept.sort(([one], [other]) => one.localeCompare(other, "en", { numeric: true }));
     for (const [key, text] of kept) replica.#apply(key, JSON.parse(text));
     replica.#state ??= { person, token: null, reading: 1, complete: false, nextWrite: 1, shipment: null };
-    if (replica.#state.person !== person) throw new AnotherPerson("this store is somebody else's");
+    if (replica.#state.person !== person) throw new AnotherPerson("the store belongs to a different person");
     return replica;
   }
 
@@ -155,9 +155,14 @@ export class Replica {
     await this.#change(() => new Map([[`offer/${id}`, null]]));
   }
 
-  /** After an anonymous person's account was linked: tasks and edits are the new account's from now on. */
-  async adopt(person: string): Promise<void> {
+  /**
+   * After an anonymous person's account was linked: tasks and edits belong to the new account from now on.
+   *
+   * client: for the new account, since the previous one throws AnotherPerson from now on.
+   */
+  async adopt(person: string, client: Client): Promise<void> {
     await this.#change(() => new Map([["state", { ...this.#state, person }]]));
+    this.#client = client;
   }
 
   /**
@@ -171,7 +176,7 @@ export class Replica {
     return this.#syncing;
   }
 
-  /** Sync after each edit, and every `every` milliseconds, until aborted. Throws SignedOut, and ApiError for good. */
+  /** Sync after each edit, and every `every` milliseconds, until aborted. Throws SignedOut, AnotherPerson, and ApiError for good. */
   async keepSynced({ signal, every = 15_000 }: { signal: AbortSignal; every?: number }): Promise<void> {
     for (let failures = 0; !signal.aborted; ) {
       try {
@@ -179,7 +184,8 @@ export class Replica {
         failures = 0;
       } catch (error) {
         if (signal.aborted) return;
-        if (error instanceof SignedOut || (error instanceof ApiError && error.status === 403)) throw error;
+        if (error instanceof SignedOut || error instanceof AnotherPerson) throw error;
+        if (error instanceof ApiError && error.status === 403) throw error;
         failures++;
       }
       if (signal.aborted || (failures === 0 && this.unsent)) continue;

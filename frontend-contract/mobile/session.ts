@@ -31,8 +31,7 @@ interface Kept {
 const KEY = "better-auth.session";
 
 export class Session {
-  /** For `createClient`. */
-  readonly token: TokenSource;
+  readonly #sources = new Map<string, TokenSource>();
   readonly #authUrl: string;
   readonly #storage: SecureStorage;
   readonly #fetch: Fetch;
@@ -41,7 +40,21 @@ export class Session {
     this.#authUrl = authUrl.replace(/\/+$/, "");
     this.#storage = storage;
     this.#fetch = fetch;
-    this.token = bearerSession({ authUrl, fetch, sessionToken: async () => (await this.#kept())?.sessionToken ?? null });
+  }
+
+  /**
+   * For `createClient`: the tokens of this person, whose id `person()` and the sign-in return.
+   *
+   * Throws SignedOut while no one is signed in on this phone, and AnotherPerson while another person is.
+   */
+  tokenOf(person: string): TokenSource {
+    let source = this.#sources.get(person);
+    if (!source) {
+      const sessionToken = async () => (await this.#kept())?.sessionToken ?? null;
+      source = bearerSession({ authUrl: this.#authUrl, fetch: this.#fetch, sessionToken, subject: person });
+      this.#sources.set(person, source);
+    }
+    return source;
   }
 
   /** The id of who is signed in, also without a network; null when nobody is. */
@@ -66,7 +79,7 @@ export class Session {
   async signOut(): Promise<void> {
     const kept = await this.#kept();
     await this.#storage.delete(KEY);
-    this.token.clear();
+    this.#clear();
     if (kept) await this.#post("/sign-out", {}, kept.sessionToken);
   }
 
@@ -80,7 +93,7 @@ export class Session {
     }
     const kept: Kept = { sessionToken, person: answer.user.id };
     await this.#storage.set(KEY, JSON.stringify(kept));
-    this.token.clear();
+    this.#clear();
     return kept.person;
   }
 
@@ -97,6 +110,10 @@ export class Session {
       body: JSON.stringify(body),
       credentials: "omit",
     });
+  }
+
+  #clear(): void {
+    for (const source of this.#sources.values()) source.clear();
   }
 
   async #kept(): Promise<Kept | null> {

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { type TestContext, test } from "node:test";
-import { bearerSession, createClient, SignedOut, tokenSource } from "../../client.ts";
-import { AnotherPerson, NotHere, Replica } from "../replica.ts";
+import { AnotherPerson, bearerSession, createClient, SignedOut, tokenSource } from "../../client.ts";
+import { NotHere, Replica } from "../replica.ts";
 import { type SQLite, sqliteStore } from "../store.ts";
 import { FakeApi } from "./fake-api.ts";
 import { everyPhase, FAULTS, journey } from "./phases.ts";
@@ -243,8 +243,50 @@ test("one person's edits are never sent as another's", async () => {
   const { store, replica, api } = await phone({ person: "anonymous" });
   await replica.create({ title: "mine" });
   await assert.rejects(phone({ store, api, person: "ada" }), AnotherPerson);
-  await replica.adopt("ada");
+  const { web } = await phone({ api });
+  await replica.adopt("ada", web);
   assert.equal((await phone({ store, api, person: "ada" })).replica.unsent, 1);
+});
+
+/** A token of this subject, which lives for 15 minutes. */
+const tokenOf = (sub: string) => `e30.${Buffer.from(JSON.stringify({ sub, iat: 0, exp: 900 })).toString("base64url")}.c2ln`;
+
+test("edits wait while another person is signed in, and go out when their own is again", async (t) => {
+  const api = new FakeApi();
+  const asked: string[] = [];
+  let now = "ada";
+  const source = tokenSource(async () => tokenOf(now), { subject: "ada" });
+  const fetch: Fetch = (input, init) => (asked.push(input), api.fetch(input, init));
+  const client = createClient({ baseUrl, token: source, fetch });
+  const replica = await Replica.open({ client, store: sqliteStore(sqlite()), person: "ada" });
+  await replica.create({ title: "Ada's" });
+  // Before the first token, and with one that is due for renewal.
+  for (const before of [async () => {}, () => replica.sync()]) {
+    now = "ada";
+    await before();
+    await replica.create({ title: "Ada's, too" });
+    now = "grace";
+    source.clear();
+    asked.length = 0;
+    const { unsent } = replica;
+    await assert.rejects(replica.sync(), AnotherPerson);
+    await assert.rejects((await kept(t, replica, 5)).end, AnotherPerson);
+    assert.deepEqual([asked, replica.unsent], [[], unsent]);
+  }
+  now = "ada";
+  await replica.sync();
+  assert.deepEqual([replica.unsent, replica.tasks().size], [0, 3]);
+});
+
+test("a linked account sends with the client that came with it", async () => {
+  const api = new FakeApi();
+  const as = (sub: string) => createClient({ baseUrl, token: tokenSource(async () => tokenOf("ada"), { subject: sub }), fetch: api.fetch });
+  const replica = await Replica.open({ client: as("anonymous"), store: sqliteStore(sqlite()), person: "anonymous" });
+  await replica.create({ title: "mine" });
+  await assert.rejects(replica.sync(), AnotherPerson);
+  await replica.adopt("ada", as("ada"));
+  await replica.sync();
+  assert.equal(replica.unsent, 0);
 });
 
 test("edits of one moment are kept one after the other, however long that takes", async () => {
