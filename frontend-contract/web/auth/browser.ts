@@ -4,8 +4,8 @@ import { createAuthClient } from "better-auth/client";
 
 export const authClient = createAuthClient();
 
-/** For one page and one person: whoever signs in next loads the page anew. */
-export function apiOfBrowser(baseUrl: string): { api: Client; token: TokenSource } {
-  const token = cookieSession({ authUrl: "/api/auth" });
+/** For one page and one person, whose id is `subject`: after a sign-in the page is loaded anew. */
+export function apiOfBrowser(baseUrl: string, subject: string): { api: Client; token: TokenSource } {
+  const token = cookieSession({ authUrl: "/api/auth", subject });
   return { api: createClient({ baseUrl, token }), token };
 }

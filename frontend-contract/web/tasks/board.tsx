@@ -28,7 +28,7 @@ export interface BoardProps {
 /** The whole page: one store, and what shows it. */
 export function Board({ person, apiUrl, query: first, initial, rendered }: BoardProps) {
   const [{ store, token }] = useState(() => {
-    const { api, token } = apiOfBrowser(apiUrl);
+    const { api, token } = apiOfBrowser(apiUrl, person.id);
     return { store: new TaskStore(api, first, initial), token };
   });
   const state = useSyncExternalStore(store.subscribe, store.state, store.state);
@@ -51,11 +51,12 @@ export function Board({ person, apiUrl, query: first, initial, rendered }: Board
     window.location.assign(`/sign-in?reason=${ended}`);
   }, [ended, token]);
   useEffect(() => {
-    if (unsent === 0) return;
+    // Another person's browser session: the changes cannot be sent, and the page must not stay.
+    if (unsent === 0 || ended === "another") return;
     const warn = (event: BeforeUnloadEvent) => event.preventDefault();
     window.addEventListener("beforeunload", warn);
     return () => window.removeEventListener("beforeunload", warn);
-  }, [unsent]);
+  }, [unsent, ended]);
 
   const ask = useMemo(
     () => (next: Query) => {

@@ -1,5 +1,6 @@
 /** The tasks of one page: what the API said, with what was done here laid over it until the API has said that too. */
 import {
+  AnotherPerson,
   ApiError,
   changes as liveChanges,
   type Client,
@@ -60,7 +61,7 @@ export interface State {
   live: boolean;
   dispute: Dispute | null;
   notices: readonly Notice[];
-  ended: "ended" | "suspended" | null;
+  ended: "ended" | "suspended" | "another" | null;
 }
 
 interface Draft {
@@ -380,6 +381,7 @@ export class TaskStore {
 
   #isOver(error: unknown): boolean {
     if (error instanceof SignedOut) this.#set({ ended: "ended" });
+    else if (error instanceof AnotherPerson) this.#set({ ended: "another" });
     else if (error instanceof ApiError && (error.status === 401 || error.status === 403)) {
       this.#set({ ended: error.status === 403 ? "suspended" : "ended" });
     } else return false;
