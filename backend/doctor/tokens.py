@@ -356,8 +356,9 @@ def _why_no_token(answer: httpx.Response, resource: str) -> str:
         )
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         return (
-            "the session has ended, or Better Auth lacks the bearer plugin, whose `requireSignature` wants what the "
-            f"header set-auth-token gave; or it is an opaque access token: ask for one with resource={resource}"
+            "the session has ended, the account is banned, or Better Auth lacks the bearer plugin, whose "
+            "`requireSignature` wants what the header set-auth-token gave; or it is an opaque access token: "
+            f"ask for one with resource={resource}"
         )
     if answer.status_code == httpx.codes.NOT_FOUND:
         return "give Better Auth the jwt plugin"

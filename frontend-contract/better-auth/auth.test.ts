@@ -2,9 +2,10 @@ import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { DatabaseSync } from "node:sqlite";
 import { test } from "node:test";
-import { betterAuth } from "better-auth";
+import { type BetterAuthOptions, betterAuth } from "better-auth";
 import { getMigrations } from "better-auth/db/migration";
-import { type AuthSettings, authOptions, claims, createAuth } from "./auth.ts";
+import { admin, bearer, multiSession } from "better-auth/plugins";
+import { apiTokens, type AuthSettings, authOptions, createAuth } from "./auth.ts";
 
 const BASE = "http://localhost:3000";
 const person = { email: "ada@example.com", password: "long-enough-for-a-test", name: "Ada" };
@@ -32,7 +33,8 @@ async function payload(auth: Auth, headers: Headers): Promise<Record<string, unk
 test("a token says who, in which role, from which session, and nothing else", async () => {
   const { auth } = await started();
   const { bearer, user } = await signedUp(auth);
-  const { iat, exp, sid, updatedAt, ...rest } = await payload(auth, bearer);
+  const before = Date.now();
+  const { iat, exp, sid, updatedAt, minted_at, ...rest } = await payload(auth, bearer);
   assert.deepEqual(rest, {
     sub: user.id,
     id: user.id,
@@ -50,18 +52,160 @@ test("a token says who, in which role, from which session, and nothing else", as
   assert.equal(Number(exp) - Number(iat), 15 * 60);
   assert.equal(sid, (await auth.api.getSession({ headers: bearer }))?.session.id);
   assert.equal(updatedAt, user.updatedAt.toISOString());
+  assert.ok(Number.isInteger(minted_at) && Number(minted_at) >= before && Number(minted_at) <= Date.now());
 });
 
-test("dates that the cookie cache turned into text come out alike", () => {
-  const user = { id: "1", email: "a@b.c", emailVerified: true, name: "A", createdAt: new Date(), updatedAt: new Date() };
-  const session = { id: "s", token: "t", userId: "1", expiresAt: new Date(), createdAt: new Date(), updatedAt: new Date() };
-  const date = new Date("2026-01-02T03:04:05.678Z");
-  const asText = { updatedAt: date.toISOString() as unknown as Date, banExpires: date.toISOString() };
-  const whole = claims({ user: { ...user, updatedAt: date, banExpires: date }, session });
-  assert.deepEqual(claims({ user: { ...user, ...asText }, session }), whole);
-  assert.equal(whole.updatedAt, "2026-01-02T03:04:05.678Z");
-  assert.equal(whole.banExpires, "2026-01-02T03:04:05.678Z");
-});
+// What follows is an app's own Better Auth with these tokens, whose sessions are also in a cookie.
+
+const STRATEGIES = ["compact", "jwt", "jwe"] as const;
+const STORES = {
+  "the database": {},
+  "secondary storage": { secondary: true },
+  "both": { secondary: true, session: { storeSessionInDatabase: true } },
+} satisfies Record<string, { secondary?: boolean; session?: BetterAuthOptions["session"] }>;
+
+// A real hash takes 100 ms.
+const PLAIN = {
+  hash: async (password: string) => password,
+  verify: async ({ hash, password }: { hash: string; password: string }) => hash === password,
+};
+
+type Store = { secondary?: boolean; session?: BetterAuthOptions["session"] };
+
+async function ownApp(strategy: (typeof STRATEGIES)[number], { secondary = false, session = {} }: Store) {
+  const database = new DatabaseSync(":memory:");
+  const kept = new Map<string, string>();
+  const secondaryStorage = {
+    get: (key: string) => kept.get(key) ?? null,
+    set: (key: string, value: string) => void kept.set(key, value),
+    delete: (key: string) => void kept.delete(key),
+    getAndDelete: (key: string) => [kept.get(key) ?? null, kept.delete(key)][0],
+    increment: (key: string) => Number(kept.set(key, String(Number(kept.get(key) ?? 0) + 1)).get(key)),
+  };
+  const auth = betterAuth({
+    database,
+    baseURL: BASE,
+    secret: randomBytes(32).toString("base64url"),
+    emailAndPassword: { enabled: true, password: PLAIN },
+    telemetry: { enabled: false },
+    session: { cookieCache: { enabled: true, maxAge: 5 * 60, strategy }, ...session },
+    ...(secondary && { secondaryStorage }),
+    plugins: [...apiTokens(), admin(), bearer(), multiSession()],
+  });
+  await (await getMigrations(auth.options)).runMigrations();
+  const signUp = async (name: string) => {
+    const body = { ...person, email: `${name}@example.com`, name };
+    const { headers, response } = await auth.api.signUpEmail({ body, returnHeaders: true });
+    return { id: response.user.id, headers: new Headers({ authorization: `Bearer ${headers.get("set-auth-token")}` }), body };
+  };
+  const signIn = async (body: typeof person) => {
+    const { headers } = await auth.api.signInEmail({ body, returnHeaders: true });
+    return browser(headers);
+  };
+  const boss = await signUp("boss");
+  database.prepare("UPDATE user SET role = 'admin' WHERE id = ?").run(boss.id);
+  const again = await auth.api.signInEmail({ body: boss.body, returnHeaders: true });
+  const asBoss = { headers: new Headers({ authorization: `Bearer ${again.headers.get("set-auth-token")}` }) };
+  const ada = await signUp("ada");
+  return { auth, database, asBoss, ada, signUp, signIn };
+}
+
+type OwnAuth = Awaited<ReturnType<typeof ownApp>>["auth"];
+
+/** The cookies of a browser that was answered with these headers; of several with one name it keeps the last. */
+function browser(headers: Headers): Headers {
+  const pairs = headers.getSetCookie().map((cookie) => cookie.split(";", 1)[0]!.split(/=(.*)/s, 2) as [string, string]);
+  const kept = [...new Map(pairs)].filter(([, value]) => value);
+  return new Headers({ cookie: kept.map((pair) => pair.join("=")).join("; ") });
+}
+
+async function minted(auth: OwnAuth, headers: Headers): Promise<Record<string, unknown>> {
+  return part((await auth.api.getToken({ headers })).token, 1);
+}
+
+async function noToken(auth: OwnAuth, headers: Headers): Promise<void> {
+  await assert.rejects(auth.api.getToken({ headers }), { status: "UNAUTHORIZED", statusCode: 401 });
+}
+
+for (const strategy of STRATEGIES) {
+  for (const [name, store] of Object.entries(STORES)) {
+    test(`a token says what the storage says, not the ${strategy} cookie: sessions in ${name}`, async () => {
+      const { auth, database, asBoss, ada, signIn } = await ownApp(strategy, store);
+      await auth.api.setRole({ ...asBoss, body: { userId: ada.id, role: "admin" } });
+      const cookie = await signIn(ada.body);
+      const before = await minted(auth, cookie);
+      assert.equal(before["role"], "admin");
+      await auth.api.setRole({ ...asBoss, body: { userId: ada.id, role: "user" } });
+      // The cookie is still taken, and still says so: otherwise this would show nothing.
+      assert.equal((await auth.api.getSession({ headers: cookie }))?.user.role, "admin");
+      const after = await minted(auth, cookie);
+      assert.deepEqual([after["role"], after["sid"]], ["user", before["sid"]]);
+      assert.ok(String(after["updatedAt"]) > String(before["updatedAt"]));
+      assert.ok(Number(after["minted_at"]) >= Date.parse(String(after["updatedAt"])));
+      database.prepare("UPDATE user SET role = 'editor' WHERE id = ?").run(ada.id);
+      assert.equal((await minted(auth, cookie))["role"], "editor");
+      assert.equal((await minted(auth, ada.headers))["role"], "editor", "by bearer");
+    });
+
+    test(`an ended session gets no token by its ${strategy} cookie: sessions in ${name}`, async () => {
+      const { auth, asBoss, ada, signIn } = await ownApp(strategy, store);
+      const [signedOut, revoked] = [await signIn(ada.body), await signIn(ada.body)];
+      for (const cookie of [signedOut, revoked]) assert.equal((await minted(auth, cookie))["sub"], ada.id);
+      await auth.api.signOut({ headers: signedOut });
+      await noToken(auth, signedOut);
+      await minted(auth, revoked);
+      await auth.api.revokeUserSessions({ ...asBoss, body: { userId: ada.id } });
+      assert.ok(await auth.api.getSession({ headers: revoked }));
+      await noToken(auth, revoked);
+      const last = await signIn(ada.body);
+      await minted(auth, last);
+      await auth.api.removeUser({ ...asBoss, body: { userId: ada.id } });
+      assert.ok(await auth.api.getSession({ headers: last }));
+      await noToken(auth, last);
+    });
+
+    test(`the banned get no token by their ${strategy} cookie: sessions in ${name}`, async () => {
+      const { auth, database, ada, signIn } = await ownApp(strategy, store);
+      const cookie = await signIn(ada.body);
+      const ban = database.prepare("UPDATE user SET banned = 1, banExpires = ? WHERE id = ?");
+      for (const until of [null, new Date(Date.now() + 60_000).toISOString()]) {
+        ban.run(until, ada.id);
+        await noToken(auth, cookie);
+        await noToken(auth, ada.headers);
+      }
+      const over = new Date(Date.now() - 1000).toISOString();
+      ban.run(over, ada.id);
+      const { banned, banExpires } = await minted(auth, cookie);
+      assert.deepEqual([banned, banExpires], [true, over]);
+    });
+  }
+
+  test(`a session that has expired, or is another's, gets no token by its ${strategy} cookie`, async () => {
+    const { auth, database, ada, signUp, signIn } = await ownApp(strategy, {});
+    const eve = await signUp("eve");
+    const cookie = await signIn(ada.body);
+    const sid = String((await minted(auth, cookie))["sid"]);
+    database.prepare("UPDATE session SET userId = ? WHERE id = ?").run(eve.id, sid);
+    await noToken(auth, cookie);
+    database.prepare("UPDATE session SET userId = ? WHERE id = ?").run(ada.id, sid);
+    await minted(auth, cookie);
+    database.prepare("UPDATE session SET expiresAt = ? WHERE id = ?").run(new Date(Date.now() - 1000).toISOString(), sid);
+    await noToken(auth, cookie);
+  });
+
+  test(`impersonation and several accounts on a device, with the ${strategy} cookie`, async () => {
+    const { auth, asBoss, ada, signUp, signIn } = await ownApp(strategy, {});
+    const { headers } = await auth.api.impersonateUser({ ...asBoss, body: { userId: ada.id }, returnHeaders: true });
+    const acting = await minted(auth, browser(headers));
+    const boss = await minted(auth, asBoss.headers);
+    assert.deepEqual([acting["sub"], acting["impersonatedBy"], acting["role"]], [ada.id, boss["sub"], "user"]);
+    const eve = await signUp("eve");
+    const first = await signIn(ada.body);
+    const second = await auth.api.signInEmail({ body: eve.body, headers: first, returnHeaders: true });
+    assert.equal((await minted(auth, browser(second.headers)))["sub"], eve.id);
+    assert.equal((await minted(auth, first))["sub"], ada.id);
+  });
+}
 
 test("updatedAt moves with whatever changes a claim", async () => {
   const { auth, database } = await started();

@@ -1,14 +1,16 @@
 /** The Better Auth configuration that the API relies on: who signs in, and what a JWT says about them. */
-import type { BetterAuthOptions, BetterAuthPlugin } from "better-auth";
-import { betterAuth } from "better-auth";
-import { createAuthMiddleware } from "better-auth/api";
+import type { AuthContext, BetterAuthOptions, BetterAuthPlugin } from "better-auth";
+import { BetterAuthError, betterAuth } from "better-auth";
+import { APIError, createAuthMiddleware } from "better-auth/api";
 import type { JwtOptions } from "better-auth/plugins";
 import { admin, anonymous, bearer, createJwk, jwt } from "better-auth/plugins";
 
 /** The JWS algorithms (RFC 7518, RFC 8037) that Better Auth signs with; the API accepts them all. */
 export type KeyAlgorithm = "EdDSA" | "ES256" | "ES512" | "PS256" | "RS256";
 
+/** Seconds. */
 const DAY = 24 * 60 * 60;
+const TOKEN_LIFE = 15 * 60;
 
 export interface TokenSettings {
   /** `aud` of the JWTs; the origin of Better Auth's `baseURL` unless given. */
@@ -31,45 +33,71 @@ export interface AuthSettings extends TokenSettings {
 }
 
 /** What the API reads of a person, and no more: a picture as a data URL would make a token of 27 kB. */
-export interface Claims {
+interface Person {
   id: string;
   email: string;
   emailVerified: boolean;
   name: string;
-  /** The admin plugin's roles, comma-separated. */
-  role: string | null;
   banned: boolean;
   /** ISO 8601, or null for a ban without an end. */
   banExpires: string | null;
   isAnonymous: boolean;
+  /** ISO 8601: when the user was last changed. */
+  updatedAt: string;
+  /** Milliseconds since 1970, before the storage was read: orders the claims of tokens. */
+  minted_at: number;
+}
+
+/** The payload of a token made from a session. */
+export interface Claims extends Person {
+  /** The admin plugin's roles, comma-separated. */
+  role: string | null;
   /** The session that the token was made from. */
   sid: string;
   /** The administrator who acts as this person. */
   impersonatedBy: string | null;
-  /** ISO 8601 with milliseconds: orders the claims of two tokens whose `iat` is the same second. */
-  updatedAt: string;
 }
 
 type Signed = Parameters<NonNullable<NonNullable<JwtOptions["jwt"]>["definePayload"]>>[0];
 
-/** The payload of a JWT; Better Auth adds `sub`, `iss`, `aud`, `iat` and `exp`. */
-export function claims({ user, session }: Signed): Claims {
-  return {
+/**
+ * The payload of a token for a session; Better Auth adds `sub`, `iss`, `aud`, `iat` and `exp`.
+ *
+ * The session may come from a cookie that is minutes old (`session.cookieCache`), and with secondary storage the user may
+ * be an old copy. Therefore both are read again. Throws UNAUTHORIZED where the session has ended or the user is banned.
+ */
+async function claims(context: AuthContext, { user: { id }, session: { token } }: Signed) {
+  const now = new Date();
+  const [user, found] = await Promise.all([
+    context.internalAdapter.findUserById(id) as Promise<Signed["user"] | null>,
+    context.internalAdapter.findSession(token),
+  ]);
+  if (!user || isBanned(user, now)) throw unauthorized();
+  const person: Person = {
     id: user.id,
     email: user.email,
     emailVerified: user.emailVerified,
     name: user.name,
-    role: user["role"] ?? null,
     banned: user["banned"] ?? false,
     banExpires: user["banExpires"] ? instant(user["banExpires"]) : null,
     isAnonymous: user["isAnonymous"] ?? false,
-    sid: session.id,
-    impersonatedBy: session["impersonatedBy"] ?? null,
     updatedAt: instant(user.updatedAt),
+    minted_at: now.getTime(),
   };
+  const session: Signed["session"] | undefined = found?.session;
+  if (!session || session.userId !== user.id || session.expiresAt <= now) throw unauthorized();
+  const impersonatedBy = session["impersonatedBy"] ?? null;
+  return { ...person, role: user["role"] ?? null, sid: session.id, impersonatedBy } satisfies Claims;
 }
 
-// A session read from the cookie cache may hold its dates as text.
+const unauthorized = () => new APIError("UNAUTHORIZED", { code: "UNAUTHORIZED", message: "Unauthorized" });
+
+/** A ban that has run out stays in the row until the next sign-in. */
+function isBanned({ banned, banExpires }: Signed["user"], now: Date): boolean {
+  return Boolean(banned) && !(banExpires && new Date(banExpires) <= now);
+}
+
+// Some adapters give dates as text.
 const instant = (date: Date | string): string => new Date(date).toISOString();
 
 /**
@@ -95,8 +123,19 @@ function neverWithoutKeys(options: JwtOptions): BetterAuthPlugin {
   };
 }
 
-/** The plugins that make tokens for the API, for an app with a Better Auth of its own: `plugins: [...apiTokens()]`. */
+/**
+ * The plugins that make tokens for the API, for an app with a Better Auth of its own: `plugins: [...apiTokens()]`.
+ *
+ * Call it once for each instance of Better Auth: the plugins read the storage of the one that they are given to.
+ */
 export function apiTokens({ audience, keyAlgorithm = "EdDSA", keyRotation = 30 * DAY }: TokenSettings = {}) {
+  let context: AuthContext | undefined;
+  const storage = {
+    id: "tokens-from-storage",
+    init(initial) {
+      context = initial;
+    },
+  } satisfies BetterAuthPlugin;
   const options = {
     jwks: {
       keyPairConfig: { alg: keyAlgorithm },
@@ -105,11 +144,18 @@ export function apiTokens({ audience, keyAlgorithm = "EdDSA", keyRotation = 30 *
       gracePeriod: DAY,
       ...(keyRotation > 0 && { rotationInterval: keyRotation }),
     },
-    jwt: { expirationTime: "15m", definePayload: claims, ...(audience !== undefined && { audience }) },
+    jwt: {
+      expirationTime: `${TOKEN_LIFE}s`,
+      definePayload(signed) {
+        if (!context) throw new BetterAuthError("jwt() of apiTokens() needs the others: `plugins: [...apiTokens()]`");
+        return claims(context, signed);
+      },
+      ...(audience !== undefined && { audience }),
+    },
     // A JWT is made for whoever asks for one at /token, not signed anew into every answer of /get-session.
     disableSettingJwtHeader: true,
   } satisfies JwtOptions;
-  return [jwt(options), neverWithoutKeys(options)] as const;
+  return [jwt(options), storage, neverWithoutKeys(options)] as const;
 }
 
 /** The options for `betterAuth`, for an app that adds to them: spread them, and append to `plugins`. */

@@ -17,6 +17,7 @@ from backend.dev.issuer import Issuer
 from backend.dev.people import DEMO_PASSWORD, People, Refused, Session, no_cookies, session_of
 from backend.settings import Settings
 from tests.contract.serving import serving
+from tests.contract.test_better_auth import newer_token_by_cookie
 from tests.issuers import ADMIN
 
 # How long each change took to reach both processes after Better Auth's answer: `--log-cli-level=INFO` shows it.
@@ -24,6 +25,7 @@ LOG = logging.getLogger(__name__)
 PATIENCE = 30  # seconds, on a machine that does much else; a second is the promise
 ME = "/api/v1/users/me"
 TASKS = "/api/v1/tasks"
+USERS = "/api/v1/admin/users"
 PUBLIC_URL = "https://api.example.com"
 
 
@@ -76,11 +78,11 @@ class Deployment:
                     both.start_soon(reaches, address)
         LOG.info("%s: %.0f ms", what, (time.perf_counter() - began) * 1000)
 
-    async def refused(self, what: str, token: str, status: int, code: str) -> None:
+    async def refused(self, what: str, token: str, status: int, code: str, path: str = ME) -> None:
         shut: set[str] = set()
 
         async def seen(address: str) -> bool:
-            response = await self.ask(address, token)
+            response = await self.ask(address, token, path)
             if response.status_code == 200:
                 assert address not in shut, "what was refused once is let in again"
                 return False
@@ -116,6 +118,7 @@ def teller(ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> 
     with Issuer(
         data_dir=tmp_path_factory.mktemp("issuer"),
         admin_emails=[ADMIN],
+        cookie_cache=True,
         security_events=f"http://127.0.0.1:{ports[0]}/api/v1/security-events",
         security_events_audience=f"{PUBLIC_URL}/api/v1/security-events",
     ) as issuer:
@@ -207,6 +210,35 @@ async def test_a_role_given_and_taken(deployment: Deployment) -> None:
     await deployment.as_admin("/admin/set-role", userId=someone.user_id, role="user")
     await deployment.reaches_both("role taken", has(["user"], administrator))
     await deployment.reaches_both("role taken, and not brought back by an old token", has(["user"], user))
+
+
+async def test_an_old_cookie_brings_no_role_back(deployment: Deployment) -> None:
+    """With `session.cookieCache` the browser holds what was true minutes ago."""
+    email, someone = await deployment.somebody()
+    people = deployment.people
+    await deployment.as_admin("/admin/set-role", userId=someone.user_id, role="admin")
+    browser = await people.sign_in(email)
+    administrator = await people.token_by_cookie(browser)
+    for address in deployment.addresses:
+        assert (await deployment.ask(address, administrator, USERS)).status_code == 200
+    await deployment.as_admin("/admin/set-role", userId=someone.user_id, role="user")
+    await deployment.refused("role taken", administrator, 403, "forbidden", USERS)
+    cached = (await people.request("GET", "/get-session", browser.cookie)).json()
+    assert cached["user"]["role"] == "admin", "else the cookie would show nothing"
+    token = await newer_token_by_cookie(people, browser)
+    for address in deployment.addresses:
+        assert (await deployment.ask(address, token, USERS)).status_code == 403
+        assert (await deployment.ask(address, token)).json()["roles"] == ["user"]
+
+
+async def test_an_old_cookie_of_a_revoked_session_gets_no_token(deployment: Deployment) -> None:
+    email, _ = await deployment.somebody()
+    browser = await deployment.people.sign_in(email)
+    assert await deployment.people.token_by_cookie(browser)
+    await deployment.as_admin("/admin/revoke-user-sessions", userId=browser.user_id)
+    assert (await deployment.people.request("GET", "/get-session", browser.cookie)).json()["session"]
+    with pytest.raises(Refused, match="401"):
+        await deployment.people.token_by_cookie(browser)
 
 
 async def test_an_account_that_is_deleted(deployment: Deployment) -> None:

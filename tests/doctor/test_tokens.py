@@ -247,11 +247,11 @@ class TestRealTokens:
         (line,) = (await Report.of(tokens[1], better_auth_url=better_auth.url)).failures()
         names(line, ["FAIL  key", "is not published at", better_auth.jwks_url, "mend BETTER_AUTH_URL"])
 
-    async def test_somebody_banned_with_sql(self, better_auth: Issuer, people: People, session: Session) -> None:
+    async def test_somebody_banned_with_sql(self, better_auth: Issuer, session: Session) -> None:
         with closing(sqlite3.connect(better_auth.database, timeout=10)) as connection, connection:
             connection.execute("UPDATE user SET banned = 1 WHERE id = ?", [session.user_id])
-        report = await Report.of(await people.token(session), better_auth_url=better_auth.url)
-        names(report.on("person"), ["warn", "banned"])
+        report = await Report.of(session.bearer, better_auth_url=better_auth.url)
+        names(report.on("exchange"), ["FAIL", "HTTP 401", "the account is banned"])
 
 
 class TestOAuth:
