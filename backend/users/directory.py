@@ -11,7 +11,7 @@ from uuid import UUID
 from weakref import ref
 
 from cachetools import FIFOCache
-from sqlalchemy import and_, bindparam, func, or_, tuple_
+from sqlalchemy import DateTime, and_, bindparam, func, or_, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
 
@@ -53,6 +53,7 @@ class Contended(DomainError):
 def ensure(fields: frozenset[str]) -> Statement:
     """Insert the row, or bring it in step with newer claims; no row comes back when there was nothing to do.
 
+    `claims_at` is the time of the data, `said_at` the one that must not be before the row's `claims_at`.
     Safe against any number of first requests at once: the unique key decides, and the losers find the winner's row.
     """
     statement = insert(User).values(parameters(("issuer", "subject", "claims_at", *fields)))
@@ -62,8 +63,10 @@ def ensure(fields: frozenset[str]) -> Statement:
     differs = tuple_(*(col(getattr(User, name)) for name in sorted(fields))).is_distinct_from(
         tuple_(*(new[name] for name in sorted(fields)))
     )
-    newer = or_(col(User.claims_at).is_(None), col(User.claims_at) <= new.claims_at)
-    changes = {name: new[name] for name in (*fields, "claims_at")} | {"updated_at": func.now()}
+    said_at = bindparam("said_at", type_=DateTime(timezone=True))
+    newer = or_(col(User.claims_at).is_(None), col(User.claims_at) <= said_at)
+    changes: dict[str, Any] = {name: new[name] for name in fields}
+    changes |= {"claims_at": func.greatest(col(User.claims_at), new.claims_at), "updated_at": func.now()}
     statement = statement.on_conflict_do_update(
         index_elements=[col(User.issuer), col(User.subject)], set_=changes, where=and_(newer, differs)
     )
@@ -95,10 +98,17 @@ class KnownUser:
             actor=Actor.user(row["id"]),
         )
 
-    def is_behind(self, claims: Mapping[str, Any], principal: Principal) -> bool:
-        """Whether the token says something else than the row, and is not older than what the row was written from."""
-        profile = self.profile
-        return any(profile[name] != value for name, value in claims.items()) and claims_at(principal) >= self.claims_at
+    def news(self, claims: Mapping[str, Any], principal: Principal) -> Mapping[str, Any]:
+        """The claims to write: all, all but the roles, or none.
+
+        None where the row says the same or was written from a newer token; no roles where the token's data are older
+        than the row's. The other claims do not wait for newer data: an event that brings a role is a little later than
+        the `updatedAt` of its change, and brings no profile.
+        """
+        if data_at(principal) < self.claims_at:
+            claims = {name: value for name, value in claims.items() if name != "roles"}
+        differ = any(self.profile[name] != value for name, value in claims.items())
+        return claims if differ and claims_at(principal) >= self.claims_at else {}
 
 
 @dataclass(slots=True)
@@ -160,7 +170,7 @@ class Users:
 
     async def _find(self, known: _Remembered | None, principal: Principal) -> KnownUser:
         claims = profile_of(principal)
-        if known is not None and not known.user.is_behind(claims, principal):
+        if known is not None and not known.user.news(claims, principal):
             known.principal = ref(principal)
             return known.user
         forgotten = self._forgotten
@@ -196,11 +206,16 @@ class Users:
 
     async def _load(self, principal: Principal, claims: Mapping[str, Any]) -> KnownUser:
         key = {"issuer": self._issuer, "subject": principal.subject}
-        since = datetime.fromtimestamp(claims_at(principal), UTC) if claims else None
+        # A token with scopes brings no roles. Were it a measure for them, a `/token` JWT whose data are older could not
+        # bring them any more.
+        data = datetime.fromtimestamp(data_at(principal), UTC) if claims and principal.scopes is None else None
+        said = datetime.fromtimestamp(claims_at(principal), UTC)
         for _ in range(_ATTEMPTS):
             row = await self._database.row(FIND, **key)
-            if row is None or KnownUser.of(row).is_behind(claims, principal):
-                row = await self._database.row(ensure(frozenset(claims)), **key, **claims, claims_at=since)
+            news = claims if row is None else KnownUser.of(row).news(claims, principal)
+            if row is None or news:
+                times = {"claims_at": data, "said_at": data if "roles" in news else said}
+                row = await self._database.row(ensure(frozenset(news)), **key, **news, **times)
             if row is not None:
                 return KnownUser.of(row)
             # Another request made the row first, or an erasure took it away: look again.
@@ -220,18 +235,44 @@ def profile_of(principal: Principal) -> dict[str, Any]:
 
 
 def claims_at(principal: Principal) -> float:
-    """The moment that the token's claims speak of, in unix seconds.
+    """When the token was made, in unix seconds.
 
     `iat` counts whole seconds, and two tokens of one second may say different things (a role set in between). Where
-    the claims hold the user's `updatedAt`, which has milliseconds, it decides within that second.
+    the claims have `minted_at`, or the user's `updatedAt` within that second, which have milliseconds, these decide.
     """
+    minted, updated = _minted_at(principal), _updated_at(principal)
+    if minted is not None:
+        return minted
+    return principal.issued_at if updated is None else max(principal.issued_at, updated)
+
+
+def data_at(principal: Principal) -> float:
+    """The moment up to which the token's data are known to be true, in unix seconds; never after `claims_at`.
+
+    `minted_at` says that Better Auth's storage was read at that moment. Without it the data may come from a cookie that
+    is older than the token (`session.cookieCache`), so that nothing is known but the user's `updatedAt`; and where
+    that is missing, too, `iat` has to do.
+    """
+    minted, updated = _minted_at(principal), _updated_at(principal)
+    if minted is not None:
+        return minted
+    return principal.issued_at if updated is None else updated
+
+
+def _minted_at(principal: Principal) -> float | None:
+    """The claim, in milliseconds since 1970; None when it is no integer, or later than `iat` allows."""
+    minted = principal.claims.get("minted_at")
+    if type(minted) is not int or not 0 <= minted < (principal.issued_at + 1) * 1000:
+        return None
+    return minted / 1000
+
+
+def _updated_at(principal: Principal) -> float | None:
+    """The claim, ISO 8601 with an offset; None when it is none, or later than `iat` allows."""
     updated = principal.claims.get("updatedAt")
-    if isinstance(updated, str):
-        try:
-            moment = datetime.fromisoformat(updated)
-            changed = moment.timestamp() if moment.tzinfo else -math.inf
-        except (ValueError, OverflowError):
-            return principal.issued_at
-        if principal.issued_at < changed < principal.issued_at + 1:
-            return changed
-    return principal.issued_at
+    try:
+        moment = datetime.fromisoformat(updated) if isinstance(updated, str) else None
+        changed = moment.timestamp() if moment is not None and moment.tzinfo else math.inf
+    except (ValueError, OverflowError):
+        return None
+    return changed if 0 <= changed < principal.issued_at + 1 else None

@@ -1,10 +1,11 @@
 """OAuth access tokens of a real provider: for the person who granted them, within their scopes; not for machines."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from uuid import uuid4
 
 import httpx
 import pytest
+from jwt import decode
 
 from backend.auth.testing import LocalIssuer
 from backend.dev.issuer import Issuer
@@ -12,10 +13,12 @@ from backend.dev.oauth import OAuthClient
 from backend.dev.people import People, Session
 from backend.settings import Settings
 from tests.conftest import Api, running
-from tests.contract.test_better_auth import ME, TASKS, call, served_by
+from tests.contract.test_better_auth import ME, TASKS, call, newer_token_by_cookie, served_by
+from tests.issuers import ADMIN
 from tests.users.test_users import rows_of
 
 API = "http://localhost:8000"
+USERS = "/api/v1/admin/users"
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +95,21 @@ async def test_what_else_the_provider_signs_is_no_access_token(api: Api, oauth: 
     assert refusal(await call(api, answer["id_token"])) == (401, "invalid_token")
     opaque = (await oauth.authorization_code(session, scope="tasks:read"))["access_token"]
     assert refusal(await call(api, opaque)) == (401, "invalid_token")
+
+
+async def test_an_old_cookie_brings_no_role_back_where_the_payload_is_better_auths_own(
+    start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer
+) -> None:
+    """An own `jwt()` makes a new token of what `session.cookieCache` holds, but that has an older `updatedAt`."""
+    better_auth = start_issuer(oauth=True, cookie_cache=True, admin_emails=[ADMIN])
+    async with running(served_by(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
+        admin, session = await people.sign_up(ADMIN), await people.sign_up("ada@example.com")
+        await people.request("POST", "/admin/set-role", admin.authorization, userId=session.user_id, role="admin")
+        browser = await people.sign_in("ada@example.com")
+        assert (await call(api, await people.token_by_cookie(browser), path=USERS)).status_code == 200
+        await people.request("POST", "/admin/set-role", admin.authorization, userId=session.user_id, role="user")
+        assert (await call(api, await people.token(session))).json()["roles"] == ["user"]
+        stale = await newer_token_by_cookie(people, browser)
+        assert decode(stale, options={"verify_signature": False})["role"] == "admin"
+        assert refusal(await call(api, stale, path=USERS)) == (403, "forbidden")
+        assert [row["roles"] for row in await rows_of(api, session.user_id)] == [["user"]]

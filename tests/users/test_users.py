@@ -12,7 +12,7 @@ import pytest
 
 from backend.auth import Principal
 from backend.database import SYSTEM, Database, Statement
-from backend.users import directory
+from backend.users import directory, lifecycle
 from backend.users.schemas import Me
 from tests.conftest import BASE, ISSUER, Api, Person, caught_up
 from tests.test_database import raw
@@ -21,6 +21,11 @@ ME = "/api/v1/users/me"
 NOW = int(time.time())  # some time before these tests, so what is issued then lives long
 # Within the second of `iat`, if it were UTC; it does not say so.
 WITHOUT_OFFSET = time.strftime("%Y-%m-%dT%H:%M:%S.500", time.gmtime(NOW - 10))
+
+
+def moment(seconds: float) -> str:
+    """A time as Better Auth writes it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def rows_of(api: Api, subject: str) -> list[dict[str, Any]]:
@@ -100,6 +105,62 @@ async def test_newer_claims_are_taken_over_and_older_ones_are_not(api: Api) -> N
     assert (again["name"], again["roles"]) == ("Ada L.", ["user"])
 
 
+async def test_the_roles_follow_the_newest_data_and_not_the_newest_token(api: Api) -> None:
+    """With `session.cookieCache` an own `jwt()` makes a new token of an old cookie."""
+    ada = api.person()
+    old, new = moment(NOW - 300), moment(NOW - 60)
+    assert (await me(ada, iat=NOW - 200, updatedAt=old, role="admin"))["roles"] == ["admin"]
+    assert (await me(ada, iat=NOW - 50, updatedAt=new, role="user"))["roles"] == ["user"]
+    for forget in False, True:
+        if forget:
+            api.state["users"].forget(ada.subject)
+        assert (await me(ada, iat=NOW - 10, updatedAt=old, role="admin"))["roles"] == ["user"]
+        assert (await ada.get("/api/v1/admin/users")).status_code == 403
+    # A role that was set by SQL, which moves no `updatedAt`.
+    assert (await me(ada, iat=NOW, updatedAt=new, role="admin"))["roles"] == ["admin"]
+
+
+async def test_an_event_about_roles_is_newer_than_a_cookie_and_hides_no_profile(api: Api) -> None:
+    ada = api.person()
+    changed = NOW - 60.5
+    at = {"at": datetime.fromtimestamp(changed + 0.01, UTC)}
+    await me(ada, iat=NOW - 200, updatedAt=moment(NOW - 300), role="admin", name="Ada")
+    user_id = (await rows_of(api, ada.subject))[0]["id"]
+    system = Database(api.state["pool"], SYSTEM)
+    assert await system.transact(lambda transaction: lifecycle.set_roles(transaction, user_id, ["user"], **at))
+    api.state["users"].forget(ada.subject)
+    assert (await me(ada, iat=NOW - 50, updatedAt=moment(NOW - 300), role="admin", name="Ada"))["roles"] == ["user"]
+    seen = await me(ada, iat=NOW - 40, updatedAt=moment(changed), role="user", name="Ada L.")
+    assert (seen["roles"], seen["name"]) == (["user"], "Ada L.")
+
+
+async def test_a_token_that_says_when_it_was_made_from_the_storage_goes_by_that(api: Api) -> None:
+    """So a role that was set by SQL arrives, and a token from before it does not bring the old one back."""
+    ada = api.person(updatedAt=moment(NOW - 300))
+    first = {"iat": NOW - 20, "minted_at": (NOW - 20) * 1000 + 100, "role": "admin"}
+    second = {"iat": NOW - 20, "minted_at": (NOW - 20) * 1000 + 101, "role": "user"}
+    assert (await me(ada, **first))["roles"] == ["admin"]
+    assert (await me(ada, **second))["roles"] == ["user"]
+    assert (await me(ada, **first))["roles"] == ["user"]
+    assert (await me(ada, iat=NOW - 10, minted_at=(NOW - 10) * 1000, role="admin"))["roles"] == ["admin"]
+
+
+@pytest.mark.parametrize("minted", ["soon", True, -1, 1e12, None, (NOW + 3600) * 1000, 10**30], ids=str)
+async def test_an_odd_time_of_making_is_passed_over(api: Api, minted: object) -> None:
+    ada = api.person(iat=NOW - 10, updatedAt=moment(NOW - 60))
+    await me(ada, role="admin", minted_at=minted)
+    (row,) = await rows_of(api, ada.subject)
+    assert row["claims_at"].timestamp() == NOW - 60
+
+
+async def test_a_token_with_scopes_is_no_measure_for_roles(api: Api) -> None:
+    """It brings none itself, whatever it says of the profile."""
+    ada = api.person()
+    bare = api.issuer.access_token(sub=ada.subject, scope="profile", iss=BASE, name="Ada")
+    assert (await ada.get(ME, headers={"Authorization": f"Bearer {bare}"})).json()["name"] == "Ada"
+    assert (await me(ada, iat=NOW, updatedAt=moment(NOW - 300), role="admin"))["roles"] == ["admin"]
+
+
 async def test_within_a_second_the_time_of_the_users_change_decides(api: Api) -> None:
     ada = api.person(iat=NOW)
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(NOW))
@@ -140,7 +201,8 @@ async def test_the_database_itself_holds_to_the_order_of_claims(api: Api) -> Non
     (before,) = await rows_of(api, ada.subject)
     ensure = directory.ensure(frozenset({"name"}))
     for name, at in {"Eve": NOW - 31, "Ada": NOW}.items():
-        values = {"issuer": ISSUER, "subject": ada.subject, "name": name, "claims_at": datetime.fromtimestamp(at, UTC)}
+        moment = datetime.fromtimestamp(at, UTC)
+        values = {"issuer": ISSUER, "subject": ada.subject, "name": name, "claims_at": moment, "said_at": moment}
         assert await Database(api.state["pool"], SYSTEM).rows(ensure, **values) == []
     assert await rows_of(api, ada.subject) == [before]
 
