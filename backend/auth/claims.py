@@ -13,6 +13,9 @@ ProfileValue = str | bool | None
 # A number above this is milliseconds, as JavaScript counts: in seconds it would be the year 5138.
 _MILLISECONDS: Final = 1e11
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+# Claims whose absence grants something: one that cannot be stored is not left out, but replaced by a value that no
+# reader accepts, so that the token is banned or without roles.
+_NEVER_LEFT_OUT: Final = frozenset({"banned", "role"})
 _LAST_SECOND: Final = 253402300799.0  # of the year 9999
 
 
@@ -37,7 +40,8 @@ class Principal:
     """Those of `email`, `email_verified`, `name` and `image` that the token has. One it has as null is there, as None;
     one it has not is not there, and says nothing: an access token carries none, and must not blank a known name."""
     roles: tuple[str, ...] | None = field(default=None, repr=False)
-    """From the admin plugin's `role`; None when the token has no such claim, empty when it is null or empty."""
+    """From the admin plugin's `role`; empty when it is null, empty or cannot be read; None when the token has no
+    such claim."""
     is_anonymous: bool = field(default=False, repr=False)
     impersonated_by: str | None = field(default=None, repr=False)
     banned: bool = field(default=False, repr=False)
@@ -46,7 +50,7 @@ class Principal:
     """Seconds since 1970; None when the ban has no end, or none that can be read."""
     claims: Mapping[str, Any] = field(default_factory=_nothing, repr=False, hash=False)
     """All verified claims, read-only: objects as mappings, arrays as tuples. A claim in which some text holds a NUL or
-    a lone surrogate is left out."""
+    a lone surrogate is left out; `banned` and `role` are then True."""
 
     @classmethod
     def from_claims(cls, claims: Mapping[str, Any], *, is_access_token: bool) -> Self:
@@ -110,8 +114,12 @@ def is_storable(text: str) -> bool:
 
 
 def without_unstorable(claims: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out each claim that holds an unstorable text, at any depth."""
-    return {name: value for name, value in claims.items() if is_storable(name) and _is_storable_value(value)}
+    """Leave out each claim that holds an unstorable text, at any depth; `banned` and `role` become True."""
+    return {
+        name: value if storable else True
+        for name, value in claims.items()
+        if is_storable(name) and ((storable := _is_storable_value(value)) or name in _NEVER_LEFT_OUT)
+    }
 
 
 def _is_storable_value(value: Any) -> bool:
@@ -149,13 +157,18 @@ def _profile(claims: Mapping[str, Any]) -> Mapping[str, ProfileValue]:
 
 
 def read_roles(claims: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The admin plugin's `role`, one string with commas, as `Principal.roles` has it."""
-    if "role" not in claims:
-        return None
-    role = claims["role"]
+    """The roles that `role` names, or None when there is no such claim. One that cannot be read names none."""
+    return (parse_role(claims["role"]) or ()) if "role" in claims else None
+
+
+def parse_role(role: object) -> tuple[str, ...] | None:
+    """The roles of a string with commas (the admin plugin's form), an array of strings, or null; None for others."""
     if role is None:
         return ()
-    return tuple(name for part in role.split(",") if (name := part.strip())) if isinstance(role, str) else None
+    names = role.split(",") if isinstance(role, str) else role
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(stripped for name in names if (stripped := name.strip()))
 
 
 def _moment(value: Any) -> float | None:

@@ -16,6 +16,7 @@ from backend.auth import (
     TokenVerifier,
     decode_object,
 )
+from backend.auth.claims import parse_role
 from backend.auth.encoding import decode_base64url
 from backend.auth.fetch import TOTAL_TIMEOUT, check_url, new_client
 from backend.auth.jwk import CANONICAL
@@ -325,6 +326,12 @@ class TokenExamination:
             yield warn("person", "Better Auth has banned this account: every route is 403 until it is unbanned there")
         if principal.scopes is not None:
             yield ok("scopes", f"{listed(sorted(principal.scopes))}: routes for others are 403 insufficient_scope")
+        elif parse_role(principal.claims.get("role")) is None:
+            yield warn(
+                "roles",
+                f"`role` is {shown(self._claims['role'])}, and counts as no role at all: let `definePayload` give "
+                "a string with commas or an array of strings",
+            )
         elif principal.roles is None:
             yield warn(
                 "roles",

@@ -126,7 +126,7 @@ class ClaimsChange(BaseModel):
     """What a `token-claims-change` says of the claims that are kept here."""
 
     class Kept(BaseModel):
-        role: str | None = None
+        role: Any = None  # whatever `read_roles` makes of it: a refused event would leave the old roles
 
     claims: Kept
 

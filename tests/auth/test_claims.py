@@ -71,9 +71,16 @@ def test_absent_is_not_null(claims: dict[str, Any], profile: dict[str, Any]) -> 
         ({"role": "admin"}, ("admin",)),
         ({"role": "admin,user"}, ("admin", "user")),
         ({"role": " Admin , user "}, ("Admin", "user")),
-        ({"role": ["admin"]}, None),
-        ({"role": 1}, None),
-        ({"role": {"admin": True}}, None),
+        ({"role": ["admin"]}, ("admin",)),
+        ({"role": [" Admin ", "user", ""]}, ("Admin", "user")),
+        ({"role": []}, ()),
+        ({"role": ["user,admin"]}, ("user,admin",)),
+        ({"role": ["admin", 1]}, ()),
+        ({"role": ["admin", None]}, ()),
+        ({"role": [["admin"]]}, ()),
+        ({"role": 1}, ()),
+        ({"role": True}, ()),
+        ({"role": {"admin": True}}, ()),
     ],
 )
 def test_roles(claims: dict[str, Any], roles: tuple[str, ...] | None) -> None:
@@ -164,10 +171,17 @@ def test_unstorable_texts_go_with_their_claim() -> None:
     assert without_unstorable(kept | gone) == kept
 
 
+def test_an_unstorable_text_takes_nothing_off_a_token_that_a_claim_puts_on_it() -> None:
+    claims = without_unstorable({**BASE, "banned": "\0", "role": ["admin", "a\0"]})
+    principal = Principal.from_claims(claims, is_access_token=False)
+    assert (principal.banned, principal.roles) == (True, ())
+
+
 def test_a_principal_can_be_copied_and_sent_to_another_process() -> None:
     claims = {"sub": "u", "iss": "i", "iat": 1, "exp": 2, "role": "admin", "deep": {"list": [1, {"a": None}]}}
-    for is_access_token in True, False:
-        principal = Principal.from_claims(claims, is_access_token=is_access_token)
+    others: tuple[dict[str, Any], ...] = ({"role": ["a"]}, {"role": 5})
+    for is_access_token, more in (True, {}), (False, {}), *((False, other) for other in others):
+        principal = Principal.from_claims(claims | more, is_access_token=is_access_token)
         for twin in copy.deepcopy(principal), pickle.loads(pickle.dumps(principal)):  # noqa: S301 - pickled just now
             assert twin == principal
             assert twin.claims == principal.claims

@@ -166,6 +166,21 @@ class TestWhatRoutesWillSay:
             .endswith("admin, user")
         )
 
+    @pytest.mark.parametrize(
+        ("role", "seen"),
+        [(["admin", 1], '["admin", 1]'), (5, "5"), ({"admin": True}, '{"admin": true}'), ("admin\0", "admin?")],
+        ids=str,
+    )
+    async def test_a_role_that_cannot_be_read(
+        self, issuer: LocalIssuer, jwks_url: str, role: object, seen: str
+    ) -> None:
+        report = await Report.of(issuer.token(role=role), **at(issuer, jwks_url))
+        names(report.on("roles"), ["warn", f"`role` is {seen}", "no role at all", "`definePayload`"])
+
+    async def test_roles_as_an_array(self, issuer: LocalIssuer, jwks_url: str) -> None:
+        report = await Report.of(issuer.token(role=["admin", "user"]), **at(issuer, jwks_url))
+        assert report.on("roles").endswith("admin, user")
+
 
 class TestRealTokens:
     @pytest.fixture

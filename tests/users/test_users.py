@@ -105,6 +105,18 @@ async def test_newer_claims_are_taken_over_and_older_ones_are_not(api: Api) -> N
     assert (again["name"], again["roles"]) == ("Ada L.", ["user"])
 
 
+@pytest.mark.parametrize(
+    ("role", "roles"),
+    [(["user"], ["user"]), (["admin", 1], []), (5, []), ({"admin": True}, []), ("admin\0", [])],
+    ids=str,
+)
+async def test_a_role_in_any_form_replaces_the_old_one(api: Api, role: object, roles: list[str]) -> None:
+    ada = api.person()
+    assert (await me(ada, iat=NOW - 60, role="admin"))["roles"] == ["admin"]
+    assert (await me(ada, iat=NOW - 30, role=role))["roles"] == roles
+    assert (await me(ada, iat=NOW - 20))["roles"] == roles, "none is said, so they stay"
+
+
 async def test_the_roles_follow_the_newest_data_and_not_the_newest_token(api: Api) -> None:
     """With `session.cookieCache` an own `jwt()` makes a new token of an old cookie."""
     ada = api.person()
