@@ -778,7 +778,7 @@ export interface components {
             roles: string[];
             /**
              * Scopes
-             * @description Of an OAuth access token. null: the person's own token, not limited.
+             * @description Of an OAuth access token or an API key. null: the person's own token, not limited.
              */
             scopes: string[] | null;
             /** @description Whether this API lets them in: who reads this is `active`. */

@@ -74,7 +74,7 @@ class Bearer:
                 return self._refused(401, "invalid_token", str(error))
 
     def require_scopes(self, principal: Principal, *scopes: str) -> None:
-        """Refuse an access token that lacks some of `scopes`. A `/token` JWT speaks for the person and needs none."""
+        """Refuse an access token, or an API key's, that lacks some of `scopes`. Another `/token` JWT needs none."""
         if principal.scopes is None:
             return
         missing = [scope for scope in scopes if scope not in principal.scopes]
@@ -90,7 +90,7 @@ class Bearer:
             raise forbidden("The account is banned.")
 
     def require_role(self, principal: Principal, *roles: str) -> None:
-        """Refuse whose token names none of `roles`; an access token never does."""
+        """Refuse whose token names none of `roles`; an access token or an API key's never does."""
         if principal.scopes is not None or not set(roles).intersection(principal.roles or ()):
             raise forbidden("This needs a role that the account does not have.")
 

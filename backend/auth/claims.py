@@ -14,8 +14,8 @@ ProfileValue = str | bool | None
 _MILLISECONDS: Final = 1e11
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 # Claims whose absence grants something: one that cannot be stored is not left out, but replaced by a value that no
-# reader accepts, so that the token is banned or without roles.
-_NEVER_LEFT_OUT: Final = frozenset({"banned", "role"})
+# reader accepts, so that the token is banned, narrow or without roles.
+_NEVER_LEFT_OUT: Final = frozenset({"banned", "key", "role"})
 _LAST_SECOND: Final = 253402300799.0  # of the year 9999
 
 
@@ -33,15 +33,16 @@ class Principal:
     """Seconds since 1970, as `expires_at`."""
     expires_at: float = field(repr=False)
     scopes: frozenset[str] | None = field(default=None, repr=False)
-    """What an OAuth access token (`at+jwt`) was granted; None for a `/token` JWT, which speaks for the person."""
+    """What an OAuth access token (`at+jwt`) or the token of an API key (a `/token` JWT with the claim `key`) was
+    granted; None for any other `/token` JWT, which speaks for the person."""
     client_id: str | None = field(default=None, repr=False)
     session_id: str | None = field(default=None, repr=False)
     profile: Mapping[str, ProfileValue] = field(default_factory=_nothing, repr=False, hash=False)
     """Those of `email`, `email_verified`, `name` and `image` that the token has. One it has as null is there, as None;
     one it has not is not there, and says nothing: an access token carries none, and must not blank a known name."""
     roles: tuple[str, ...] | None = field(default=None, repr=False)
-    """From the admin plugin's `role`; empty when it is null, empty or cannot be read; None when the token has no
-    such claim."""
+    """From the admin plugin's `role`; empty when it is null, empty or cannot be read. None when the token has no such
+    claim or has `scopes`: an access token or an API key names no roles."""
     is_anonymous: bool = field(default=False, repr=False)
     impersonated_by: str | None = field(default=None, repr=False)
     banned: bool = field(default=False, repr=False)
@@ -50,21 +51,22 @@ class Principal:
     """Seconds since 1970; None when the ban has no end, or none that can be read."""
     claims: Mapping[str, Any] = field(default_factory=_nothing, repr=False, hash=False)
     """All verified claims, read-only: objects as mappings, arrays as tuples. A claim in which some text holds a NUL or
-    a lone surrogate is left out; `banned` and `role` are then True."""
+    a lone surrogate is left out; `banned`, `key` and `role` are then True."""
 
     @classmethod
     def from_claims(cls, claims: Mapping[str, Any], *, is_access_token: bool) -> Self:
         """Read claims that a verifier has judged: sub, iss, iat and exp are there and of the right type."""
+        is_narrow = is_access_token or "key" in claims
         return cls(
             subject=claims["sub"],
             issuer=claims["iss"],
             issued_at=float(claims["iat"]),
             expires_at=float(claims["exp"]),
-            scopes=frozenset((_text(claims.get("scope")) or "").split()) if is_access_token else None,
+            scopes=frozenset((_text(claims.get("scope")) or "").split()) if is_narrow else None,
             client_id=_text(claims.get("client_id")),
             session_id=_text(claims.get("sid")),
             profile=_profile(claims),
-            roles=read_roles(claims),
+            roles=None if is_narrow else read_roles(claims),
             is_anonymous=claims.get("isAnonymous") is True,
             impersonated_by=_text(claims.get("impersonatedBy")),
             banned=bool(claims.get("banned")),
@@ -114,7 +116,7 @@ def is_storable(text: str) -> bool:
 
 
 def without_unstorable(claims: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out each claim that holds an unstorable text, at any depth; `banned` and `role` become True."""
+    """Leave out each claim that holds an unstorable text, at any depth; `banned`, `key` and `role` become True."""
     return {
         name: value if storable else True
         for name, value in claims.items()

@@ -122,25 +122,17 @@ class LocalIssuer:
         **claims: Any,
     ) -> str:
         """A `/token` JWT with Better Auth's default payload; `claims` go over it, `omit` are left out of it."""
-        now = int(self.clock())
-        day = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        payload = {
-            "iat": now,
-            "name": "Ada Lovelace",
-            "email": f"{sub}@example.com",
-            "emailVerified": False,
-            "image": None,
-            "createdAt": day,
-            "updatedAt": day,
-            "id": sub,
-            "sub": sub,
-            "exp": now + expires_in,
-            "iss": self.url,
-            "aud": self.audience,
-        } | claims
+        payload = self._payload(sub, expires_in) | claims
         key = key or self.key
         kept = {name: value for name, value in payload.items() if name not in omit}
         return self.sign({"alg": key.alg, "kid": key.kid} | dict(header or {}), kept, key=key)
+
+    def api_key_token(
+        self, sub: str = "user1", *, scope: str = "", api_key: object = "key1", expires_in: float = 900, **claims: Any
+    ) -> str:
+        """A `/token` JWT as the reference configuration makes it for an API key, whose id is the claim `key`."""
+        payload = self._payload(sub, expires_in) | {"key": api_key, "scope": scope} | claims
+        return self.sign({"alg": self.key.alg, "kid": self.key.kid}, payload)
 
     def access_token(
         self,
@@ -223,6 +215,24 @@ class LocalIssuer:
             return httpx.Response(200, json=self.jwks) if request.url == self.jwks_url else httpx.Response(404)
 
         return httpx.MockTransport(answer)
+
+    def _payload(self, sub: str, expires_in: float) -> dict[str, Any]:
+        now = int(self.clock())
+        day = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return {
+            "iat": now,
+            "name": "Ada Lovelace",
+            "email": f"{sub}@example.com",
+            "emailVerified": False,
+            "image": None,
+            "createdAt": day,
+            "updatedAt": day,
+            "id": sub,
+            "sub": sub,
+            "exp": now + expires_in,
+            "iss": self.url,
+            "aud": self.audience,
+        }
 
 
 def _serialized(part: Mapping[str, Any] | bytes) -> bytes:

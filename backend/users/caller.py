@@ -18,7 +18,8 @@ REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
 
 
 def route_for(*, read: str, write: str, body_limit: int = 64 * 1024) -> type["PersonRoute"]:
-    """A route class for people, whose OAuth access tokens need the scope `read` for GET and `write` for the rest.
+    """A route class for people, whose OAuth access tokens and API keys need the scope `read` for GET and `write` for
+    the rest.
 
     `body_limit`: in bytes.
     """
@@ -26,7 +27,7 @@ def route_for(*, read: str, write: str, body_limit: int = 64 * 1024) -> type["Pe
 
 
 def require_role(role: str) -> type["PersonRoute"]:
-    """A route class for people whose row has the role. No OAuth access token will do.
+    """A route class for people whose row has the role. No OAuth access token and no API key will do.
 
     What the token says of roles does not count: it may be older than the row.
     """
@@ -36,7 +37,7 @@ def require_role(role: str) -> type["PersonRoute"]:
 class PersonRoute(BearerRoute):
     """The order of refusals: token, rate, person, scope, account, role, content type, size, then what the body says."""
 
-    scopes: tuple[str, ...] = ()  # for GET, for the rest; without any, no OAuth access token is let in
+    scopes: tuple[str, ...] = ()  # for GET, for the rest; without any, no OAuth access token or API key is let in
     role: str | None = None
     body_limit: int = 64 * 1024  # bytes
 
@@ -50,7 +51,7 @@ class PersonRoute(BearerRoute):
         if self.scopes:
             bearer.require_scopes(principal, self.scopes[request.scope["method"] != "GET"])
         elif principal.scopes is not None:
-            raise forbidden("This is for the person alone: an OAuth access token will not do.")
+            raise forbidden("This is for the person alone: an OAuth access token or an API key will not do.")
         user = await users.resolve(principal)
         if principal.issued_at <= user.tokens_valid_after:
             raise bearer.refusal(InvalidToken(Reason.REVOKED))

@@ -73,7 +73,9 @@ class Me(BaseModel):
     name: str | None = Field(description="As Better Auth knows it.")
     image: str | None = Field(description="The address of a picture.")
     roles: list[str] = Field(description="Of Better Auth's admin plugin.")
-    scopes: list[str] | None = Field(description="Of an OAuth access token. null: the person's own token, not limited.")
+    scopes: list[str] | None = Field(
+        description="Of an OAuth access token or an API key. null: the person's own token, not limited."
+    )
     is_anonymous: bool = Field(description="Signed in without an account, through Better Auth's anonymous plugin.")
     status: UserStatus = Field(description="Whether this API lets them in: who reads this is `active`.")
     time_zone: str | None = Field(description="IANA name")

@@ -53,6 +53,7 @@ async function start(settings: Settings, { url, port }: Location): Promise<Runni
         client_name: "Contract tests",
         redirect_uris: [redirect_uri],
         grant_types: ["authorization_code", "refresh_token", "client_credentials"],
+        customAccessTokenClaims: ({ user }) => (user ? { role: user["role"] } : {}),
         client_credentials_scopes: SCOPES,
         token_endpoint_auth_method: "client_secret_basic",
         skip_consent: true,

@@ -85,6 +85,8 @@ def test_absent_is_not_null(claims: dict[str, Any], profile: dict[str, Any]) -> 
 )
 def test_roles(claims: dict[str, Any], roles: tuple[str, ...] | None) -> None:
     assert read(**claims).roles == roles
+    assert read(**claims, is_access_token=True).roles is None
+    assert read(**claims, key="key1").roles is None
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,9 @@ def test_roles(claims: dict[str, Any], roles: tuple[str, ...] | None) -> None:
 def test_scopes_belong_to_access_tokens(scope: Any, scopes: frozenset[str]) -> None:
     assert read(scope=scope, is_access_token=True).scopes == scopes
     assert read(scope=scope).scopes is None
+    keys: tuple[object, ...] = ("key1", "", None, 5, False, [], {})
+    for key in keys:
+        assert read(scope=scope, key=key).scopes == scopes
 
 
 @pytest.mark.parametrize(
@@ -172,14 +177,16 @@ def test_unstorable_texts_go_with_their_claim() -> None:
 
 
 def test_an_unstorable_text_takes_nothing_off_a_token_that_a_claim_puts_on_it() -> None:
-    claims = without_unstorable({**BASE, "banned": "\0", "role": ["admin", "a\0"]})
+    claims = without_unstorable({**BASE, "banned": "\0", "key": {"\ud800": 1}, "role": ["admin", "a\0"]})
     principal = Principal.from_claims(claims, is_access_token=False)
-    assert (principal.banned, principal.roles) == (True, ())
+    assert (principal.banned, principal.scopes, principal.roles) == (True, frozenset(), None)
+    del claims["key"]
+    assert Principal.from_claims(claims, is_access_token=False).roles == ()
 
 
 def test_a_principal_can_be_copied_and_sent_to_another_process() -> None:
     claims = {"sub": "u", "iss": "i", "iat": 1, "exp": 2, "role": "admin", "deep": {"list": [1, {"a": None}]}}
-    others: tuple[dict[str, Any], ...] = ({"role": ["a"]}, {"role": 5})
+    others: tuple[dict[str, Any], ...] = ({"key": None, "scope": "a:b"}, {"role": ["a"]}, {"role": 5})
     for is_access_token, more in (True, {}), (False, {}), *((False, other) for other in others):
         principal = Principal.from_claims(claims | more, is_access_token=is_access_token)
         for twin in copy.deepcopy(principal), pickle.loads(pickle.dumps(principal)):  # noqa: S301 - pickled just now

@@ -1,6 +1,8 @@
 """OAuth access tokens of a real provider: for the person who granted them, within their scopes; not for machines."""
 
+import sqlite3
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from uuid import uuid4
 
 import httpx
@@ -95,6 +97,18 @@ async def test_what_else_the_provider_signs_is_no_access_token(api: Api, oauth: 
     assert refusal(await call(api, answer["id_token"])) == (401, "invalid_token")
     opaque = (await oauth.authorization_code(session, scope="tasks:read"))["access_token"]
     assert refusal(await call(api, opaque)) == (401, "invalid_token")
+
+
+async def test_roles_in_an_access_token_are_ignored(
+    api: Api, better_auth_oauth: Issuer, oauth: OAuthClient, session: Session
+) -> None:
+    """`customAccessTokenClaims` may put one there; in the row it would outlast the token."""
+    with closing(sqlite3.connect(better_auth_oauth.database, timeout=10)) as connection, connection:
+        connection.execute("UPDATE user SET role = 'admin' WHERE id = ?", (session.user_id,))
+    token = await granted(oauth, session, "profile")
+    assert decode(token, options={"verify_signature": False})["role"] == "admin"
+    assert (await call(api, token)).json()["roles"] == []
+    assert [row["roles"] for row in await rows_of(api, session.user_id)] == [[]]
 
 
 async def test_an_old_cookie_brings_no_role_back_where_the_payload_is_better_auths_own(

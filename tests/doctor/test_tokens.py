@@ -181,6 +181,10 @@ class TestWhatRoutesWillSay:
         report = await Report.of(issuer.token(role=["admin", "user"]), **at(issuer, jwks_url))
         assert report.on("roles").endswith("admin, user")
 
+    async def test_an_api_key(self, issuer: LocalIssuer, jwks_url: str) -> None:
+        report = await Report.of(issuer.api_key_token(scope="tasks:read"), **at(issuer, jwks_url))
+        names(report.on("scopes"), ["tasks:read: routes for others are 403 insufficient_scope"])
+
 
 class TestRealTokens:
     @pytest.fixture

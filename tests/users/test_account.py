@@ -13,7 +13,7 @@ from backend.database import SYSTEM, Database
 from backend.users import export, lifecycle
 from tests.conftest import BASE, Api, Person
 from tests.test_database import raw
-from tests.users.test_lifecycle import as_system, fill, id_of, owned_by
+from tests.users.test_lifecycle import NOW, as_system, fill, id_of, of_keys, owned_by
 
 ME = "/api/v1/users/me"
 EXPORT = f"{ME}/export"
@@ -210,13 +210,15 @@ async def test_an_erasure_is_noted_with_whoever_acted_for_the_person(api: Api) -
 
 
 async def test_no_client_takes_or_erases_everything_for_a_person(api: Api) -> None:
-    """An OAuth access token that may see who somebody is gets neither their data nor rid of them."""
+    """An OAuth access token or an API key that may see who somebody is gets neither their data nor rid of them."""
     ada = api.person()
     await fill(ada)
     scope = "profile tasks:read tasks:write"
-    bearer = {"Authorization": f"Bearer {api.issuer.access_token(sub=ada.subject, scope=scope, iss=BASE)}"}
-    assert (await ada.get(ME, headers=bearer)).status_code == 200
-    for method, path in ("GET", EXPORT), ("DELETE", ME):
-        answer = await ada.request(method, path, headers=bearer)
-        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    access_token = api.issuer.access_token(sub=ada.subject, scope=scope, iss=BASE)
+    for token in access_token, *of_keys(ada, scope):
+        bearer = {"Authorization": f"Bearer {token}"}
+        assert (await ada.get(ME, headers=bearer)).status_code == 200
+        for method, path in ("GET", EXPORT), ("DELETE", ME):
+            answer = await ada.request(method, path, headers=bearer)
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
     assert (await ada.get(TASKS)).json()["items"]

@@ -20,7 +20,7 @@ from backend.users.schemas import AuditRead, UserRead
 from backend.users.security_events import EventType
 from tests.conftest import BASE, Api, Person, create_database, running
 from tests.test_database import raw
-from tests.users.test_lifecycle import NOW, as_system, id_of, row_of
+from tests.users.test_lifecycle import NOW, as_system, id_of, of_keys, row_of
 from tests.users.test_security_events import merged, tell
 
 ME = "/api/v1/users/me"
@@ -59,12 +59,25 @@ async def test_nobody_else_is_let_in(api: Api, claims: Mapping[str, str]) -> Non
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
 
 
-async def test_no_oauth_client_is_let_in_for_an_administrator(api: Api, root: Person) -> None:
+async def test_no_oauth_client_and_no_api_key_is_let_in_for_an_administrator(api: Api, root: Person) -> None:
     id = await id_of(root)
-    token = api.issuer.access_token(sub=root.subject, scope="profile tasks:read tasks:write", iss=BASE, role="admin")
-    for method, path in OPERATIONS:
-        answer = await root.request(method, path.replace("{id}", str(id)), headers={"Authorization": f"Bearer {token}"})
-        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+    scope = "profile tasks:read tasks:write"
+    access_token = api.issuer.access_token(sub=root.subject, scope=scope, iss=BASE, role="admin")
+    for token in access_token, *of_keys(root, scope):
+        bearer = {"Authorization": f"Bearer {token}"}
+        for method, path in OPERATIONS:
+            answer = await root.request(method, path.replace("{id}", str(id)), headers=bearer)
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+
+
+async def test_roles_of_an_access_token_or_an_api_key_are_ignored(api: Api) -> None:
+    """They would outlast it in the row, where the person's own token without a role leaves them."""
+    eve = api.person()
+    access_token = api.issuer.access_token(sub=eve.subject, scope="profile", iss=BASE, role="admin")
+    for token in access_token, *of_keys(eve, "profile", role="admin"):
+        me = await eve.get(ME, headers={"Authorization": f"Bearer {token}"})
+        assert (me.status_code, me.json()["roles"]) == (200, [])
+        assert (await eve.get(USERS)).status_code == 403
 
 
 async def test_the_row_decides_and_no_token(api: Api, root: Person) -> None:
