@@ -51,6 +51,9 @@ class Issuer:
     `http://localhost:8000` unless given."""
     oauth: bool = False
     """Run the OAuth provider instead of the reference configuration; see `client` and `backend.dev.oauth`."""
+    api_keys: bool = False
+    """With `oauth`: API keys that act as sessions, and the reference configuration's `/token` JWTs; without it, that
+    server's JWTs have Better Auth's own payload."""
     web: bool = False
     """Run the web app, which has the reference configuration mounted in it; `backend.dev.web` builds it."""
     api_url: str = ""
@@ -232,6 +235,7 @@ class Issuer:
             "ISSUER_SECURITY_EVENTS": self.security_events,
             "ISSUER_SECURITY_EVENTS_AUDIENCE": self.security_events_audience,
             "ISSUER_SERIAL_IDS": "on" if self.serial_ids else "off",
+            "ISSUER_API_KEYS": "on" if self.api_keys else "off",
             "ISSUER_COOKIE_CACHE": "on" if self.cookie_cache else "off",
             "ISSUER_RATE_LIMIT": "on" if self.rate_limit else "off",
             "ISSUER_SECRET": self.secret,

@@ -1,8 +1,10 @@
 /** Runs Better Auth as an OAuth 2.1 provider for contract tests, with one client that may use every grant. */
 import { randomUUID } from "node:crypto";
+import { registerHooks } from "node:module";
 import { DatabaseSync } from "node:sqlite";
+import { apiKey } from "@better-auth/api-key";
 import { oauthProvider } from "@better-auth/oauth-provider";
-import { type BetterAuthOptions, betterAuth } from "better-auth";
+import { type BetterAuthOptions, type BetterAuthPlugin, betterAuth } from "better-auth";
 import { getMigrations } from "better-auth/db/migration";
 import { toNodeHandler } from "better-auth/node";
 import { admin, bearer, jwt } from "better-auth/plugins";
@@ -11,10 +13,29 @@ import { readSettings, serverOptions, type Settings } from "../better-auth/setti
 
 const SCOPES = ["tasks:read", "tasks:write"];
 
+/** The tokens of the reference configuration, made by the Better Auth of this folder instead of that of its own. */
+async function apiTokens({ keyAlgorithm, keyRotation }: Settings): Promise<readonly BetterAuthPlugin[]> {
+  const file = new URL("../better-auth/auth.ts", import.meta.url).href;
+  const hooks = registerHooks({
+    resolve: (specifier, context, next) =>
+      next(specifier, context.parentURL === file ? { ...context, parentURL: import.meta.url } : context),
+  });
+  const reference = (await import(file)) as { apiTokens: (settings: object) => readonly BetterAuthPlugin[] };
+  hooks.deregister();
+  return reference.apiTokens({ keyAlgorithm, keyRotation });
+}
+
 async function start(settings: Settings, { url, port }: Location): Promise<Running> {
   const owner = { email: `${randomUUID()}@owner.invalid`, password: randomUUID(), name: "Owner of the client" };
   const database = new DatabaseSync(settings.database);
   const rotation = settings.keyRotation > 0 ? { rotationInterval: settings.keyRotation } : {};
+  // Better Auth's own payload: the whole user row. The reference configuration's is slim; a contract covers both.
+  const own = jwt({ jwks: { keyPairConfig: { alg: settings.keyAlgorithm }, ...rotation }, disableSettingJwtHeader: true });
+  const keys = apiKey({
+    enableSessionForAPIKeys: true,
+    rateLimit: { enabled: false },
+    permissions: { defaultPermissions: { tasks: ["read"] } },
+  });
   const options = {
     ...serverOptions(settings, port),
     database,
@@ -22,8 +43,7 @@ async function start(settings: Settings, { url, port }: Location): Promise<Runni
     emailAndPassword: { enabled: true },
     telemetry: { enabled: false },
     plugins: [
-      // Better Auth's own payload: the whole user row. The reference configuration's is slim; a contract covers both.
-      jwt({ jwks: { keyPairConfig: { alg: settings.keyAlgorithm }, ...rotation }, disableSettingJwtHeader: true }),
+      ...(settings.apiKeys ? [...(await apiTokens(settings)), keys] : [own]),
       bearer(),
       admin(),
       oauthProvider({
@@ -33,6 +53,7 @@ async function start(settings: Settings, { url, port }: Location): Promise<Runni
         // Only a token for one of these is a JWT; without `resource` it is opaque.
         resources: settings.audience.length > 0 ? settings.audience : ["http://localhost:8000"],
         enforcePerClientResources: false,
+        customAccessTokenClaims: ({ user }) => (user ? { role: user["role"] } : {}),
         clientPrivileges: ({ user }) => user?.email === owner.email,
       }),
     ],
@@ -53,7 +74,6 @@ async function start(settings: Settings, { url, port }: Location): Promise<Runni
         client_name: "Contract tests",
         redirect_uris: [redirect_uri],
         grant_types: ["authorization_code", "refresh_token", "client_credentials"],
-        customAccessTokenClaims: ({ user }) => (user ? { role: user["role"] } : {}),
         client_credentials_scopes: SCOPES,
         token_endpoint_auth_method: "client_secret_basic",
         skip_consent: true,

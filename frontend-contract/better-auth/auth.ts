@@ -58,7 +58,27 @@ export interface Claims extends Person {
   impersonatedBy: string | null;
 }
 
+/** The payload of a token made from an API key. The API lets it do what `scope` names, and nothing else. */
+export interface KeyClaims extends Person {
+  /** The id of the API key. */
+  key: string;
+  /** The key's permissions as OAuth scopes, space-separated: `tasks:read tasks:write`. */
+  scope: string;
+  /** Seconds since 1970; set where the key ends before the token would. */
+  exp?: number;
+}
+
 type Signed = Parameters<NonNullable<NonNullable<JwtOptions["jwt"]>["definePayload"]>>[0];
+
+/** A row of the api-key plugin. */
+interface ApiKey {
+  id: string;
+  referenceId: string;
+  enabled: boolean | null;
+  expiresAt: Date | null;
+  /** JSON: resources, and the actions allowed on each. */
+  permissions: string | null;
+}
 
 /**
  * The payload of a token for a session; Better Auth adds `sub`, `iss`, `aud`, `iat` and `exp`.
@@ -66,7 +86,7 @@ type Signed = Parameters<NonNullable<NonNullable<JwtOptions["jwt"]>["definePaylo
  * The session may come from a cookie that is minutes old (`session.cookieCache`), and with secondary storage the user may
  * be an old copy. Therefore both are read again. Throws UNAUTHORIZED where the session has ended or the user is banned.
  */
-async function claims(context: AuthContext, { user: { id }, session: { token } }: Signed) {
+async function claims(context: AuthContext, { user: { id }, session: { id: sessionId, token } }: Signed) {
   const now = new Date();
   const [user, found] = await Promise.all([
     context.internalAdapter.findUserById(id) as Promise<Signed["user"] | null>,
@@ -84,8 +104,9 @@ async function claims(context: AuthContext, { user: { id }, session: { token } }
     updatedAt: instant(user.updatedAt),
     minted_at: now.getTime(),
   };
-  const session: Signed["session"] | undefined = found?.session;
-  if (!session || session.userId !== user.id || session.expiresAt <= now) throw unauthorized();
+  if (!found) return { ...person, ...(await keyClaims(context, { sessionId, token, userId: user.id, now })) } satisfies KeyClaims;
+  const session: Signed["session"] = found.session;
+  if (session.userId !== user.id || session.expiresAt <= now) throw unauthorized();
   const impersonatedBy = session["impersonatedBy"] ?? null;
   return { ...person, role: user["role"] ?? null, sid: session.id, impersonatedBy } satisfies Claims;
 }
@@ -99,6 +120,37 @@ function isBanned({ banned, banExpires }: Signed["user"], now: Date): boolean {
 
 // Some adapters give dates as text.
 const instant = (date: Date | string): string => new Date(date).toISOString();
+
+/**
+ * What distinguishes the token of an API key (`enableSessionForAPIKeys`), whose session is in no storage: its token is
+ * the key itself, its id the key's. Throws UNAUTHORIZED where there is no such key, or it is disabled or has expired.
+ */
+async function keyClaims(
+  { adapter, hasPlugin }: AuthContext,
+  { sessionId, token, userId, now }: { sessionId: string; token: string; userId: string; now: Date },
+) {
+  if (!hasPlugin("api-key")) throw unauthorized();
+  // Found by the key and not by the id alone: with serial ids, an ended session can have the id of a key.
+  const stored = { field: "key", operator: "in" as const, value: [await hashed(token), token] };
+  const key = await adapter.findOne<ApiKey>({ model: "apikey", where: [stored] });
+  if (!key?.enabled || key.id !== sessionId || key.referenceId !== userId) throw unauthorized();
+  if (key.expiresAt && key.expiresAt <= now) throw unauthorized();
+  const end = key.expiresAt && Math.floor(Math.min(key.expiresAt.getTime() / 1000, now.getTime() / 1000 + TOKEN_LIFE));
+  return { key: key.id, scope: scopes(key.permissions).join(" "), ...(end && { exp: end }) };
+}
+
+/** As the api-key plugin stores a key, unless `disableKeyHashing` is set. */
+async function hashed(key: string): Promise<string> {
+  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(key));
+  return btoa(String.fromCharCode(...new Uint8Array(digest))).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
+/** `{"tasks": ["read"]}` is `tasks:read`. A name that cannot be part of a scope (RFC 6749, 3.3) is left out. */
+function scopes(permissions: string | null): string[] {
+  const read: Record<string, string[]> | null = JSON.parse(permissions || "null");
+  const all = Object.entries(read ?? {}).flatMap(([resource, actions]) => actions.map((action) => `${resource}:${action}`));
+  return all.filter((scope) => /^[\x21\x23-\x5b\x5d-\x7e]+$/.test(scope));
+}
 
 /**
  * Better Auth makes a key when it next signs, never before. A server where nobody signs in until its last key has left

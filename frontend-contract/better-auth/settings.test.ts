@@ -24,6 +24,7 @@ test("an empty environment and empty values give the defaults", () => {
       securityEvents: null,
       securityEventsAudience: null,
       serialIds: false,
+      apiKeys: false,
       cookieCache: false,
       rateLimit: false,
     });

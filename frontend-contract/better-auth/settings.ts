@@ -30,6 +30,8 @@ export interface Settings {
   /** Their `aud`; null is the address. */
   securityEventsAudience: string | null;
   serialIds: boolean;
+  /** The OAuth server alone: sessions for API keys, and the tokens of the reference configuration. */
+  apiKeys: boolean;
   cookieCache: boolean;
   rateLimit: boolean;
 }
@@ -51,6 +53,7 @@ export function readSettings(env: Environment): Settings {
     securityEvents: address(env, "ISSUER_SECURITY_EVENTS"),
     securityEventsAudience: env["ISSUER_SECURITY_EVENTS_AUDIENCE"] || null,
     serialIds: onOff(env, "ISSUER_SERIAL_IDS"),
+    apiKeys: onOff(env, "ISSUER_API_KEYS"),
     cookieCache: onOff(env, "ISSUER_COOKIE_CACHE"),
     rateLimit: onOff(env, "ISSUER_RATE_LIMIT"),
     database,
