@@ -22,7 +22,7 @@ from backend.live import Live
 from backend.metrics import Metrics
 from backend.observability import Observability
 from backend.proxies import TrustedProxies
-from backend.rate_limits import Quota, RateLimiting, RateLimits
+from backend.rate_limits import EventQuotas, Quota, RateLimiting, RateLimits
 from backend.settings import Settings
 from backend.shortcut import Shortcut
 from backend.stopping import when_told_to_stop
@@ -108,6 +108,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                         issuers=config.issuers,
                         audience=config.events_audience,
                         judged=observer.security_event if observer else None,
+                        quotas=EventQuotas(refused=observer.limited if observer else None),
                     ),
                     rate_limits=rate_limits,
                     proxies=TrustedProxies(config.trusted_proxies) if config.trusted_proxies else None,

@@ -108,7 +108,7 @@ class Metrics(Observer):
         self._loads = Counter("user_loads", "Callers whose row had to be read.", namespace=_PREFIX, registry=registry)
         self._security_events = Counter(
             "security_events",
-            "Security event tokens that were sent here: `taken`, or the `err` that they were refused with.",
+            "Security event tokens that were sent here: `taken`, `rate_limited`, or the `err` they were refused with.",
             ["outcome"],
             namespace=_PREFIX,
             registry=registry,

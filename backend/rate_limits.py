@@ -7,7 +7,7 @@ window, and look through all keys at a hit: 17 ms of processor time with 50,000 
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -18,7 +18,7 @@ from backend.auth import AuthError, TokenVerifier, read_token
 from backend.problems import DomainError, domain_error
 from backend.proxies import neighbourhood
 
-Who = Literal["user", "address"]
+Who = Literal["user", "address", "issuer"]
 
 EXEMPT: Final = frozenset({"/livez", "/readyz", "/metrics"})
 SPEAKS_FOR_ITSELF: Final = "/api/v1/security-events"  # by its body, whoever sends it
@@ -61,6 +61,7 @@ class RateLimited(DomainError):
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__()
+        self.verdict = verdict
         self.headers = {"Retry-After": str(verdict.seconds)}
 
 
@@ -148,20 +149,75 @@ class RateLimits:
             found = local.hit(key)
         else:
             local.set(key, *found)
-        return self._verdict(who, *found)
+        return _verdict(who, self.quota, *found)
 
     def spent(self, who: Who, key: str) -> Verdict | None:
         """The verdict on one more request, when it is known to be one too many; nothing is counted."""
         count, seconds = self._local[who].get(key)
-        return self._verdict(who, count + 1, seconds) if count >= self.quota.amount else None
+        return _verdict(who, self.quota, count + 1, seconds) if count >= self.quota.amount else None
 
     def refuse(self, verdict: Verdict) -> RateLimited:
         if self._refused is not None:
             self._refused(verdict.who)
         return RateLimited(verdict)
 
-    def _verdict(self, who: Who, count: int, seconds: float) -> Verdict:
-        return Verdict(who, self.quota, count, max(1, math.ceil(seconds)))
+
+def _verdict(who: Who, quota: Quota, count: int, seconds: float) -> Verdict:
+    return Verdict(who, quota, count, max(1, math.ceil(seconds)))
+
+
+class EventQuotas:
+    """The quotas of security events. They share nothing with those of requests, so that no load delays a ban.
+
+    - `FAILED`: tokens of one address that are refused. The sender of valid events cannot be told from another sender
+      at its address before the signature is verified, so an address that has spent this quota is still heard.
+    - `VERIFIED`: valid tokens, counted for each type of event, so that sign-outs cannot spend the quota of bans.
+    - `CHECKED`: signatures that are verified for all addresses that have spent `FAILED` together. It bounds the
+      processor time of a flood: 500 Ed25519 signatures take 60 ms.
+
+    Each worker counts by itself, with `RATE_LIMIT=off` and with a Redis as well: neither a setting for requests nor an
+    outage of another service changes how a ban arrives.
+    """
+
+    FAILED: Final = Quota(60, 60)
+    VERIFIED: Final = Quota(10_000, 60)
+    CHECKED: Final = Quota(500, 1)
+
+    def __init__(
+        self, *, refused: Callable[[Who], None] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`refused` is called for each event that is answered 429."""
+        self._refused = refused
+        self._failed = Counters(self.FAILED.window, clock=clock)
+        self._verified = Counters(self.VERIFIED.window, clock=clock)
+        self._checked = Counters(self.CHECKED.window, clock=clock)
+
+    def is_spent(self, address: str) -> bool:
+        """Whether the address has spent its quota of refused tokens."""
+        return self._failed.get(address)[0] >= self.FAILED.amount
+
+    def check(self) -> None:
+        """Count a signature that is to be verified for an address that has spent its quota. Raises RateLimited."""
+        self._judge(_verdict("address", self.CHECKED, *self._checked.hit("")))
+
+    def verify(self, types: Iterable[str]) -> Verdict:
+        """Count a valid token with events of these types. Raises RateLimited."""
+        count, seconds = max(self._verified.hit(type) for type in types)
+        return self._judge(_verdict("issuer", self.VERIFIED, count, seconds))
+
+    def fail(self, address: str) -> Verdict:
+        """Count a token that is not taken."""
+        return _verdict("address", self.FAILED, *self._failed.hit(address))
+
+    def refuse(self, verdict: Verdict) -> RateLimited:
+        if self._refused is not None:
+            self._refused(verdict.who)
+        return RateLimited(verdict)
+
+    def _judge(self, verdict: Verdict) -> Verdict:
+        if verdict.exceeded:
+            raise self.refuse(verdict)
+        return verdict
 
 
 async def spend_as_user(state: dict[str, Any]) -> None:
@@ -181,29 +237,35 @@ class RateLimiting:
     A request without credentials counts for its address at once. When an address has spent its quota, it is let in
     with a token that was good a moment ago: a stranger on one's network is no reason to be shut out. Where no
     credentials are wanted, those that come along say nothing, and a good token opens no way around the quota.
+
+    Security events have quotas of their own (`EventQuotas`), which their route counts.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limits: RateLimits | None = scope["state"]["rate_limits"] if scope["type"] == "http" else None
-        if limits is None or scope["path"] in EXEMPT:
+        if scope["type"] != "http" or scope["path"] in EXEMPT:
             await self.app(scope, receive, send)
             return
         state = scope["state"]
+        is_event = scope["path"] == SPEAKS_FOR_ITSELF and scope["method"] == "POST"
+        limits: RateLimits | None = None if is_event else state["rate_limits"]
         address = neighbourhood(scope)
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
                 verdict: Verdict | None = state.get("rate_limit")
                 # What goes wrong here is nobody's fault elsewhere.
-                if verdict is None and message["status"] < 500:
+                if verdict is None and limits is not None and message["status"] < 500:
                     verdict = state["rate_limit"] = await limits.spend("address", address)
                 if verdict is not None:
                     message["headers"] = [*message["headers"], *verdict.fields()]
             await send(message)
 
+        if limits is None:
+            await self.app(scope, receive, send_with_limits if is_event else send)
+            return
         has_credentials = wants_credentials(scope["path"]) and _has_credentials(scope)
         verdict = limits.spent("address", address)
         if verdict and has_credentials and _is_remembered(state["bearer"].verifier, scope):

@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from backend.auth.testing import LocalIssuer
-from backend.auth.verifier import TokenVerifier
-from backend.rate_limits import Counters, Quota, RateLimits, wants_credentials
+from backend.auth.verifier import TokenVerifier, verify_signature
+from backend.rate_limits import Counters, EventQuotas, Quota, RateLimited, RateLimits, wants_credentials
 from backend.settings import Settings
 from backend.shared_counters import TURN, TURNS, SharedCounters
-from backend.users.security_events import EventType
+from backend.users.security_events import EventType, SecurityEvents
 from tests.conftest import Api, Person, running
 from tests.redis_server import RedisServer, redis_server
 
@@ -177,31 +177,6 @@ class TestAddresses:
             assert limit(await api.http.get(path))[0] == '"address";q=1;w=3600'
             assert (await api.http.get(path)).status_code == 429
 
-    @pytest.mark.parametrize("token", ["none", "forged", "good"])
-    async def test_a_flood_of_security_events_is_stopped_before_any_cryptography(
-        self, limited: Any, monkeypatch: pytest.MonkeyPatch, token: str
-    ) -> None:
-        """Whoever sends them, and whatever comes along: they are judged by nothing but what they say themselves."""
-        async with limited("5/hour") as api:
-            ada = api.person()
-            assert (await ada.get(TASKS)).status_code == 200
-            headers = {"none": {}, "forged": forged(ada, 0), "good": ada.bearer}[token]
-            headers["Content-Type"] = "application/secevent+jwt"
-            event = api.issuer.security_event(ada.subject, EventType.account_enabled)[:-4] + "AAAA"
-            for number in range(5):
-                refused = await api.http.post(EVENTS, content=event, headers=headers)
-                assert refused.json()["err"] == "authentication_failed"
-                assert limit(refused) == ('"address";q=5;w=3600', f'"address";r={4 - number}')
-
-            async def judge(*_: object) -> None:
-                raise AssertionError("a token was judged")
-
-            monkeypatch.setattr("backend.users.security_events.verify_signature", judge)
-            for _ in range(5):
-                refused = await api.http.post(EVENTS, content=event, headers=headers)
-                assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
-                assert "retry-after" in refused.headers
-
     @pytest.mark.parametrize("path", ["/", "/openapi.json", "/nowhere"])
     async def test_a_good_token_is_no_way_around_where_none_is_asked_for(self, limited: Any, path: str) -> None:
         async with limited("2/hour") as api:
@@ -242,6 +217,109 @@ class TestAddresses:
         async with limited("off") as api:
             assert "ratelimit" not in (await api.http.get("/")).headers
             assert "ratelimit" not in (await api.person().get(TASKS)).headers
+
+
+async def send_event(api: Api, body: str, **headers: str) -> httpx.Response:
+    return await api.http.post(EVENTS, content=body, headers={"Content-Type": "application/secevent+jwt"} | headers)
+
+
+def ban(api: Api) -> str:
+    return api.issuer.security_event("somebody", EventType.account_disabled)
+
+
+def forged_ban(api: Api) -> str:
+    return ban(api)[:-4] + "AAAA"
+
+
+async def spend_quota_of_refused_events(api: Api) -> None:
+    for left in range(EventQuotas.FAILED.amount - 1, -1, -1):
+        refused = await send_event(api, forged_ban(api))
+        assert refused.json()["err"] == "authentication_failed"
+        assert limit(refused) == ('"address";q=60;w=60', f'"address";r={left}')
+
+
+class TestSecurityEvents:
+    async def test_events_and_requests_spend_nothing_of_each_other(self, limited: Any) -> None:
+        async with limited("1/hour") as api:
+            for _ in range(3):
+                assert (await send_event(api, ban(api))).status_code == 202
+                assert (await send_event(api, forged_ban(api))).status_code == 400
+            assert [(await api.http.get("/")).status_code for _ in range(2)] == [200, 429]
+            assert (await send_event(api, ban(api))).status_code == 202
+
+    async def test_another_method_on_their_path_counts_as_a_request(self, limited: Any) -> None:
+        async with limited("1/hour") as api:
+            assert [(await api.http.get(EVENTS)).status_code for _ in range(2)] == [405, 429]
+
+    @pytest.mark.parametrize("rate", ["5/hour", "off"])
+    async def test_refused_events_have_a_quota_of_their_own_and_valid_ones_pass_all_the_same(
+        self, limited: Any, monkeypatch: pytest.MonkeyPatch, rate: str
+    ) -> None:
+        async with limited(rate) as api:
+            await spend_quota_of_refused_events(api)
+            with monkeypatch.context() as patched:
+                patched.setattr(SecurityEvents, "_read", lambda *_: pytest.fail("claims were read"))
+                for body in forged_ban(api), "x", "", "x" * 20_000:
+                    refused = await send_event(api, body, **{"X-Forwarded-For": "192.0.2.7"})
+                    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+                    assert 50 <= int(refused.headers["retry-after"]) <= 60
+                    assert limit(refused)[1] == '"address";r=0'
+            taken = await send_event(api, ban(api))
+            assert (taken.status_code, limit(taken)) == (202, ('"issuer";q=10000;w=60', '"issuer";r=9999'))
+            assert (await send_event(api, api.issuer.security_event("somebody", aud="else"))).status_code == 429
+
+    @pytest.mark.parametrize("headers", [{"Content-Type": "text/plain"}, {"Content-Length": "20000"}])
+    async def test_a_body_that_is_not_read_counts(self, limited: Any, headers: dict[str, str]) -> None:
+        async with limited("off") as api:
+            assert limit(await send_event(api, "x", **headers))[1] == '"address";r=59'
+
+    async def test_a_flood_of_forged_events_costs_a_bounded_number_of_signatures(
+        self, limited: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock, verified = Clock(), 0
+
+        async def counted(*arguments: Any) -> Any:
+            nonlocal verified
+            verified += 1
+            return await verify_signature(*arguments)
+
+        async with limited("off") as api:
+            monkeypatch.setattr(api.state["security_events"], "quotas", EventQuotas(clock=clock))
+            await spend_quota_of_refused_events(api)
+            monkeypatch.setattr("backend.users.security_events.verify_signature", counted)
+            body = forged_ban(api)
+            for _ in range(600):
+                assert (await send_event(api, body)).status_code == 429
+            assert verified == EventQuotas.CHECKED.amount
+            late = await send_event(api, ban(api))
+            assert (late.status_code, late.headers["retry-after"]) == (429, "1")
+            clock.now += 1
+            assert (await send_event(api, ban(api))).status_code == 202
+            long_header = api.issuer.security_event("somebody", EventType.account_disabled, header={"x": "y" * 1000})
+            assert (await send_event(api, long_header)).status_code == 429
+            clock.now += 60
+            assert (await send_event(api, long_header)).status_code == 202
+
+    async def test_each_type_of_event_has_a_quota_so_that_sign_outs_delay_no_ban(
+        self, limited: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(EventQuotas, "VERIFIED", Quota(2, 60))
+        async with limited("off") as api:
+            sign_outs = [api.issuer.security_event(f"user{n}", EventType.session_revoked) for n in range(3)]
+            assert [(await send_event(api, body)).status_code for body in sign_outs] == [202, 202, 429]
+            refused = await send_event(api, sign_outs[2])
+            assert refused.json()["code"] == "rate_limited"
+            assert limit(refused) == ('"issuer";q=2;w=60', '"issuer";r=0')
+            assert (await send_event(api, ban(api))).status_code == 202
+            both = api.issuer.security_event("somebody", EventType.account_enabled, EventType.session_revoked)
+            assert (await send_event(api, both)).status_code == 429
+
+    def test_the_quota_of_an_issuer_is_ten_thousand_a_minute(self) -> None:
+        quotas = EventQuotas(clock=Clock())
+        for _ in range(10_000):
+            quotas.verify(["session-revoked"])
+        with pytest.raises(RateLimited):
+            quotas.verify(["session-revoked"])
 
 
 @pytest.fixture

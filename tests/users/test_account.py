@@ -13,7 +13,7 @@ from backend.database import SYSTEM, Database
 from backend.users import export, lifecycle
 from tests.conftest import BASE, Api, Person
 from tests.test_database import raw
-from tests.users.test_lifecycle import NOW, as_system, fill, id_of, of_keys, owned_by
+from tests.users.test_lifecycle import as_system, fill, id_of, of_keys, owned_by
 
 ME = "/api/v1/users/me"
 EXPORT = f"{ME}/export"
