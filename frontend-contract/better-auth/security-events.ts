@@ -38,7 +38,7 @@ interface Row {
   mergedInto: string | null;
   /** What tells whether the change was made, if this process does not live to say so: the new role, the ended session. */
   sign: string | null;
-  /** When the change began: the order in which a person's changes are told. */
+  /** When the change began: the order in which a person's changes of one lane are told. */
   begunAt: Date;
   /** When the change was made; null while nobody knows that it was. */
   toe: Date | null;
@@ -67,6 +67,35 @@ interface Change {
   update?: Record<string, unknown>;
 }
 
+/**
+ * Events that wait for no others, however many of those there are: a ban does not wait for sign-outs. Only a merge waits
+ * for other lanes.
+ */
+class Lane {
+  readonly types: EventType[];
+  /** The last change says all that the ones before it would. */
+  readonly latest: boolean;
+  /** The user keeps access until the API knows: a `Retry-After` of a minute is not waited for. */
+  readonly urgent: boolean;
+  /** People whose events are being sent. */
+  sending = 0;
+  draining: Promise<void> | undefined;
+  /** Something may have become due while the lane was drained. */
+  again = false;
+  /** Until then the API wants no more events of this lane (429). */
+  pausedUntil = 0;
+
+  constructor(types: EventType[], { latest = false, urgent = true } = {}) {
+    this.types = types;
+    this.latest = latest;
+    this.urgent = urgent;
+  }
+
+  get isPaused(): boolean {
+    return this.pausedUntil > Date.now();
+  }
+}
+
 type Reads = Pick<DBAdapter, "create" | "findMany" | "findOne">;
 type Writes = Reads & Pick<DBAdapter, "update" | "updateMany" | "delete" | "deleteMany" | "consumeOne">;
 
@@ -76,6 +105,11 @@ const LEASE = 10_000;
 const REQUEST = 5_000;
 const POLL = 5_000;
 const PROBE = 500;
+/** How long an API that is down is left alone, whatever its `Retry-After` says. */
+const LONGEST_SILENCE = 1_000;
+/** How long the events of a lane wait after a 429 at most: an urgent one, and another. */
+const LONGEST_URGENT_PAUSE = 1_000;
+const LONGEST_PAUSE = 60_000;
 /** How long a change's answer waits for the API to have heard of it. */
 const PATIENCE = 300;
 const FIRST_RETRY = 250;
@@ -83,6 +117,7 @@ const LONGEST_RETRY = 15_000;
 const LONGEST_RETRY_IF_REFUSED = 300_000;
 /** Failures in a row after which the API counts as down. */
 const DOWN = 3;
+/** People of one lane whose events are sent at the same time. */
 const AT_ONCE = 8;
 const BATCH = 100;
 // Better Auth's own limit is 100: the 101st would go unnoticed.
@@ -232,8 +267,16 @@ class Outbox {
   private readonly audience: string;
   private readonly jwt: JwtOptions;
   private readonly timer: boolean;
+  private readonly ends = new Lane(["account-merged", "account-purged"]);
+  /** The most urgent first. */
+  private readonly lanes = [
+    new Lane(["account-disabled", "account-enabled"]),
+    new Lane(["token-claims-change"], { latest: true }),
+    this.ends,
+    new Lane(["session-revoked"], { latest: true, urgent: false }),
+  ];
   private alarm: { at: number; id: ReturnType<typeof setTimeout> } | undefined;
-  private delivering: Promise<void> | undefined;
+  private probing: Promise<boolean> | undefined;
   private failures = 0;
   private silentUntil = 0;
 
@@ -272,23 +315,32 @@ class Outbox {
       this.context.logger.error("[security-events] a change is told of later", error);
       return;
     }
-    await this.soon(new Set(begun.map(({ userId }) => userId)));
+    await this.soon(begun);
   }
 
   async merged(from: string, into: string): Promise<void> {
     const toe = now();
     const data = row("account-merged", from, { mergedInto: into, toe, dueAt: toe });
     await this.adapter.create({ model: MODEL, data });
-    await this.soon(new Set([from]));
+    await this.soon([data]);
   }
 
   async waiting(): Promise<number> {
     return this.adapter.count({ model: MODEL });
   }
 
-  private async soon(people: Set<string>): Promise<void> {
+  private async soon(rows: Row[]): Promise<void> {
     if (this.timer && this.down) return this.wake(Date.now());
-    const sending = inTurns([...people], (userId) => this.tell(userId)).catch((error: unknown) => void this.failed(error));
+    const sending = Promise.all(
+      this.lanes.map((lane) => {
+        const people = new Set(rows.filter(({ type }) => lane.types.includes(type)).map(({ userId }) => userId));
+        if (people.size === 0) return;
+        // A slow API is not asked for more at once than it can answer.
+        if (this.timer && (lane.isPaused || lane.sending >= AT_ONCE)) return this.wake(Math.max(Date.now(), lane.pausedUntil));
+        // Without a timer no other code finds out that the API is back.
+        return inTurns([...people], (userId) => this.tell(lane, userId, !this.timer));
+      }),
+    ).catch((error: unknown) => void this.failed(error));
     this.context.runInBackground(sending);
     if (this.down) return;
     let timeout;
@@ -312,61 +364,116 @@ class Outbox {
     this.alarm = { at: soonest, id };
   }
 
-  /** Send whatever is due. While the API is down that is one change at a time, to see whether it still is. */
+  /** Send what is due. While the API is down that is one change at a time, to see whether it still is. */
   async deliver(): Promise<void> {
-    this.delivering ??= this.sendDue()
-      .catch((error: unknown) => void this.failed(error))
-      .finally(() => {
-        this.delivering = undefined;
-        this.wake(Date.now() + POLL * (0.5 + Math.random() / 2));
-      });
-    return this.delivering;
-  }
-
-  private async sendDue(): Promise<void> {
-    for (;;) {
-      const probing = this.down;
-      const rows = await this.adapter.findMany<Row>({
-        model: MODEL,
-        where: [{ field: "dueAt", operator: "lte", value: new Date() }],
-        sortBy: { field: "dueAt", direction: "asc" },
-        limit: probing ? 1 : BATCH,
-      });
-      await inTurns([...new Set(rows.map(({ userId }) => userId))], (userId) => this.tell(userId));
-      if (this.down || (rows.length < BATCH && !probing)) return;
+    // Set first: what fell due meanwhile does not wait for the slowest lane.
+    this.wake(Date.now() + POLL * (0.5 + Math.random() / 2));
+    try {
+      if (this.down) {
+        this.probing ??= this.probe().finally(() => (this.probing = undefined));
+        if ((await this.probing) && this.down) return this.wake(Date.now() + PROBE);
+      }
+      if (!this.down) await Promise.all(this.lanes.map((lane) => this.drain(lane)));
+    } catch (error) {
+      this.failed(error);
     }
   }
 
-  /** Send what is to be told of this person, oldest first, until nothing is left or something has to wait. */
-  private async tell(userId: string): Promise<void> {
-    const others = new Set<string>();
-    while (await this.tellNext(userId, others));
-    for (const other of others) if (other !== userId) await this.tell(other);
+  /** Send one change, the most urgent that is due, or else the next that will be; whether there was one. */
+  private async probe(): Promise<boolean> {
+    let next: Row | undefined;
+    for (const lane of this.lanes) next ??= (await this.due(lane, 1))[0];
+    const where: Where[] = [
+      { field: "toe", operator: "ne", value: null },
+      { field: "claimedAt", value: null },
+    ];
+    next ??= (await this.adapter.findMany<Row>({ model: MODEL, where, sortBy: { field: "dueAt", direction: "asc" }, limit: 1 }))[0];
+    if (!next) return false;
+    const { type, userId } = next;
+    await this.settle([next]);
+    for (const lane of this.lanes) if (lane.types.includes(type)) await this.tell(lane, userId, true);
+    return true;
   }
 
-  /** Whether there may be more; `others` is given those who may have waited for what was told. */
-  private async tellNext(userId: string, others: Set<string>): Promise<boolean> {
-    const rows = await this.about(userId);
-    const row = rows[0] && (await this.oldest(rows[0]));
-    if (!row) return false;
-    const free = row.dueAt.getTime() <= Date.now() || (row.attempts === 0 && row.toe !== null);
-    if (!free) {
-      await this.wait(rows, row.dueAt);
-      return false;
+  private drain(lane: Lane): Promise<void> {
+    lane.again = true;
+    lane.draining ??= this.sendDue(lane).finally(() => (lane.draining = undefined));
+    return lane.draining;
+  }
+
+  private async sendDue(lane: Lane): Promise<void> {
+    let rows: Row[] = [];
+    while (!this.down && (lane.again || rows.length === BATCH)) {
+      if (lane.isPaused) return this.wake(lane.pausedUntil);
+      lane.again = false;
+      rows = await this.due(lane, BATCH);
+      await this.settle(rows);
+      await inTurns([...new Set(rows.map(({ userId }) => userId))], (userId) => this.tell(lane, userId));
     }
-    if (!(await this.claim(row))) return false; // another has it, and will look for more when it is through
-    const outcome = outdated(row, rows) ? "done" : await this.send(row).catch((error: unknown) => this.failed(error));
+  }
+
+  private async due(lane: Lane, limit: number): Promise<Row[]> {
+    if (lane.isPaused) return [];
+    const where: Where[] = [
+      { field: "type", operator: "in", value: lane.types },
+      { field: "dueAt", operator: "lte", value: new Date() },
+    ];
+    return this.adapter.findMany<Row>({ model: MODEL, where, sortBy: { field: "dueAt", direction: "asc" }, limit });
+  }
+
+  /** Find out which of these changes were made, where the process that began them did not live to say so. */
+  private async settle(rows: Row[]): Promise<void> {
+    for (const row of rows) {
+      if (row.toe || !(await this.claim(row))) continue;
+      const where: Where[] = [{ field: "jti", value: row.jti }];
+      if (await this.wasMade(row)) {
+        await this.adapter.updateMany({ model: MODEL, where, update: { toe: now(), claimedAt: null, dueAt: new Date() } });
+      } else await this.adapter.deleteMany({ model: MODEL, where });
+    }
+  }
+
+  /** Send what this lane has to tell of this person, until nothing is left or something has to wait. */
+  private async tell(lane: Lane, userId: string, probe = false): Promise<void> {
+    lane.sending += 1;
+    try {
+      const all: Row[] = [];
+      for (let row; (row = await this.tellNext(lane, userId, probe)); ) if (row.type !== "session-revoked") all.push(row);
+      for (const row of all) {
+        for (const merge of await this.mergesAfter(row)) await this.tell(this.ends, merge.userId);
+      }
+    } finally {
+      lane.sending -= 1;
+    }
+  }
+
+  /** The change that was told, if there may be more. With `probe`, also while the API is down. */
+  private async tellNext(lane: Lane, userId: string, probe: boolean): Promise<Row | undefined> {
+    const row = await this.next(lane, userId);
+    const isProbe = probe && this.down;
+    if (!row || (!isProbe && (this.down || lane.isPaused))) return;
+    const earlier = row.mergedInto ? await this.before(row) : undefined;
+    const isFree =
+      row.toe !== null && (row.dueAt.getTime() <= Date.now() || row.attempts === 0 || (isProbe && row.claimedAt === null));
+    if (earlier || !isFree) {
+      const until = earlier ? Math.max(earlier.dueAt.getTime(), Date.now() + FIRST_RETRY) : row.dueAt.getTime();
+      await this.postpone(lane, userId, new Date(until));
+      return;
+    }
+    if (!(await this.claim(row))) return; // another has it, and will look for more when it is through
+    const outcome = await this.send(lane, row).catch((error: unknown) => this.failed(error));
     if (outcome === "done") {
-      await this.adapter.deleteMany({ model: MODEL, where: [{ field: "jti", value: row.jti }] });
-      for (const other of [row.userId, row.mergedInto]) if (other) others.add(other);
-      return true;
+      const where: Where[] = lane.latest
+        ? [...about(lane, userId), { field: "toe", operator: "lte", value: row.toe }]
+        : [{ field: "jti", value: row.jti }];
+      await this.adapter.deleteMany({ model: MODEL, where });
+      return row;
     }
     const longest = outcome === "refused" ? LONGEST_RETRY_IF_REFUSED : LONGEST_RETRY;
     const pause = Math.min(longest, FIRST_RETRY * 2 ** Math.min(row.attempts, 20)) * (0.5 + Math.random() / 2);
-    const dueAt = new Date(Date.now() + pause);
-    await this.wait([row, ...rows], dueAt);
-    this.wake(dueAt.getTime());
-    return false;
+    const dueAt = new Date(outcome === "limited" ? lane.pausedUntil : Date.now() + pause);
+    await this.adapter.updateMany({ model: MODEL, where: [{ field: "jti", value: row.jti }], update: { dueAt, claimedAt: null } });
+    await this.postpone(lane, userId, dueAt);
+    return;
   }
 
   private async claim(row: Row): Promise<boolean> {
@@ -381,41 +488,58 @@ class Outbox {
     return true;
   }
 
-  private about(userId: string): Promise<Row[]> {
-    const where: Where[] = [
-      { field: "userId", value: userId, connector: "OR" },
-      { field: "mergedInto", value: userId, connector: "OR" },
+  /** What this lane has to tell of a person first. */
+  private async next(lane: Lane, userId: string): Promise<Row | undefined> {
+    const [row] = lane.latest
+      ? await this.adapter.findMany<Row>({
+          model: MODEL,
+          where: [...about(lane, userId), { field: "toe", operator: "ne", value: null }],
+          sortBy: { field: "toe", direction: "desc" },
+          limit: 1,
+        })
+      : await this.first(about(lane, userId));
+    return row;
+  }
+
+  /** A merge concerns two people, and waits for what came before it to either; any of that. */
+  private async before({ userId, mergedInto, begunAt }: Row): Promise<Row | undefined> {
+    const earlier: Where = { field: "begunAt", operator: "lt", value: begunAt };
+    const isUrgent: Where = { field: "type", operator: "ne", value: "session-revoked" };
+    const [row] = [
+      ...(await this.first([{ field: "userId", value: userId }, isUrgent, earlier])),
+      ...(await this.first([{ field: "userId", value: mergedInto }, isUrgent, earlier])),
+      ...(await this.first([{ field: "mergedInto", value: userId }, earlier])),
     ];
-    return this.adapter.findMany<Row>({ model: MODEL, where, sortBy: { field: "begunAt", direction: "asc" }, limit: BATCH });
+    return row;
   }
 
-  /** A merge concerns two people, and waits for what came before it to either. */
-  private async oldest(first: Row): Promise<Row> {
-    for (let row = first; ; ) {
-      if (!row.mergedInto) return row;
-      const [[before], [beforeOther]] = await Promise.all([this.about(row.userId), this.about(row.mergedInto)]);
-      const older = [before, beforeOther].find((other) => other && other.begunAt < row.begunAt);
-      if (!older) return row;
-      row = older;
-    }
+  /** The merges that may have waited for this. */
+  private async mergesAfter({ userId, mergedInto }: Row): Promise<Row[]> {
+    const type: Where = { field: "type", value: "account-merged" };
+    if (mergedInto) return this.first([{ field: "userId", value: mergedInto }, type]);
+    return [...(await this.first([{ field: "userId", value: userId }, type])), ...(await this.first([{ field: "mergedInto", value: userId }, type]))];
   }
 
-  private async wait(rows: Row[], until: Date): Promise<void> {
-    const jtis = rows.filter(({ dueAt, toe }) => toe !== null && dueAt < until).map(({ jti }) => jti);
-    if (jtis.length === 0) return;
-    const update = { dueAt: until, claimedAt: null };
-    await this.adapter.updateMany({ model: MODEL, where: [{ field: "jti", operator: "in", value: jtis }], update });
+  private first(where: Where[]): Promise<Row[]> {
+    return this.adapter.findMany<Row>({ model: MODEL, where, sortBy: { field: "begunAt", direction: "asc" }, limit: 1 });
   }
 
-  /** done: the API knows, or there is nothing to tell. refused: it says that the event is wrong. */
-  private async send(row: Row): Promise<"done" | "refused" | "failed"> {
-    const toe = row.toe ?? now();
-    const user = await this.adapter.findOne<User>({ model: "user", where: [{ field: "id", value: row.userId }] });
-    if (!row.toe) {
-      if (!(await this.wasMade(row, user))) return "done";
-      await this.adapter.updateMany({ model: MODEL, where: [{ field: "jti", value: row.jti }], update: { toe } });
-      row.toe = toe;
-    }
+  /** What this lane has to tell of a person and is not being sent becomes due at that time, not sooner. */
+  private async postpone(lane: Lane, userId: string, until: Date): Promise<void> {
+    const where: Where[] = [
+      ...about(lane, userId),
+      { field: "toe", operator: "ne", value: null },
+      { field: "claimedAt", value: null },
+      { field: "dueAt", operator: "lt", value: until },
+    ];
+    await this.adapter.updateMany({ model: MODEL, where, update: { dueAt: until } });
+    this.wake(until.getTime());
+  }
+
+  /** done: the API knows, or there is nothing to tell. refused: it says that the event is wrong. limited: not now. */
+  private async send(lane: Lane, row: Row): Promise<Outcome> {
+    const isSignOut = row.type === "session-revoked";
+    const user = isSignOut ? null : await this.user(row.userId);
     const iss = this.jwt.jwt?.issuer ?? this.context.options.baseURL;
     if (typeof iss !== "string" || !iss) throw new BetterAuthError("securityEvents needs `baseURL`, or the jwt plugin's `issuer`");
     const event = told(row, user, iss);
@@ -431,15 +555,15 @@ class Outbox {
         iat,
         exp: iat + 300, // RFC 8417 needs none, but signJWT always sets one
         jti: row.jti,
-        toe: toe.getTime() / 1000,
+        toe: (row.toe ?? now()).getTime() / 1000,
         sub_id: { format: "iss_sub", iss, sub: row.userId },
         events: { [TYPES[row.type]]: event },
       },
     });
-    return this.post(token, row);
+    return this.post(lane, token, row);
   }
 
-  private async post(token: string, row: Row): Promise<"done" | "refused" | "failed"> {
+  private async post(lane: Lane, token: string, row: Row): Promise<Outcome> {
     let response: Response;
     try {
       response = await fetch(this.endpoint, {
@@ -455,23 +579,36 @@ class Outbox {
     const { status, headers } = response;
     const body = (await response.text().catch(() => "")).slice(0, 500);
     if (status === 202) {
-      await this.succeeded();
+      await this.answered();
       return "done";
     }
-    const seconds = Math.min(Number(headers.get("retry-after")) || 0, LONGEST_RETRY / 1000);
-    if ([429, 502, 503, 504].includes(status)) return this.unanswered(row, `status ${status}`, seconds);
+    const wished = 1000 * (Number(headers.get("retry-after")) || 0);
+    if (status === 429) {
+      await this.answered();
+      return this.limited(lane, row, wished);
+    }
+    if ([502, 503, 504].includes(status)) return this.unanswered(row, `status ${status}`, wished);
     this.context.logger.error(`[security-events] ${row.type} was refused (attempt ${row.attempts}): status ${status} ${body}`);
     return status === 400 ? "refused" : "failed";
   }
 
-  private unanswered({ type, attempts }: Row, why: string, seconds = 0): "failed" {
+  private limited(lane: Lane, { type, attempts }: Row, wished: number): "limited" {
+    const pause = FIRST_RETRY * 2 ** Math.min(attempts - 1, 20);
+    lane.pausedUntil = Date.now() + (lane.urgent ? Math.min(LONGEST_URGENT_PAUSE, pause) : Math.min(LONGEST_PAUSE, Math.max(wished, pause)));
+    this.context.logger.warn(`[security-events] ${type} was not delivered (attempt ${attempts}), and will be: status 429`);
+    return "limited";
+  }
+
+  private unanswered({ type, attempts }: Row, why: string, wished = 0): "failed" {
     this.failures += 1;
-    this.silentUntil = Math.max(this.silentUntil, Date.now() + (this.down ? PROBE : 0), Date.now() + seconds * 1000);
+    const silence = Math.max(this.down ? PROBE : 0, Math.min(wished, LONGEST_SILENCE));
+    this.silentUntil = Math.max(this.silentUntil, Date.now() + silence);
+    if (this.down) this.wake(this.silentUntil);
     this.context.logger.warn(`[security-events] ${type} was not delivered (attempt ${attempts}), and will be: ${why}`);
     return "failed";
   }
 
-  private async succeeded(): Promise<void> {
+  private async answered(): Promise<void> {
     const wasDown = this.down;
     this.failures = this.silentUntil = 0;
     if (!wasDown) return;
@@ -488,14 +625,20 @@ class Outbox {
     return this.failures >= DOWN;
   }
 
-  /** Whether a change was made whose maker did not live to say so. */
-  private async wasMade({ type, sign }: Row, user: User | null): Promise<boolean> {
+  private user(id: string): Promise<User | null> {
+    return this.adapter.findOne<User>({ model: "user", where: [{ field: "id", value: id }] });
+  }
+
+  private async wasMade({ type, sign, userId }: Row): Promise<boolean> {
+    if (type === "session-revoked") {
+      const session = await this.adapter.findOne<Session>({ model: "session", where: [{ field: "id", value: sign }] });
+      return !session || over(session.expiresAt);
+    }
+    const user = await this.user(userId);
     if (type === "account-purged") return !user;
     if (type === "account-disabled") return Boolean(user?.banned);
     if (type === "account-enabled") return Boolean(user && !user.banned);
-    if (type === "token-claims-change") return Boolean(user && (user.role ?? null) === sign);
-    const session = await this.adapter.findOne<Session>({ model: "session", where: [{ field: "id", value: sign }] });
-    return !session || over(session.expiresAt);
+    return Boolean(user && (user.role ?? null) === sign);
   }
 
   private failed(error: unknown): "failed" {
@@ -503,6 +646,13 @@ class Outbox {
     return "failed";
   }
 }
+
+type Outcome = "done" | "refused" | "failed" | "limited";
+
+const about = (lane: Lane, userId: string): Where[] => [
+  { field: "userId", value: userId },
+  { field: "type", operator: "in", value: lane.types },
+];
 
 /** What is true of this person now; null when the change was undone since, which has a row of its own. */
 function told({ type, mergedInto }: Row, user: User | null, iss: string): object | null {
@@ -512,16 +662,6 @@ function told({ type, mergedInto }: Row, user: User | null, iss: string): object
   if (type === "account-merged") return { into: { format: "iss_sub", iss, sub: mergedInto } };
   if (type === "token-claims-change") return user ? { claims: { role: user.role ?? null } } : null;
   return {};
-}
-
-/** Whether a later change of the same kind, made as well, says all that this one would. */
-function outdated({ type, userId, begunAt, toe }: Row, rows: Row[]): boolean {
-  const kinds: EventType[] = ["session-revoked", "token-claims-change"];
-  return (
-    toe !== null &&
-    kinds.includes(type) &&
-    rows.some((other) => other.type === type && other.userId === userId && other.toe !== null && other.begunAt > begunAt)
-  );
 }
 
 async function inTurns<T>(items: T[], work: (item: T) => Promise<void>): Promise<void> {
