@@ -14,7 +14,7 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from backend.app import Application
-from backend.auth import CurrentPerson, CurrentPrincipal, Principal, current_principal
+from backend.auth import BearerRoute, CurrentPrincipal, Principal, current_principal
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from backend.shortcut import Arguments
@@ -259,17 +259,17 @@ async def test_an_override_may_ask_for_what_a_request_lacks(api: Api, monkeypatc
     assert (await api.http.get(LIST, headers={"Who": "grace"})).status_code == 200
 
 
-async def test_an_override_fakes_the_person_in_any_application() -> None:
+@pytest.mark.parametrize("route_class", [APIRoute, BearerRoute])
+async def test_an_override_fakes_the_caller_in_any_application(route_class: type[APIRoute]) -> None:
+    """Without a lifespan, too: a test that fakes the caller needs no issuer."""
     app = FastAPI()
+    router = APIRouter(route_class=route_class)
 
-    @app.get("/who")
+    @router.get("/who")
     async def who(principal: CurrentPrincipal) -> str:
         return principal.subject
 
-    @app.get("/machine")
-    async def machine(person: CurrentPerson) -> str:
-        return person.subject
-
+    app.include_router(router)
     app.dependency_overrides[current_principal] = plain
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
         assert (await http.get("/who")).json() == "faked"

@@ -131,7 +131,7 @@ async def judge(connection: HTTPConnection) -> Principal:
             principal = await _overridden(connection, app)
         else:
             principal = await bearer_of(connection)(connection)
-        connection.scope[_JUDGED] = connection.scope["state"]["principal"] = principal
+        connection.scope[_JUDGED] = connection.scope.setdefault("state", {})["principal"] = principal
     return principal
 
 
