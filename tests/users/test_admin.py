@@ -16,6 +16,7 @@ from backend.auth.testing import LocalIssuer
 from backend.database import SYSTEM, Actor, Database
 from backend.settings import Settings
 from backend.users import admin, lifecycle
+from backend.users.directory import KnownUser
 from backend.users.schemas import AuditRead, UserRead
 from backend.users.security_events import EventType
 from tests.conftest import BASE, Api, Person, create_database, running
@@ -235,7 +236,7 @@ async def as_known(
 ) -> tuple[int, str | None]:
     """The answer to a request of the actor's that was let in just before this change of the actor's row."""
     await actor.get(ME)
-    known = api.state["users"]._known[actor.subject].user
+    known = KnownUser.of(await row_of(api, actor.subject))
     update = raw(f"UPDATE users SET {change} WHERE subject = :subject")  # noqa: S608  # of this test
     await Database(api.state["pool"], SYSTEM).rows(update, subject=actor.subject)
     with monkeypatch.context() as patched:
