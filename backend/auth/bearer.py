@@ -142,13 +142,13 @@ async def _overridden(connection: HTTPConnection, app: Any) -> Principal:
     """
     override = app.dependency_overrides[current_principal]
 
-    async def principal_of(principal: Annotated[Principal, Depends(override)]) -> Principal:
-        return principal
+    def dependent(principal: Annotated[Principal, Depends(override)]) -> None:
+        """Declares the dependency. It is not called."""
 
     path = "".join(f"{{{name}}}" for name in connection.path_params)  # from which FastAPI takes their names
     solved = await solve_dependencies(
         request=connection,  # type: ignore[arg-type]  # a Request or a WebSocket: FastAPI makes no others
-        dependant=get_dependant(path=path, call=principal_of),
+        dependant=get_dependant(path=path, call=dependent),
         dependency_overrides_provider=app,
         async_exit_stack=connection.scope["fastapi_inner_astack"],
         embed_body_fields=False,
