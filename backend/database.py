@@ -10,6 +10,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import DeadlockDetected, FeatureNotSupported, InvalidSqlStatementName, SerializationFailure
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -35,6 +36,26 @@ _BECOME: LiteralString = (
     " set_config('plan_cache_mode', 'auto', true)"
 )
 _BECOME_AND_KEEP_PLANS: LiteralString = _BECOME.replace("'auto'", "'force_generic_plan'")
+# The server ends a session that is idle in a transaction, because its client is dead or will not finish in time.
+_TRANSACT: LiteralString = _BECOME + ", set_config('idle_in_transaction_session_timeout', '5s', true)"
+
+# For libpq, unless the URL says otherwise: it notices a dead server after 11 s on an idle connection, and after 5 s if
+# it has sent something. In seconds; `tcp_user_timeout` in milliseconds.
+_KEEPALIVES: dict[str, int] = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+}
+# The same for the server, which otherwise keeps the session and the locks of a machine that lost its power for hours.
+# Nothing is set behind a pooler, since other clients use its connections, too. There the process id that the client was
+# told differs from that of the server.
+NOTICE_DEAD_CLIENT: LiteralString = (
+    "SELECT set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '2', false),"
+    " set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '5000', false)"
+    " WHERE pg_backend_pid() = %s"
+)
 
 # The second time may go well: locks in another order, or a connection that has not prepared the statement in the days
 # before a migration (0A000, "cached plan must not change result type") or on another server of a pooler (26000).
@@ -95,6 +116,7 @@ class Pool:
         """
         if size < LEAST_SIZE:
             raise ValueError(f"a pool has at least {LEAST_SIZE} connections, not {size}")
+        url = with_keepalives(url)
         readers, writers = max(1, size // 5), max(1, size * 2 // 5)
         options: dict[str, Any] = {
             "autocommit": True,
@@ -106,7 +128,7 @@ class Pool:
 
         async def connect() -> Connection:
             connection = await AsyncConnection.connect(url, **options)
-            await _use_utc(connection)
+            await _configure(connection)
             return connection
 
         self.prepare = prepare
@@ -122,7 +144,7 @@ class Pool:
             timeout=wait,
             # Attempts come ever less often until they are given up; then the next request starts anew.
             reconnect_timeout=5,
-            configure=_use_utc,
+            configure=_configure,
             open=False,
             kwargs=options,
         )
@@ -251,7 +273,7 @@ class Database:
 
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         async with self._pool.connection() as connection, connection.transaction():
-            await AsyncRawCursor(connection).execute(_BECOME, self._actor, prepare=self._pool.prepare)
+            await AsyncRawCursor(connection).execute(_TRANSACT, self._actor, prepare=self._pool.prepare)
             return await work(Transaction(connection, self._actor, prepare=self._pool.prepare))
 
 
@@ -265,9 +287,16 @@ def parameters(names: Iterable[str]) -> dict[str, Any]:
     return {name: bindparam(name) for name in names}
 
 
-async def _use_utc(connection: Connection) -> None:
-    """psycopg reads times in the zone that the server last reported, which a transaction's own setting is not."""
+def with_keepalives(url: str) -> str:
+    """A conninfo with which libpq notices a server that is gone; what the URL says of that itself is kept."""
+    given = conninfo_to_dict(url)
+    return make_conninfo(url, **{name: value for name, value in _KEEPALIVES.items() if name not in given})
+
+
+async def _configure(connection: Connection) -> None:
+    # psycopg reads times in the zone that the server last reported, which a transaction's own setting is not.
     await connection.execute("SET timezone = 'UTC'")
+    await connection.execute(NOTICE_DEAD_CLIENT, (connection.info.backend_pid,))
 
 
 def cut(connection: Connection) -> None:

@@ -83,6 +83,7 @@ SQLSTATES: dict[str, tuple[int, str]] = {
     "22021": (422, "invalid_value"),  # not in the database's encoding
     "22P05": (422, "invalid_value"),
     "23": (409, "constraint_violated"),
+    "25P03": (503, "database_unavailable"),  # idle_in_transaction_session_timeout
     "40": (503, "database_busy"),
     "53": (503, "database_busy"),
     "57014": (503, "database_busy"),  # statement_timeout

@@ -1,18 +1,21 @@
 """A pytest plugin: tests that need a program of the machine's or the environment's, `@pytest.mark.needs("promtool")`.
 
 Where it is missing the test is left out, and the run says so; in CI that is an error. `tmpfs` is the right to mount
-one, which no package brings: without it the test is left out in CI, too.
+one, and `netns` the right to make a network namespace (with iproute2), which no package brings: without them the test
+is left out in CI, too.
 """
 
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -37,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for program in marker.args
         if not is_here(program)
     }
-    packages = sorted(set(missing.values()) - {"tmpfs"})
+    packages = sorted(set(missing.values()) - {"tmpfs", "netns"})
     if packages and os.environ.get("CI") == "true":
         raise pytest.UsageError(f"this machine has no {', '.join(packages)}")
     for item, program in missing.items():
@@ -48,10 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @cache
 def is_here(program: str) -> bool:
-    if program != "tmpfs":
+    if program not in ("tmpfs", "netns"):
         return find(program) is not None
     try:
-        with tempfile.TemporaryDirectory() as name, mounted(Path(name)):
+        with ExitStack() as stack:
+            if program == "netns":
+                stack.enter_context(network())
+            else:
+                stack.enter_context(mounted(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
             return True
     except (OSError, subprocess.CalledProcessError):
         return False
@@ -67,6 +74,51 @@ def mounted(place: Path, options: str = "size=1m") -> Iterator[None]:
     finally:
         umount = ["umount", str(place)]
         subprocess.run(umount, check=True)
+
+
+class Network(NamedTuple):
+    """A network namespace and its one link, whose ends have an address each."""
+
+    name: str
+    link: str
+    here: str
+    there: str
+
+    def command(self, *command: str) -> list[str]:
+        """What runs a command in it."""
+        return ["ip", "netns", "exec", self.name, *command]
+
+    def cut(self) -> None:
+        """As a loss of power does: nothing arrives any more at either end, and neither is told."""
+        _ip("-n", self.name, "link", "set", "there", "down")
+
+    def mend(self) -> None:
+        """The opposite of `cut`."""
+        _ip("-n", self.name, "link", "set", "there", "up")
+
+
+def _ip(*arguments: str) -> None:
+    command = ["ip", *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextmanager
+def network() -> Iterator[Network]:
+    """A machine of its own, as far as TCP can tell."""
+    number = secrets.randbelow(2**14)
+    # Of the addresses for benchmarks of networks (RFC 2544), which lead nowhere.
+    prefix, first = f"198.18.{number >> 6}", number % 64 * 4
+    made = Network(f"tests-{number}", f"tests{number}", f"{prefix}.{first + 1}", f"{prefix}.{first + 2}")
+    _ip("netns", "add", made.name)
+    try:
+        _ip("link", "add", made.link, "type", "veth", "peer", "name", "there", "netns", made.name)
+        _ip("addr", "add", f"{made.here}/30", "dev", made.link)
+        _ip("-n", made.name, "addr", "add", f"{made.there}/30", "dev", "there")
+        _ip("link", "set", made.link, "up")
+        _ip("-n", made.name, "link", "set", "there", "up")
+        yield made
+    finally:
+        _ip("netns", "del", made.name)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

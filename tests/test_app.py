@@ -399,6 +399,7 @@ async def test_a_database_that_is_down_is_a_503(settings: Settings, api: Api) ->
         ("22021", 422, "invalid_value"),
         ("22P05", 422, "invalid_value"),
         ("22023", 500, "internal_error"),
+        ("25P03", 503, "database_unavailable"),
         ("42501", 500, "internal_error"),
         ("42P01", 500, "internal_error"),
         ("40001", 503, "database_busy"),

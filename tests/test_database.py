@@ -15,7 +15,7 @@ from sqlalchemy import func, literal_column, select, text
 
 import backend
 from backend import migrations
-from backend.database import SYSTEM, Actor, Database, Pool, Row, Statement, Transaction
+from backend.database import NOTICE_DEAD_CLIENT, SYSTEM, Actor, Database, Pool, Row, Statement, Transaction
 from backend.transport import Job
 from tests.conftest import Api, create_database
 
@@ -254,6 +254,13 @@ async def test_what_is_worth_another_try(
     with pytest.raises(getattr(psycopg.errors, error)):
         await Database(pool, SYSTEM).rows(raw("SELECT 1"))
     assert tried == attempts
+
+
+async def test_nothing_is_set_for_the_session_behind_a_pooler(database_url: str) -> None:
+    """There the process id that the client knows is another than the server's."""
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        for pid, rows in (connection.info.backend_pid, 1), (connection.info.backend_pid + 1, 0):
+            assert (await connection.execute(NOTICE_DEAD_CLIENT, (pid,))).rowcount == rows
 
 
 @pytest.mark.parametrize("prepare", [True, False])

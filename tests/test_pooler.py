@@ -79,12 +79,13 @@ async def test_nothing_is_left_behind(api: Api, direct: str, pooled: str) -> Non
         await Database(api.state["pool"], actor).rows(WHO)
     query = (
         "SELECT current_user = session_user, coalesce(current_setting('app.caller', true), ''),"
-        " (SELECT count(*) FROM pg_prepared_statements)"
+        " (SELECT count(*) FROM pg_prepared_statements),"
+        " (SELECT count(*) FROM pg_settings WHERE source = 'session' AND name ~ '^tcp|timeout$')"
     )
     others = [psycopg.connect(pooled, prepare_threshold=None) for _ in range(SHARED)]
     try:
         for other in others:  # each holds its transaction open, so that they have all connections among them
-            assert other.execute(query).fetchone() == (True, "", 0)
+            assert other.execute(query).fetchone() == (True, "", 0, 0)
         pids = {other.execute("SELECT pg_backend_pid()").fetchone() for other in others}
     finally:
         for other in others:

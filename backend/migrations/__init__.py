@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import psycopg
 from sqlalchemy import Connection, NullPool, create_engine
 
+from backend.database import NOTICE_DEAD_CLIENT, with_keepalives
+
 if TYPE_CHECKING:
     # Alembic takes 11 MB and a tenth of a second, and a server that finds its schema has no need of it.
     from alembic.config import Config
@@ -112,7 +114,10 @@ def _connect(url: str) -> Connection:
 
 def _open(url: str) -> psycopg.Connection:
     try:
-        raw = psycopg.connect(url, connect_timeout=10)
+        raw = psycopg.connect(with_keepalives(url), connect_timeout=10)
+        # Time limits are not set: a migration may take long, as long as this machine is alive.
+        raw.execute(NOTICE_DEAD_CLIENT, (raw.info.backend_pid,))
+        raw.commit()
     except psycopg.Error as error:
         raise MigrationError(f"cannot connect to the database: {' '.join(str(error).split())}") from error
     version = raw.info.server_version // 10000

@@ -15,7 +15,7 @@ from psycopg.pq.misc import PGnotify
 from sqlalchemy import bindparam
 from sqlmodel import func, select
 
-from backend.database import SYSTEM, Connection, Database, Pool, Statement, cut
+from backend.database import NOTICE_DEAD_CLIENT, SYSTEM, Connection, Database, Pool, Statement, cut, with_keepalives
 from backend.users.directory import Users
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Listener:
 
     async def _listen(self) -> None:
         connection = await Connection.connect(
-            self._url,
+            with_keepalives(self._url),
             autocommit=True,
             application_name="resource-server listener",
             client_encoding="utf8",
@@ -102,6 +102,7 @@ class Listener:
         self._connection = connection
         connection.pgconn.notify_handler = self._hear
         try:
+            await self._ask(connection, NOTICE_DEAD_CLIENT, connection.info.backend_pid)
             await self._ask(connection, LISTEN)
             # From here on nothing is missed; what was changed before is not known.
             self._users.forget_everybody()
@@ -118,10 +119,10 @@ class Listener:
             self._connection = None
             await connection.close()
 
-    async def _ask(self, connection: Connection, query: LiteralString) -> None:
+    async def _ask(self, connection: Connection, query: LiteralString, *values: int) -> None:
         deadline = asyncio.get_running_loop().call_later(self._patience, cut, connection)
         try:
-            await connection.execute(query)
+            await connection.execute(query, values or None)
         finally:
             deadline.cancel()
 

@@ -112,7 +112,7 @@ async def test_statements_that_take_too_long(
     url: str, settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a tenth of a second in place of ten."""
-    monkeypatch.setattr(database, "_BECOME", database._BECOME.replace("'10s'", "'100ms'"))
+    monkeypatch.setattr(database, "_TRANSACT", database._TRANSACT.replace("'10s'", "'100ms'"))
     async with under_load(url, settings, issuer) as (_, load):
         async with await psycopg.AsyncConnection.connect(url) as other:
             await other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
