@@ -33,7 +33,7 @@ from sqlmodel import SQLModel, col, select
 
 from backend import answers, pagination
 from backend.answers import Answer
-from backend.database import Database, Row, Statement, Transaction
+from backend.database import Cost, Database, Row, Statement, Transaction
 from backend.owned import CALLER, Owned
 from backend.problems import DomainError
 from backend.values import Digits
@@ -206,6 +206,7 @@ class Feed:
         self.name = name
         self._event = event
         self._statement = statement
+        self._copying = statement.at(Cost.long)
         self._one, self._many = Answer(model), Answer(model, many=True)
 
     async def answer(self, database: Database | Transaction, query: ChangesQuery) -> Response:
@@ -226,7 +227,10 @@ class Feed:
         self, database: Database | Transaction, since: Position | None, after: tuple[int, UUID], limit: int
     ) -> Changes:
         start = since.start if since else None
-        rows = await database.rows(self._statement, after_n=after[0], after_id=after[1], start=start, limit=limit + 1)
+        # A first copy reads everything there is, page after page.
+        copies = limit > 0 and (since is None or since.n < since.start)
+        statement = self._copying if copies else self._statement
+        rows = await database.rows(statement, after_n=after[0], after_id=after[1], start=start, limit=limit + 1)
         owner, head, purged = (rows[0][name] for name in ("owner", "head", "purged"))
         # A number that is not taken yet is one of a database that was set back since.
         if since and (since.owner != owner or not purged <= max(since.n, since.start) <= head):

@@ -5,39 +5,55 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from copy import copy
+from enum import StrEnum
 from typing import Any, Final, LiteralString, NamedTuple, Self, TypeVar
 from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.errors import DeadlockDetected, FeatureNotSupported, InvalidSqlStatementName, SerializationFailure
+from psycopg.errors import (
+    DeadlockDetected,
+    FeatureNotSupported,
+    InvalidSqlStatementName,
+    LockNotAvailable,
+    SerializationFailure,
+)
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy import ClauseElement, Select, bindparam
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from backend.transport import BRIEFLY, UnreadableRow, Wires, is_alive, what_is_left
 from backend.transport import Connection as Connection
 from backend.transport import Row as Row
-from backend.transport import UnreadableRow, Wires, is_alive
 
 T = TypeVar("T")
 
 _DIALECT = PGDialect_psycopg(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it unannotated
 
-LEAST_SIZE = 3
+LEAST_SIZE = 5
 
-# One statement gives a transaction its role, its caller, its clock and its patience. All of them end with the
+# One statement gives a transaction its role, its caller, its clock and its limits of time. All of them end with the
 # transaction, so neither this pool nor a pooler behind it can carry them to the next request.
 _BECOME: LiteralString = (
     "SELECT set_config('role', $1, true), set_config('app.caller', $2, true), set_config('timezone', 'UTC', true),"
-    " set_config('statement_timeout', '10s', true), set_config('lock_timeout', '3s', true),"
-    " set_config('plan_cache_mode', 'auto', true)"
 )
-_BECOME_AND_KEEP_PLANS: LiteralString = _BECOME.replace("'auto'", "'force_generic_plan'")
+_AUTO: LiteralString = " set_config('plan_cache_mode', 'auto', true)"
+_KEEP_PLANS: LiteralString = " set_config('plan_cache_mode', 'force_generic_plan', true)"
+
+# A short read shares its connection with other statements, which stand behind it, so it waits for a lock only briefly
+# there. Everywhere else the lock_timeout is the rest of the time that a request may wait.
+_READ: LiteralString = (
+    _BECOME + " set_config('statement_timeout', '2s', true), set_config('lock_timeout', '50ms', true),"
+)
+_WRITE: LiteralString = _BECOME + " set_config('statement_timeout', '4s', true), set_config('lock_timeout', $3, true),"
+_SEARCH: LiteralString = _WRITE.replace("'4s'", "'10s'")
+_READ_ALONE: LiteralString = _WRITE + _AUTO
 # The server ends a session that is idle in a transaction, because its client is dead or will not finish in time.
-_TRANSACT: LiteralString = _BECOME + ", set_config('idle_in_transaction_session_timeout', '5s', true)"
+_TRANSACT: LiteralString = _SEARCH + " set_config('idle_in_transaction_session_timeout', '5s', true)," + _AUTO
 
 # For libpq, unless the URL says otherwise: it notices a dead server after 11 s on an idle connection, and after 5 s if
 # it has sent something. In seconds; `tcp_user_timeout` in milliseconds.
@@ -79,6 +95,13 @@ class Actor(NamedTuple):
 SYSTEM = Actor("api_system")
 
 
+class Cost(StrEnum):
+    """How much a statement may read; it decides on which connections the statement runs."""
+
+    short = "short"  # by key, or one page of an index: milliseconds, however much its owner has
+    long = "long"  # grows with what the owner has: search, filters, counts, export, the first copy of a sync
+
+
 class Statement:
     """A SQLAlchemy expression as SQL text. Build it at import, or behind `lru_cache` when its shape varies.
 
@@ -86,16 +109,31 @@ class Statement:
     `keeps_plan`: one plan serves all values, so PostgreSQL shall not look for a better one each time, which takes
     longer than to run it (`docs/performance.md`). It holds where the statement runs alone, not within a transaction.
     `writes`: to be said of a SELECT that does something. Reads share transactions: an error of another would undo it.
+    `cost`: `Cost.long` for a read that does not take milliseconds for every owner; no effect within a transaction.
     """
 
-    def __init__(self, clause: ClauseElement, *, keeps_plan: bool = False, writes: bool = False) -> None:
+    def __init__(
+        self, clause: ClauseElement, *, keeps_plan: bool = False, writes: bool = False, cost: Cost = Cost.short
+    ) -> None:
         compiled = clause.compile(dialect=_DIALECT)
         assert isinstance(compiled, SQLCompiler)
         self.sql = compiled.string
         self.writes = writes or not isinstance(clause, Select) or any(cte.element.is_dml for cte in compiled.ctes or ())
         self.names = compiled.positiontup or []
-        self.become = _BECOME_AND_KEEP_PLANS if keeps_plan else _BECOME
+        self.cost = cost
+        self._plans = _KEEP_PLANS if keeps_plan else _AUTO
+        self.become = self._preamble()
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
+
+    def at(self, cost: Cost) -> "Statement":
+        """The same statement, for a use in which it reads more or less."""
+        other = copy(self)
+        other.cost = cost
+        other.become = other._preamble()  # noqa: SLF001  # of the same class
+        return other
+
+    def _preamble(self) -> LiteralString:
+        return (_SEARCH if self.cost is Cost.long else _WRITE if self.writes else _READ) + self._plans
 
     def bind(self, actor: Actor, values: Mapping[str, object]) -> list[object]:
         """The values of its parameters, in order."""
@@ -109,15 +147,19 @@ class Pool:
     def __init__(
         self, url: str, *, size: int = 10, prepare: bool = True, wait: float = 3.0, deadline: float = 12.0
     ) -> None:
-        """Of `size` connections, 3 or more, some are for single statements and the rest for transactions.
+        """`size`: 5 or more; for short reads, single writes, long reads and transactions together.
 
-        `wait`: seconds a request waits for a connection before it is a `psycopg_pool.PoolTimeout`.
-        `deadline`: seconds until a server that hangs is left. One that works ends each statement sooner by itself.
+        `wait`: seconds that a request waits for connections and locks in all. Then it is a `psycopg_pool.PoolTimeout`
+        or `psycopg.errors.LockNotAvailable`.
+        `deadline`: seconds that a server may be silent while it owes an answer; half of it for a single write, a third
+        for a short read. A server that works ends each statement sooner by itself.
         """
         if size < LEAST_SIZE:
             raise ValueError(f"a pool has at least {LEAST_SIZE} connections, not {size}")
         url = with_keepalives(url)
-        readers, writers = max(1, size // 5), max(1, size * 2 // 5)
+        readers, writers = max(1, size // 5), max(2, size * 2 // 5)
+        searchers = (size - readers - writers) // 2
+        lent = size - readers - writers - searchers
         options: dict[str, Any] = {
             "autocommit": True,
             "row_factory": dict_row,
@@ -133,14 +175,26 @@ class Pool:
 
         self.prepare = prepare
         self.size: Final = size
-        self.wires = Wires(connect, readers=readers, writers=writers, prepare=prepare, wait=wait, deadline=deadline)
+        self.wires = Wires(
+            connect,
+            readers=readers,
+            writers=writers,
+            searchers=searchers,
+            prepare=prepare,
+            wait=wait,
+            deadline=deadline,
+        )
+        # As many transactions as there are connections but one may wait for a lock for long.
+        self._patient = asyncio.Semaphore(max(1, lent - 1))
+        self._impatient = 0
+        self._wait = wait
         self._deadline = deadline
-        self._lent = 0
+        self._lent: dict[Connection, float] = {}  # with the time of the last answer
         self._pool = AsyncConnectionPool(
             url,
             connection_class=Connection,
-            min_size=size - readers - writers,
-            max_size=size - readers - writers,
+            min_size=lent,
+            max_size=lent,
             timeout=wait,
             # Attempts come ever less often until they are given up; then the next request starts anew.
             reconnect_timeout=5,
@@ -160,51 +214,94 @@ class Pool:
     @property
     def in_use(self) -> int:
         """Connections on which there is work."""
-        return self._lent + self.wires.in_use
+        return len(self._lent) + self.wires.in_use
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a connection."""
-        return self._pool.get_stats().get("requests_waiting", 0) + self.wires.waiting
+        waiting: int = self._pool.get_stats().get("requests_waiting", 0)
+        return waiting + self._impatient + self.wires.waiting
+
+    def until(self) -> float:
+        """When a request that begins now stops waiting for connections and locks, by the loop's clock."""
+        return asyncio.get_running_loop().time() + self._wait
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
-        """A connection as the login role: for the executor, and for what has no rows of anybody's to read.
+    async def connection(self, until: float | None = None) -> AsyncIterator[Connection]:
+        """A connection as the login role, for the executor, and for statements that read no rows with an owner.
 
-        It is cut when its work takes too long, and closed when it has become useless. Raises
-        `psycopg.OperationalError`; the kind `psycopg_pool.PoolTimeout` says that all connections are in use.
+        `until`: when the request stops waiting for it, by the loop's clock. The connection is cut if the server is
+        silent for longer than the deadline, and closed if it has become useless. Raises `psycopg.OperationalError`; its
+        subclass `psycopg_pool.PoolTimeout` means that all connections are in use.
         """
+        loop = asyncio.get_running_loop()
         try:
-            async with self._borrowed() as connection:
-                self._lent += 1
-                deadline = asyncio.get_running_loop().call_later(self._deadline, cut, connection)
+            async with self._borrowed(self.until() if until is None else until) as connection:
+                watch = None
+
+                def look() -> None:
+                    nonlocal watch
+                    left = self._lent[connection] + self._deadline - loop.time()
+                    if left > 0:
+                        watch = loop.call_later(left, look)
+                    else:
+                        cut(connection)
+
+                self.heard(connection)
+                watch = loop.call_later(self._deadline, look)
                 try:
                     yield connection
                 except _STALE_CONNECTION:
                     await connection.close()
                     raise
                 finally:
-                    deadline.cancel()
-                    self._lent -= 1
+                    watch.cancel()
+                    del self._lent[connection]
         except PoolTimeout as error:
             if self._lent:
                 raise
             raise psycopg.OperationalError("there is no connection to wait for") from error
 
+    def heard(self, connection: Connection) -> None:
+        """The server has answered on a connection that is lent: its deadline starts again."""
+        self._lent[connection] = asyncio.get_running_loop().time()
+
     @asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[Connection]:
+    async def patience(self, until: float) -> AsyncIterator[None]:
+        """The right to wait for a lock while holding a connection. Raises `psycopg_pool.PoolTimeout`."""
+        self._impatient += 1
+        try:
+            async with asyncio.timeout_at(until):
+                await self._patient.acquire()
+        except TimeoutError as error:
+            raise PoolTimeout("every connection is in use") from error
+        finally:
+            self._impatient -= 1
+        try:
+            yield
+        finally:
+            self._patient.release()
+
+    @property
+    def has_patience(self) -> bool:
+        """Whether `patience` would be granted at once."""
+        return not self._patient.locked()
+
+    @asynccontextmanager
+    async def _borrowed(self, until: float) -> AsyncIterator[Connection]:
         """One that a restart of the server has not ended.
 
         The pool's own check waits for a second after the first that is dead, and for two after the next.
         """
+        loop = asyncio.get_running_loop()
         for _ in range(self._pool.max_size):
-            connection = await self._pool.getconn()
+            connection = await self._pool.getconn(max(0.0, until - loop.time()))
             if is_alive(connection.pgconn):
                 break
             await connection.close()
             await self._pool.putconn(connection)  # which opens another in its place
         else:
-            connection = await self._pool.getconn()
+            connection = await self._pool.getconn(max(0.0, until - loop.time()))
         try:
             async with connection:
                 yield connection
@@ -215,16 +312,17 @@ class Pool:
 class Transaction:
     """Several statements, all or nothing."""
 
-    def __init__(self, connection: Connection, actor: Actor, *, prepare: bool) -> None:
+    def __init__(self, pool: Pool, connection: Connection, actor: Actor) -> None:
+        self._pool = pool
         self._connection = connection
         self._actor = actor
-        self._prepare = prepare
 
     async def rows(self, statement: Statement, **values: object) -> list[Row]:
         cursor = AsyncRawCursor(self._connection)
         await cursor.execute(
-            statement.sql.encode(), statement.bind(self._actor, values), prepare=self._prepare, binary=True
+            statement.sql.encode(), statement.bind(self._actor, values), prepare=self._pool.prepare, binary=True
         )
+        self._pool.heard(self._connection)
         return await cursor.fetchall() if cursor.description else []
 
     async def row(self, statement: Statement, **values: object) -> Row | None:
@@ -255,26 +353,44 @@ class Database:
         return rows[0] if rows else None
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `work` in one transaction, committed on return. It may be called twice, so it must touch nothing else."""
+        """Run `work` in one transaction, committed on return.
+
+        It may be called several times, so it must touch nothing else.
+        """
+        until = self._pool.until()
         try:
-            return await self._transact(work)
+            return await self._transact(work, until)
         except _WORTH_A_SECOND_TRY as error:
             await _pause_after(error)
-            return await self._transact(work)
+            return await self._transact(work, until)
 
     async def _rows(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
-        wires = self._pool.wires
-        run = wires.write if statement.writes else wires.read
+        wires, bound = self._pool.wires, statement.bind(self._actor, values)
         try:
-            return await run(statement.become, self._actor, statement.sql, statement.bind(self._actor, values))
+            if statement.cost is Cost.long:
+                return await wires.search(statement.become, self._actor, statement.sql, bound)
+            if statement.writes:
+                return await wires.write(statement.become, self._actor, statement.sql, bound)
+            return await wires.read(statement.become, self._actor, statement.sql, bound, alone=_READ_ALONE)
         except UnreadableRow as error:
             # What is stored is not the client's mistake, whoever stored it.
             raise RuntimeError("a stored value cannot be read") from error
 
-    async def _transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        async with self._pool.connection() as connection, connection.transaction():
-            await AsyncRawCursor(connection).execute(_TRANSACT, self._actor, prepare=self._pool.prepare)
-            return await work(Transaction(connection, self._actor, prepare=self._pool.prepare))
+    async def _transact(self, work: Callable[[Transaction], Awaitable[T]], until: float) -> T:
+        pool = self._pool
+        if not pool.has_patience:
+            # The last connection is not for waiting: other transactions may need no lock.
+            with suppress(LockNotAvailable):
+                return await self._attempt(work, until, patient=False)
+        async with pool.patience(until):
+            return await self._attempt(work, until, patient=True)
+
+    async def _attempt(self, work: Callable[[Transaction], Awaitable[T]], until: float, *, patient: bool) -> T:
+        pool = self._pool
+        async with pool.connection(until) as connection, connection.transaction():
+            lock_timeout = what_is_left(until) if patient else BRIEFLY
+            await AsyncRawCursor(connection).execute(_TRANSACT, (*self._actor, lock_timeout), prepare=pool.prepare)
+            return await work(Transaction(pool, connection, self._actor))
 
 
 async def _pause_after(error: Exception) -> None:

@@ -83,11 +83,15 @@ SQLSTATES: dict[str, tuple[int, str]] = {
     "22021": (422, "invalid_value"),  # not in the database's encoding
     "22P05": (422, "invalid_value"),
     "23": (409, "constraint_violated"),
+    "0A000": (503, "database_busy"),  # cached plan must not change result type
+    "26000": (503, "database_busy"),  # a prepared statement is not there
+    "25006": (503, "database_unavailable"),  # read only
     "25P03": (503, "database_unavailable"),  # idle_in_transaction_session_timeout
+    "25P04": (503, "database_unavailable"),  # transaction_timeout
     "40": (503, "database_busy"),
     "53": (503, "database_busy"),
     "57014": (503, "database_busy"),  # statement_timeout
-    "55P03": (503, "database_busy"),
+    "55P03": (503, "database_busy"),  # lock_timeout
     "57": (503, "database_unavailable"),
     "58": (503, "database_unavailable"),
     "08": (503, "database_unavailable"),

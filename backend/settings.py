@@ -104,7 +104,12 @@ class Settings(BaseSettings):
         description="The same database past any transaction pooler, for migrations and to LISTEN. "
         "Default: `DATABASE_URL`.",
     )
-    database_pool_size: int = Field(default=10, ge=3, le=1000, description="Connections per worker.")
+    database_pool_size: int = Field(
+        default=10,
+        ge=5,
+        le=1000,
+        description="Connections per worker that serve requests. One more listens for changes.",
+    )
     database_prepare: Literal["on", "off"] = Field(
         default="on", description="Prepared statements. `off` behind a pgbouncer older than 1.21."
     )

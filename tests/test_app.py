@@ -398,8 +398,12 @@ async def test_a_database_that_is_down_is_a_503(settings: Settings, api: Api) ->
         ("22008", 422, "invalid_value"),
         ("22021", 422, "invalid_value"),
         ("22P05", 422, "invalid_value"),
+        ("0A000", 503, "database_busy"),
         ("22023", 500, "internal_error"),
+        ("25006", 503, "database_unavailable"),
+        ("25P02", 500, "internal_error"),
         ("25P03", 503, "database_unavailable"),
+        ("26000", 503, "database_busy"),
         ("42501", 500, "internal_error"),
         ("42P01", 500, "internal_error"),
         ("40001", 503, "database_busy"),
@@ -429,7 +433,7 @@ async def test_what_the_database_says_is_answered_by_its_sqlstate(
 
 
 async def test_a_pool_in_full_use_is_busy_not_gone(settings: Settings, api: Api) -> None:
-    async with running(settings.model_copy(update={"database_pool_size": 3}), api.issuer) as small:
+    async with running(settings.model_copy(update={"database_pool_size": 5}), api.issuer) as small:
         ada = small.person()
         assert (await ada.get(TASKS)).status_code == 200
         async with small.state["pool"].connection():

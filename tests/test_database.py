@@ -11,11 +11,11 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
-from sqlalchemy import func, literal_column, select, text
+from sqlalchemy import Integer, cast, column, func, literal_column, select, table, text
 
 import backend
 from backend import migrations
-from backend.database import NOTICE_DEAD_CLIENT, SYSTEM, Actor, Database, Pool, Row, Statement, Transaction
+from backend.database import NOTICE_DEAD_CLIENT, SYSTEM, Actor, Cost, Database, Pool, Row, Statement, Transaction
 from backend.transport import Job
 from tests.conftest import Api, create_database
 
@@ -34,7 +34,7 @@ async def connection_id(database: Database) -> int:
 
 @pytest.fixture
 async def pool(database_url: str) -> Pool:
-    return Pool(database_url, size=3)
+    return Pool(database_url, size=5)
 
 
 async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Pool) -> None:
@@ -52,7 +52,7 @@ async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Poo
             async with pool.connection() as connection:
                 row = await (await connection.execute(left)).fetchone()
             assert row == {"self": True, "c": None}
-            for wire in (*pool.wires.readers, *pool.wires.writers):
+            for wire in (*pool.wires.readers, *pool.wires.writing.wires, *pool.wires.searching.wires):
                 # Run as nobody in particular, so that what the last transaction left behind would show.
                 (found,) = await wire.run(Job("SELECT $1, $2", ("", ""), left, ()))
                 assert found == {"self": True, "c": None}
@@ -68,7 +68,7 @@ async def test_nobody_takes_over_what_another_has_set_for_a_read_that_is_sent_to
     actors = [Actor.user(uuid4()), SYSTEM, Actor.user(uuid4()), SYSTEM] * 5
     statements = [Statement(asked), Statement(asked, keeps_plan=True), Statement(asked)]
     expected = [(actor, statement) for actor in actors for statement in statements]
-    async with Pool(database_url, size=3) as pool:
+    async with Pool(database_url, size=5) as pool:
         await Database(pool, SYSTEM).rows(statements[0])  # until it is connected, each is sent by itself
         found = await asyncio.gather(*(Database(pool, actor).row(statement) for actor, statement in expected))
     rows = [row for row in found if row is not None]
@@ -142,7 +142,7 @@ async def test_a_transaction_is_all_or_nothing(pool: Pool) -> None:
 
 
 async def test_a_deadlock_is_tried_once_more(database_url: str) -> None:
-    async with Pool(database_url, size=4) as pool:
+    async with Pool(database_url, size=8) as pool:
         database = Database(pool, SYSTEM)
         made = raw("INSERT INTO users (issuer, subject) VALUES ('lock', :subject) RETURNING id")
         touch = raw("UPDATE users SET locale = 'de' WHERE id = :id")
@@ -179,18 +179,34 @@ async def test_the_second_failure_is_the_callers(pool: Pool) -> None:
 
 
 async def test_a_pool_that_is_used_up_is_an_error_in_bounded_time(database_url: str) -> None:
-    async with Pool(database_url, size=3, wait=0.05) as pool, pool.connection():
+    async with Pool(database_url, size=5, wait=0.05) as pool, pool.connection():
         with pytest.raises(PoolTimeout):
             await Database(pool, SYSTEM).transact(lambda transaction: transaction.rows(raw("SELECT 1")))
 
 
 async def test_patience_has_its_bounds(database_url: str) -> None:
     """The server ends a long statement and a long wait for a lock; a server that hangs is left by the client."""
-    bounds = raw("SELECT current_setting('statement_timeout') AS statement, current_setting('lock_timeout') AS lock")
+    names = "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"
+    settings = table("pg_settings", column("name"), column("setting"))
+    value = select(cast(settings.c.setting, Integer))
+    limits = select(*(value.where(settings.c.name == name).scalar_subquery().label(name) for name in names))
+    read, write, search = Statement(limits), Statement(limits, writes=True), Statement(limits, cost=Cost.long)
     sleep = raw("SELECT pg_sleep(5)")
-    async with Pool(database_url, size=3, deadline=0.2) as pool:
+
+    def seconds(rows: list[Row]) -> list[float]:
+        (row,) = rows
+        return [value / 1000 for value in row.values()]
+
+    def of(*expected: float) -> object:
+        """Of the time to wait, what has passed counts already."""
+        return pytest.approx(expected, abs=1)
+
+    async with Pool(database_url, size=5, deadline=0.2) as pool:
         database = Database(pool, SYSTEM)
-        assert await database.row(bounds) == {"statement": "10s", "lock": "3s"}
+        assert seconds(await database.rows(read)) == [2, 0.05, 0]
+        assert seconds(await database.rows(write)) == of(4, 3, 0)
+        assert seconds(await database.rows(search)) == of(10, 3, 0)
+        assert seconds(await database.transact(lambda transaction: transaction.rows(read))) == of(10, 3, 5)
         with pytest.raises(psycopg.OperationalError):
             await database.rows(sleep)
         with pytest.raises(psycopg.OperationalError):
@@ -203,7 +219,7 @@ async def test_times_are_utc_whatever_the_servers_zone(postgres: str) -> None:
     migrations.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {connection.info.dbname} SET timezone TO 'Europe/Berlin'".encode())
-    async with Pool(url, size=3) as pool:
+    async with Pool(url, size=5) as pool:
         row = await Database(pool, SYSTEM).row(
             raw("SELECT timestamptz '2026-07-01 12:00+00' AS at, now()::text AS now")
         )
@@ -256,6 +272,59 @@ async def test_what_is_worth_another_try(
     assert tried == attempts
 
 
+async def test_reads_of_a_locked_table_are_refused_as_such(database_url: str) -> None:
+    """None is told that a statement is not there, which others could not prepare in time."""
+    name = f"t_{uuid4().hex}"
+    read = Statement(select(column("n")).select_from(table(name, column("n"))))
+    async with (
+        Pool(database_url, size=5, wait=1) as pool,
+        await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other,
+    ):
+        await other.execute(f"CREATE TABLE {name} (n int); GRANT SELECT ON {name} TO api_system".encode())
+        database = Database(pool, SYSTEM)
+        async with other.transaction():
+            await other.execute(f"LOCK TABLE {name}".encode())
+            found: list[BaseException | list[Row]] = []
+            for _ in range(3):
+                found += await asyncio.gather(*(database.rows(read) for _ in range(20)), return_exceptions=True)
+        assert {type(answer) for answer in found} <= {psycopg.errors.LockNotAvailable, PoolTimeout}
+        assert await database.rows(read) == []
+        await other.execute(f"DROP TABLE {name}".encode())
+
+
+async def test_transactions_that_wait_for_a_lock_leave_a_connection_to_others(database_url: str) -> None:
+    """And do not wait longer in all because they were tried several times."""
+    loop = asyncio.get_running_loop()
+    lock = raw("SELECT pg_advisory_xact_lock(77)")
+
+    async def wait_for_it(transaction: Transaction) -> None:
+        await transaction.rows(lock)
+
+    async with (
+        Pool(database_url, size=8, wait=2) as pool,
+        await psycopg.AsyncConnection.connect(database_url) as other,
+    ):
+        database = Database(pool, SYSTEM)
+        await other.execute("SELECT pg_advisory_xact_lock(77)")
+        begun = loop.time()
+        blocked = [asyncio.create_task(database.transact(wait_for_it)) for _ in range(6)]
+        await asyncio.sleep(0)
+        assert await database.transact(lambda transaction: transaction.rows(raw("SELECT 1 AS one"))) == [{"one": 1}]
+        assert not any(task.done() for task in blocked)
+        answers = await asyncio.gather(*blocked, return_exceptions=True)
+        assert loop.time() - begun < 3.9
+    assert {type(answer) for answer in answers} == {psycopg.errors.LockNotAvailable, PoolTimeout}
+
+
+async def test_a_transaction_that_makes_progress_is_not_cut(database_url: str) -> None:
+    async def slow(transaction: Transaction) -> None:
+        for _ in range(4):
+            await transaction.rows(raw("SELECT pg_sleep(0.5)"))
+
+    async with Pool(database_url, size=5, deadline=1.5) as pool:
+        await Database(pool, SYSTEM).transact(slow)
+
+
 async def test_nothing_is_set_for_the_session_behind_a_pooler(database_url: str) -> None:
     """There the process id that the client knows is another than the server's."""
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
@@ -265,7 +334,7 @@ async def test_nothing_is_set_for_the_session_behind_a_pooler(database_url: str)
 
 @pytest.mark.parametrize("prepare", [True, False])
 async def test_statements_are_prepared_unless_a_pooler_forbids_it(database_url: str, prepare: bool) -> None:
-    async with Pool(database_url, size=3, prepare=prepare) as pool:
+    async with Pool(database_url, size=5, prepare=prepare) as pool:
         database = Database(pool, SYSTEM)
         for _ in range(10):
             row = await database.row(raw("SELECT count(*) AS n FROM pg_prepared_statements"))

@@ -127,7 +127,7 @@ async def test_security_events_are_counted(api: Api) -> None:
 
 
 async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> None:
-    async with running(settings.model_copy(update={"database_pool_size": 3}), issuer) as api:
+    async with running(settings.model_copy(update={"database_pool_size": 5}), issuer) as api:
         ada = api.person()
         assert (await ada.get(TASKS)).status_code == 200
         pool = api.state["pool"]
@@ -136,10 +136,10 @@ async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> No
             async with pool.connection():
                 pass
 
-        async with pool.connection() as connection:  # of three, one is for transactions and one for writes
+        async with pool.connection() as connection:  # of five, one is for transactions and two are for writes
             await connection.execute("SELECT pg_advisory_lock(1)")
             lock = "SELECT pg_advisory_xact_lock(1)"
-            writing = asyncio.create_task(pool.wires.write("SELECT $1, $2", ("", ""), lock, ()))
+            writing = [asyncio.create_task(pool.wires.write("SELECT $1, $2, $3", ("", ""), lock, ())) for _ in range(2)]
             await asyncio.sleep(0)
             waiting = [asyncio.create_task(take()), asyncio.create_task(ada.post(TASKS, {"title": "a task"}))]
             while pool.waiting < 2:
@@ -147,7 +147,7 @@ async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> No
                 await asyncio.sleep(0)
             found = await samples(api)
             await connection.execute("SELECT pg_advisory_unlock(1)")
-        await asyncio.gather(writing, *waiting)
+        await asyncio.gather(*writing, *waiting)
         after = await samples(api)
     assert value(found, "resource_server_database_connections") >= 1
     assert value(found, "resource_server_database_waiting") == 2
@@ -217,7 +217,7 @@ def test_the_workers_of_a_server_count_together(server: Server) -> None:
             assert client.get("/livez").status_code == 200
         found = [scrape(client) for _ in range(10)]
         assert {value(one, "http_requests_total", **livez) - before for one in found} == {40}
-        assert value(found[0], "resource_server_database_connections_limit") == 6
+        assert value(found[0], "resource_server_database_connections_limit") == 10
 
         limits: set[float] = set()
         for _ in range(5):  # on a busy machine another worker may have begun before anybody could look
@@ -226,13 +226,13 @@ def test_the_workers_of_a_server_count_together(server: Server) -> None:
             workers[0].kill()
             psutil.wait_procs(workers[:1], timeout=20)
             seen = 0.0
-            while seen != 6:  # until another one has begun
+            while seen != 10:  # until another one has begun
                 assert server.process.poll() is None
                 with suppress(httpx.HTTPError):  # whom the dead one held gets no answer
                     limits.add(seen := value(after := scrape(client), "resource_server_database_connections_limit"))
-            if 3 in limits:
+            if 5 in limits:
                 break
-        assert limits == {3, 6}  # the dead one's were gone
+        assert limits == {5, 10}  # the dead one's were gone
         assert value(after, "http_requests_total", **livez) - before == 40
 
 

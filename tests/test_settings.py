@@ -90,7 +90,7 @@ def test_an_empty_value_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DATABASE_URL", "postgresql://api:x@hunter2@host/db"),
         ("DATABASE_URL", "postgresql://api:%hunter2@host/db"),
         ("DATABASE_DIRECT_URL", "postgresql://host:54.32/hunter2"),
-        ("DATABASE_POOL_SIZE", "0"),
+        ("DATABASE_POOL_SIZE", "4"),
         ("DATABASE_POOL_SIZE", "many"),
         ("DATABASE_PREPARE", "maybe"),
         ("PUBLIC_URL", "localhost:8000"),

@@ -17,6 +17,8 @@ from backend.transport import Connection, ConnectionLost, Job, UnreadableRow, Wi
 from tests.relay import Relay
 
 NOTHING = "SELECT $1, $2"
+BRIEFLY = "SELECT $1, set_config('lock_timeout', $2, true)"
+AS_LONG_AS_IT_MAY = "SELECT $1, $2, set_config('lock_timeout', $3, true)"
 PID = "SELECT pg_backend_pid() AS pid"
 
 
@@ -221,6 +223,78 @@ async def test_a_statement_that_was_not_prepared_after_all_is_not_taken_for_one_
     ]
     assert await run(reader, "SELECT 'new' AS it") == [{"it": "new"}]
     assert "SELECT 'known'" in [sql for sql, _ in reader._statements]
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_statement_that_a_lock_kept_from_being_prepared_is_prepared_later(
+    database_url: str, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same connection, whoever relied on it meanwhile."""
+    monkeypatch.setattr(transport, "_LOCKED", 0.0, raising=False)
+    table = f"t_{uuid4().hex}"
+    ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
+    async with (
+        line(database_url, reads=reads) as made,
+        await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other,
+    ):
+
+        async def count() -> list[dict[str, Any]]:
+            return await made.wire.run(Job(BRIEFLY, ("", "200ms"), ask, ()))
+
+        await other.execute(f"CREATE TABLE {table} (n int)".encode())
+        (pid,) = await run(made.wire, PID)
+        async with other.transaction():
+            await other.execute(f"LOCK TABLE {table}".encode())
+            answers = await asyncio.gather(*(count() for _ in range(3)), return_exceptions=True)
+            kinds = {type(answer) for answer in answers}
+            assert psycopg.errors.LockNotAvailable in kinds
+            assert kinds <= {psycopg.errors.LockNotAvailable, psycopg.errors.InvalidSqlStatementName}
+            assert ask not in [sql for sql, _ in made.wire._statements]
+        assert await count() == [{"n": 0}]
+        assert await run(made.wire, PID) == [pid]
+        await other.execute(f"DROP TABLE {table}".encode())
+
+
+async def test_a_read_that_met_a_lock_is_not_sent_again_for_a_while(reader: Wire, database_url: str) -> None:
+    """Nor those that were sent with it: each would hold up whatever stands behind it."""
+    table = f"t_{uuid4().hex}"
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
+        await other.execute(f"CREATE TABLE {table} (n int)".encode())
+        await run(reader, PID)
+        async with other.transaction():
+            await other.execute(f"LOCK TABLE {table}".encode())
+            ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
+            jobs = [reader.run(Job(BRIEFLY, ("", "300ms"), ask, ())) for _ in range(30)]
+            free = asyncio.ensure_future(run(reader, "SELECT 1 AS one"))
+            async with asyncio.timeout(6):  # thirty times 0.3 s would be more
+                assert await free == [{"one": 1}]
+                answers = await asyncio.gather(*jobs, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {psycopg.errors.LockNotAvailable}
+        await other.execute(f"DROP TABLE {table}".encode())
+
+
+async def test_nothing_more_is_sent_behind_a_read_that_takes_long(reader: Wire) -> None:
+    await run(reader, PID)
+    slow = asyncio.ensure_future(run(reader, "SELECT pg_sleep(1)"))
+    async with asyncio.timeout(20):
+        while not reader.is_stuck():  # noqa: ASYNC110  # of time that passes there is no event
+            await asyncio.sleep(0.01)
+    behind = [asyncio.ensure_future(run(reader, "SELECT $1::int AS n", n)) for n in range(3)]
+    await sent()
+    assert (len(reader._unsent), reader.waiting) == (3, 3)
+    assert await asyncio.gather(*behind) == [[{"n": n}] for n in range(3)]
+    assert slow.done()
+    assert reader.waiting == 0
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_connection_that_makes_progress_is_kept(database_url: str, reads: bool) -> None:
+    """The deadline is that of one silence, however long the queue is."""
+    async with line(database_url, reads=reads, deadline=1.5) as made:
+        (pid,) = await run(made.wire, PID)
+        answers = await asyncio.gather(*(run(made.wire, "SELECT pg_sleep(0.5)") for _ in range(5)))
+        assert len(answers) == 5
+        assert await run(made.wire, PID) == [pid]
 
 
 async def test_who_stops_waiting_troubles_nobody(wire: Wire) -> None:
@@ -498,6 +572,128 @@ async def test_closing_lets_nobody_wait_to_write(database_url: str) -> None:
     assert kinds <= {psycopg.OperationalError, ConnectionLost}
 
 
+async def test_a_read_waits_in_the_queue_only_so_long(database_url: str) -> None:
+    """What the server is working on has limits of its own."""
+    async with wires(database_url, readers=1, wait=0.5) as made:
+        await made.read(NOTHING, ("", ""), PID, ())
+        slow = asyncio.ensure_future(made.read(NOTHING, ("", ""), "SELECT pg_sleep(60)", ()))
+        await sent()
+        with pytest.raises(PoolTimeout):
+            async with asyncio.timeout(20):
+                await made.read(NOTHING, ("", ""), PID, ())
+        assert not slow.done()
+        slow.cancel()
+
+
+class Held:
+    """A lock that another session has."""
+
+    def __init__(self, other: psycopg.AsyncConnection, key: int) -> None:
+        self._other = other
+        self._key = key
+        self.wait = f"SELECT pg_advisory_xact_lock({key})"
+
+    async def free(self) -> None:
+        await self._other.execute(f"SELECT pg_advisory_unlock({self._key})".encode())
+
+
+@pytest.fixture
+async def held(database_url: str) -> AsyncIterator[Held]:
+    key = uuid4().int % 2**31
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
+        await other.execute(f"SELECT pg_advisory_lock({key})".encode())
+        yield Held(other, key)
+
+
+async def test_who_waits_for_a_lock_never_takes_the_last_connection_for_long(database_url: str, held: Held) -> None:
+    async with wires(database_url, wait=30) as made:
+
+        def write(sql: str) -> asyncio.Task[list[dict[str, Any]]]:
+            return asyncio.create_task(made.write(AS_LONG_AS_IT_MAY, ("", ""), sql, ()))
+
+        blocked = [write(held.wait) for _ in range(5)]
+        async with asyncio.timeout(20):
+            assert len(await write(PID)) == 1
+        assert not any(task.done() for task in blocked)
+        await held.free()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*blocked)
+        assert made.waiting == made.in_use == 0
+
+
+async def test_the_time_in_the_queue_and_the_time_for_a_lock_are_one(database_url: str, held: Held) -> None:
+    loop = asyncio.get_running_loop()
+    async with wires(database_url, wait=1) as made:
+        begun = loop.time()
+        writes = (made.write(AS_LONG_AS_IT_MAY, ("", ""), held.wait, ()) for _ in range(9))
+        answers = await asyncio.gather(*writes, return_exceptions=True)
+        assert loop.time() - begun < 1.9  # twice that long, were they two
+    assert {type(answer) for answer in answers} == {psycopg.errors.LockNotAvailable, PoolTimeout}
+
+
+async def test_a_read_that_meets_a_lock_waits_among_the_writes(database_url: str) -> None:
+    table = f"t_{uuid4().hex}"
+    ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
+    async with (
+        wires(database_url, readers=1, wait=30) as made,
+        await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other,
+    ):
+
+        def read(sql: str) -> asyncio.Task[list[dict[str, Any]]]:
+            return asyncio.create_task(made.read(BRIEFLY, ("", "50ms"), sql, (), alone=AS_LONG_AS_IT_MAY))
+
+        await other.execute(f"CREATE TABLE {table} (n int)".encode())
+        async with other.transaction():
+            await other.execute(f"LOCK TABLE {table}".encode())
+            blocked = [read(ask) for _ in range(5)]
+            async with asyncio.timeout(20):
+                assert len(await read(PID)) == 1
+                assert len(await made.write(AS_LONG_AS_IT_MAY, ("", ""), PID, ())) == 1
+            assert not any(task.done() for task in blocked)
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*blocked) == [[{"n": 0}]] * 5
+            assert await read(ask) == [{"n": 0}]
+        assert made._locked == {}
+        await other.execute(f"DROP TABLE {table}".encode())
+
+
+async def test_persons_take_turns_with_what_takes_long(database_url: str) -> None:
+    """However much one of them asks for, and two at once at most, while one connection is left for another person."""
+    async with wires(database_url, searchers=3, wait=30) as made:
+        order: list[str] = []
+
+        async def search(person: str) -> None:
+            await made.search(NOTHING, ("", person), "SELECT pg_sleep(0.2)", ())
+            order.append(person)
+
+        tasks = [asyncio.create_task(search("a")) for _ in range(8)]
+        await asyncio.sleep(0)
+        assert (made.searching.in_use, made.searching.waiting) == (2, 6)
+        tasks += [asyncio.create_task(search(person)) for person in ("b", "c")]
+        await asyncio.sleep(0)
+        assert (made.searching.in_use, made.searching.waiting) == (3, 7)
+        await asyncio.gather(*tasks)
+        assert max(order.index("b"), order.index("c")) < 7
+        assert not made.searching._running
+        assert not made.searching._queues
+
+
+async def test_a_person_with_a_full_queue_is_refused_alone(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MOST_WAITING_APIECE", 2)
+    async with wires(database_url, searchers=1, wait=30) as made:
+        searches = [made.search(NOTHING, ("", person), PID, ()) for person in "aaaab"]
+        kinds = [type(answer) for answer in await asyncio.gather(*searches, return_exceptions=True)]
+    assert kinds == [list, list, list, PoolTimeout, list]
+
+
+async def test_who_waits_to_search_is_refused_in_time(database_url: str) -> None:
+    async with wires(database_url, searchers=1, wait=0.3) as made:
+        searches = [made.search(NOTHING, ("", "a"), "SELECT pg_sleep(1)", ()) for _ in range(3)]
+        kinds = [type(answer) for answer in await asyncio.gather(*searches, return_exceptions=True)]
+        assert kinds == [list, PoolTimeout, PoolTimeout]
+        assert await made.search(NOTHING, ("", "a"), "SELECT 1 AS one", ()) == [{"one": 1}]
+
+
 async def test_too_many_readers_are_refused_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MOST_WAITING", 2)
     async with wires(database_url, readers=1) as made:
@@ -509,7 +705,7 @@ async def test_too_many_readers_are_refused_at_once(database_url: str, monkeypat
 async def test_a_read_is_asked_again_where_the_connection_was_lost_and_a_write_is_not(database_url: str) -> None:
     """The statement ends its own session the first time that it runs."""
     async with wires(database_url) as made:
-        for run, answer in (made.write, None), (made.read, [{"done": True}]):
+        for run, answer in (made.write, None), (made.read, [{"done": True}]), (made.search, [{"done": True}]):
             sequence = f"s_{uuid4().hex}"
             await made.write(NOTHING, ("", ""), f"CREATE SEQUENCE {sequence}", ())
             once = f"SELECT nextval('{sequence}') > 1 OR NOT pg_terminate_backend(pg_backend_pid(), 5000) AS done"

@@ -71,11 +71,12 @@ async def test_a_public_address_with_a_path_has_its_metadata_where_challenges_sa
 
 @pytest.mark.parametrize("prepare", ["on", "off"])
 async def test_the_pool_is_as_the_settings_say(settings: Settings, issuer: LocalIssuer, prepare: str) -> None:
-    async with running(changed(settings, database_prepare=prepare, database_pool_size=3), issuer) as api:
+    async with running(changed(settings, database_prepare=prepare, database_pool_size=5), issuer) as api:
         pool = api.state["pool"]
         assert pool.prepare is (prepare == "on")
         assert (pool._pool.min_size, pool._pool.max_size) == (1, 1)
-        assert (len(pool.wires.readers), len(pool.wires.writers)) == (1, 1)
+        lanes = pool.wires.readers, pool.wires.writing.wires, pool.wires.searching.wires
+        assert [len(wires) for wires in lanes] == [1, 2, 1]
 
 
 async def test_a_known_caller_is_looked_up_again_after_a_minute(api: Api) -> None:

@@ -34,7 +34,7 @@ def two_workers(database_url: str, jwks_url: str) -> Iterator[Server]:
         "DATABASE_URL": database_url,
         "BETTER_AUTH_URL": ISSUER,
         "BETTER_AUTH_JWKS_URL": jwks_url,
-        "DATABASE_POOL_SIZE": "3",
+        "DATABASE_POOL_SIZE": "5",
         "LOG_FORMAT": "json",
         "RATE_LIMIT": "off",
         "DRAIN_SECONDS": "0",

@@ -40,7 +40,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from backend import changes, owned, pagination
 from backend.changes import RETENTION
-from backend.database import Statement, parameters
+from backend.database import Cost, Statement, parameters
 from backend.owned import CALLER
 from backend.tasks.models import LONG, SHORT, Priority, Status, Tag, Task, TaskTag, sort_key
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead
@@ -180,12 +180,12 @@ def listing(filters: frozenset[str], sort: str, *, continued: bool, deleted: boo
     # Where nothing narrows it, the index of the sort is the way for everybody, from wherever the cursor points.
     keeps_plan = not (filters or deleted)
     if not counted:
-        return Statement(query, keeps_plan=keeps_plan)
+        return Statement(query, keeps_plan=keeps_plan, cost=Cost.short if keeps_plan else Cost.long)
     page, count = query.subquery(), total.subquery()
     fields = [page.c[name] for name in TaskRead.model_fields]
     both = select(count.c.total, *fields).select_from(count.outerjoin(page, true()))
     both = both.order_by(*pagination.order(page.c.sort_key, page.c.id, descending=descending))
-    return Statement(both, keeps_plan=keeps_plan)
+    return Statement(both, keeps_plan=keeps_plan, cost=Cost.long)
 
 
 class BoundListing(NamedTuple):
@@ -367,5 +367,7 @@ COUNTS = {
     "overdue": COMPUTED["is_overdue"],
     "due_today": TODAY,
 }
-SUMMARY = Statement(select(*[func.count().filter(what).label(name) for name, what in COUNTS.items()]).where(*OWNED))
+SUMMARY = Statement(
+    select(*[func.count().filter(what).label(name) for name, what in COUNTS.items()]).where(*OWNED), cost=Cost.long
+)
 EXISTS = Statement(select(col(Task.deleted_at)).where(*KEPT, col(Task.id) == bindparam("task_id")))

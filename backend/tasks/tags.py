@@ -9,7 +9,7 @@ from sqlalchemy import and_, bindparam, delete, func, insert, literal_column, up
 from sqlmodel import col, select
 
 from backend.changes import AWAIT_TURN
-from backend.database import Database, Row, Statement, Transaction
+from backend.database import Cost, Database, Row, Statement, Transaction
 from backend.owned import CALLER
 from backend.problems import NotFound
 from backend.tasks.models import Tag, Task, TaskTag
@@ -27,8 +27,8 @@ COUNTED = (
     .scalar_subquery()
     .label("task_count")
 )
-LIST = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(MINE).order_by(col(Tag.folded)))
-GET = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(*THIS))
+LIST = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(MINE).order_by(col(Tag.folded)), cost=Cost.long)
+GET = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(*THIS), cost=Cost.long)
 ADD = Statement(
     insert(Tag)
     .values(owner_id=CALLER, name=bindparam("name"))

@@ -12,7 +12,7 @@ from sqlmodel import SQLModel, select
 from backend import openapi, pagination
 from backend.answers import Answer
 from backend.auth import CurrentPrincipal, Principal, forbidden
-from backend.database import SYSTEM, Database, Pool, Row, Statement, Transaction
+from backend.database import SYSTEM, Cost, Database, Pool, Row, Statement, Transaction
 from backend.problems import DomainError, NotFound
 from backend.users import lifecycle
 from backend.users.audit import record
@@ -63,7 +63,8 @@ def listing(table: Table, filters: frozenset[str], *, continued: bool) -> Statem
     names, time = (UserRead, USERS.c.created_at) if table is USERS else (AuditRead, AUDIT.c.at)
     query = select(*(table.c[name] for name in names.model_fields)).where(*(FILTERS[name] for name in sorted(filters)))
     after = bindparam("after_key", type_=time.type) if continued else None
-    return Statement(pagination.keyset(query, time, table.c.id, after=after, descending=True))
+    cost = Cost.long if filters - {"user_id"} else Cost.short
+    return Statement(pagination.keyset(query, time, table.c.id, after=after, descending=True), cost=cost)
 
 
 class OwnAccount(DomainError):

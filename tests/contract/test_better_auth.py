@@ -27,7 +27,7 @@ def served_by(issuer: Issuer, settings: Settings) -> Settings:
     return Settings(
         _env_file=None,
         database_url=settings.database_url,
-        database_pool_size=4,
+        database_pool_size=5,
         better_auth_url=issuer.url,
     )
 

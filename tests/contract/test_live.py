@@ -169,7 +169,7 @@ async def system(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -
     async with serving_keys(says_json(issuer.jwks)) as (jwks_url, _):
         environment = {
             "DATABASE_URL": settings.database_url,
-            "DATABASE_POOL_SIZE": "3",
+            "DATABASE_POOL_SIZE": "5",
             "BETTER_AUTH_URL": issuer.url,
             "BETTER_AUTH_JWKS_URL": jwks_url,
             "RATE_LIMIT": "off",

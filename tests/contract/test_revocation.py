@@ -132,7 +132,7 @@ async def deployment(
     empty: Path = tmp_path_factory.mktemp("empty")
     environment = {
         "DATABASE_URL": settings.database_url,
-        "DATABASE_POOL_SIZE": "3",
+        "DATABASE_POOL_SIZE": "5",
         "BETTER_AUTH_URL": teller.url,
         "PUBLIC_URL": PUBLIC_URL,
         "RATE_LIMIT": "off",

@@ -6,9 +6,11 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg
 import pytest
@@ -18,11 +20,12 @@ from backend.auth.testing import LocalIssuer
 from backend.dev.postgres import EmbeddedPostgres
 from backend.settings import Settings
 from tests.conftest import Api, create_database, running
-from tests.faults.load import CLIENTS, Account, Load
+from tests.faults.load import CLIENTS, TASKS, Account, Load
 from tests.programs import mounted
 
 # A crash of its processes is what is tested, not one of the machine.
 QUICK = {"fsync": "off", "full_page_writes": "off", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+SLACK = 1.0  # seconds, for a machine that is busy with other things
 END = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE application_name LIKE 'resource-server%' AND datname = current_database()"
@@ -106,6 +109,68 @@ async def test_no_connection_to_be_had(url: str, settings: Settings, issuer: Loc
     only_refused(load.account)
     assert load.account.codes.keys() == {"database_busy"}
     assert load.account.answers["GET", 503] == 0
+
+
+class Question(NamedTuple):
+    method: str
+    path: str
+    body: Mapping[str, str] | None = None
+
+
+NEEDING_TASKS = [
+    Question("GET", TASKS),
+    Question("GET", f"{TASKS}/{{id}}"),
+    Question("GET", f"{TASKS}?q=x"),
+    Question("GET", f"{TASKS}/changes"),
+    Question("GET", "/api/v1/tags"),
+    Question("POST", TASKS, {"title": "new"}),
+    Question("PUT", f"{TASKS}/{{id}}", {"title": "new"}),
+]
+OTHERS = [
+    Question("GET", "/api/v1/users/me"),
+    Question("PATCH", "/api/v1/users/me", {"locale": "de"}),
+    Question("POST", "/api/v1/tags", {"name": "new"}),
+]
+
+
+async def test_a_locked_table_holds_up_nothing_else(
+    url: str, settings: Settings, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """40 requests of all kinds at once, while another session holds the table of tasks for longer than any waits."""
+    caplog.set_level(logging.CRITICAL, "backend.problems")
+    values = {"database_url": url, "database_direct_url": url, "database_pool_size": 10}
+    needing: list[tuple[Question, int, float]] = []
+    others: list[tuple[Question, int, float]] = []
+
+    async with running(settings.model_copy(update=values), issuer) as api:
+        people = [api.person() for _ in range(8)]
+        ids = [(await person.task())["id"] for person in people]
+
+        async def ask(number: int, question: Question, found: list[tuple[Question, int, float]]) -> None:
+            path, since = question.path.format(id=ids[number]), time.monotonic()
+            response = await people[number].request(question.method, path, json=question.body)
+            found.append((question, response.status_code, time.monotonic() - since))
+            if response.status_code == 503:
+                assert response.json()["code"] == "database_busy"
+                assert int(response.headers["retry-after"]) >= 1
+
+        # Half of the people need what is locked; no lock that they hold themselves keeps the other half waiting.
+        asked = [ask(number, question, needing) for number in range(4) for question in NEEDING_TASKS]
+        asked += [ask(number, question, others) for number in range(4, 8) for question in OTHERS]
+        async with await psycopg.AsyncConnection.connect(url) as other:
+            await other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+            await asyncio.gather(*asked)
+        # The statements that could not be prepared are prepared now.
+        again: list[tuple[Question, int, float]] = []
+        for number in range(8):
+            for question in NEEDING_TASKS:
+                await ask(number, question, again)
+    assert (len(needing), len(others)) == (28, 12)
+    assert {status for _, status, _ in needing} == {503}, needing
+    assert max(seconds for *_, seconds in needing) < 3.5 + SLACK, needing
+    assert {status for _, status, _ in others} == {200, 201}, others
+    assert max(seconds for *_, seconds in others) < 3, others
+    assert {status for _, status, _ in again} == {200, 201}, again
 
 
 async def test_statements_that_take_too_long(

@@ -153,7 +153,7 @@ async def test_the_purge_goes_on_after_a_failure(
     """First of itself, then against a server that is not there, then in earnest; the fourth time it waits for good."""
     caplog.set_level(logging.INFO, purge_module.__name__)
     old = await deleted(api, api.person(), "31 days", count=5)
-    pools = iter([None, Pool("postgresql://nobody@127.0.0.1:9/nothing", size=3, wait=0.05), api.state["pool"]])
+    pools = iter([None, Pool("postgresql://nobody@127.0.0.1:9/nothing", size=5, wait=0.05), api.state["pool"]])
     done = asyncio.Event()
     rounds = 0
 

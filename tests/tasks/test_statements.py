@@ -180,6 +180,49 @@ async def test_a_first_visit_takes_two_statements_and_the_next_none(api: Api, mo
     assert len(run) == 1, run
 
 
+@pytest.mark.parametrize(
+    ("path", "is_long"),
+    [
+        (TASKS, False),
+        (f"{TASKS}?sort=-due_at&limit=2", False),
+        (f"{TASKS}?q=x", True),
+        (f"{TASKS}?tag=x", True),
+        (f"{TASKS}?status=todo", True),
+        (f"{TASKS}?count=exact", True),
+        (f"{TASKS}?deleted=true", True),
+        (f"{TASKS}/{{id}}", False),
+        (f"{TASKS}/summary", True),
+        (f"{TASKS}/changes", True),
+        (f"{TASKS}/changes?limit=1&since={{first}}", True),
+        (f"{TASKS}/changes?since={{last}}", False),
+        (TAGS, True),
+        (ME, False),
+        (f"{ME}/export", True),
+        ("/api/v1/admin/users", False),
+        ("/api/v1/admin/users?q=x", True),
+        ("/api/v1/admin/users?status=suspended", True),
+        ("/api/v1/admin/audit?user_id=019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", False),
+    ],
+)
+async def test_what_may_take_long_runs_apart(
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str, is_long: bool
+) -> None:
+    ada, apart, wires = api.person(role="admin"), [], api.state["pool"].wires
+    tasks = [await ada.task(f"task {number}", tags=["a"]) for number in range(3)]
+    first = (await ada.get(f"{TASKS}/changes", params={"limit": 1})).json()["next"]
+    last = (await ada.get(f"{TASKS}/changes")).json()["next"]
+    search = wires.search
+
+    async def noted(*statement: Any) -> Any:
+        apart.append(statement)
+        return await search(*statement)
+
+    monkeypatch.setattr(wires, "search", noted)
+    response = await ada.get(path.format(id=tasks[0]["id"], first=first, last=last))
+    assert response.status_code == 200, response.text
+    assert bool(apart) is is_long
+
+
 def test_no_operation_is_left_out() -> None:
     """But a stream, which goes on, as its statements do."""
     documented = {

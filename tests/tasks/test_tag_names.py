@@ -124,7 +124,7 @@ async def test_who_owns_the_tables_needs_no_way_around_the_policies(postgres: st
     with psycopg.connect(url, autocommit=True) as connection:
         insert = "INSERT INTO users (issuer, subject) VALUES ('i', '1') RETURNING id"
         (id,) = connection.execute(insert).fetchone() or ()
-    async with Pool(login, size=3) as pool:
+    async with Pool(login, size=5) as pool:
         database = Database(pool, Actor.user(id))
         tasks, tags = TaskService(database), TagService(database)
         task = await tasks.create(TaskCreate(title="t", tags=["a", "b", "c"]))

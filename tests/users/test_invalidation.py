@@ -68,7 +68,7 @@ class Worker:
 @pytest.fixture
 async def worker(database_url: str, issuer: LocalIssuer) -> AsyncIterator[Worker]:
     clock = Clock()
-    async with Relay(database_url) as relay, Pool(database_url, size=4) as pool:
+    async with Relay(database_url) as relay, Pool(database_url, size=5) as pool:
         users = Users(pool, ISSUER, monotonic=clock)
         listener = Listener(relay.url, pool, users, monotonic=clock, patience=0.2)
         ada = await issuer.verifier().verify(issuer.token(sub=uuid4().hex))
@@ -295,7 +295,7 @@ async def test_a_listener_that_cannot_hear_says_so_once(
     postgres: str, database_url: str, through: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A transaction pooler would swallow notifications, another database has others: each beat would be answered."""
-    async with Relay(database_url) as relay, Pool(database_url, size=3) as pool:
+    async with Relay(database_url) as relay, Pool(database_url, size=5) as pool:
         relay.refusing = True
         url = create_database(postgres, f"deaf_{uuid4().hex[:8]}") if through == "another database" else relay.url
         users = Users(pool, ISSUER)
@@ -325,7 +325,7 @@ async def test_leaving_waits_for_no_server_and_says_nothing(
     database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the midst of a question that a server which hangs never answers."""
-    async with Relay(database_url) as relay, Pool(database_url, size=3) as pool:
+    async with Relay(database_url) as relay, Pool(database_url, size=5) as pool:
         users = Users(pool, ISSUER)
         listener = Listener(relay.url, pool, users)
         asked = asyncio.Event()

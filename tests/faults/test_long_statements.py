@@ -1,0 +1,118 @@
+"""What one person asks for takes long: others do not notice."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from statistics import median
+
+import psycopg
+import pytest
+
+from backend.auth.testing import LocalIssuer
+from backend.settings import Settings
+from tests.conftest import Api, Person, running
+
+TASKS = "/api/v1/tasks"
+SEARCHES = 12
+QUESTIONS = 60
+TEXTS = """
+INSERT INTO tasks (owner_id, title, description, status, priority)
+SELECT users.id, 'task ' || n, (SELECT string_agg(md5(n::text || m), ' ') FROM generate_series(1, 280) AS m),
+       'todo', 'low'
+FROM users, generate_series(1, 3000) AS n WHERE subject = %s
+"""
+ACTIVE = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND state = 'active' AND application_name = 'resource-server' AND query ~ 'strpos'
+"""
+
+
+@pytest.fixture(scope="module")
+async def api(own_database: str, settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
+    values = {"database_url": own_database, "database_direct_url": own_database, "database_pool_size": 20}
+    async with running(settings.model_copy(update=values), issuer) as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+async def ada(api: Api, own_database: str) -> Person:
+    """She has 3,000 tasks of some 9 kB, which no search finds anything in."""
+    ada = api.person()
+    await ada.task()
+    async with await psycopg.AsyncConnection.connect(own_database, autocommit=True) as other:
+        await other.execute(TEXTS, (ada.subject,))
+    return ada
+
+
+@asynccontextmanager
+async def searching(ada: Person) -> AsyncIterator[Counter[int]]:
+    """The person has `SEARCHES` searches open all the time; the statuses of those that were answered."""
+    statuses: Counter[int] = Counter()
+
+    async def search(number: int) -> None:
+        for turn in range(1000):
+            response = await ada.get(TASKS, params={"q": f"nothing {number} {turn}"})
+            statuses[response.status_code] += 1
+            assert response.status_code == 200 or response.json()["code"] == "database_busy"
+
+    tasks = [asyncio.create_task(search(number)) for number in range(SEARCHES)]
+    try:
+        async with asyncio.timeout(30):
+            while not statuses[200]:  # noqa: ASYNC110  # what it waits for is counted in many places
+                await asyncio.sleep(0.01)
+        yield statuses
+    finally:
+        for task in tasks:
+            task.cancel()
+        ended, _ = await asyncio.wait(tasks)
+    assert all(task.cancelled() for task in ended)
+
+
+async def typical(person: Person, path: str) -> float:
+    """The median of the seconds until an answer."""
+    taken = []
+    for _ in range(QUESTIONS):
+        since = time.perf_counter()
+        response = await person.get(path)
+        taken.append(time.perf_counter() - since)
+        assert response.status_code == 200, response.text
+    return median(taken)
+
+
+async def test_who_reads_one_task_does_not_wait_for_the_searches_of_another(
+    api: Api, ada: Person, own_database: str
+) -> None:
+    bob = api.person()
+    task = await bob.task()
+    active = []
+
+    async def look(other: psycopg.AsyncConnection) -> None:
+        while True:
+            row = await (await other.execute(ACTIVE)).fetchone()
+            assert row is not None
+            active.append(row[0])
+            await asyncio.sleep(0.02)
+
+    alone = await typical(bob, f"{TASKS}/{task['id']}")
+    async with await psycopg.AsyncConnection.connect(own_database, autocommit=True) as other, searching(ada) as found:
+        looking = asyncio.create_task(look(other))
+        loaded = await typical(bob, f"{TASKS}/{task['id']}")
+        first_page = await typical(bob, TASKS)
+        async with asyncio.timeout(30):
+            while found.total() < 2 * SEARCHES or len(active) < 20:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.01)
+        looking.cancel()
+        await asyncio.wait({looking})
+    assert max(loaded, first_page) < max(10 * alone, alone + 0.05), (alone, loaded, first_page)
+    assert 1 <= max(active) <= 2, active
+
+
+async def test_another_person_may_search_meanwhile(api: Api, ada: Person) -> None:
+    bob = api.person()
+    await bob.task("a needle")
+    async with searching(ada):
+        for _ in range(5):
+            response = await bob.get(TASKS, params={"q": "needle", "count": "exact"})
+            assert (response.status_code, response.json()["total"]) == (200, 1)
