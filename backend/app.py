@@ -59,7 +59,7 @@ class State(TypedDict):
     rate_limits: RateLimits | None
     proxies: TrustedProxies | None
     metrics: Metrics | None
-    revision: str
+    schema: health.SchemaCheck
     stopping: asyncio.Event
 
 
@@ -93,6 +93,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                 Listener(config.direct_url, pool, users),
                 live.watching(),
                 measuring(observer, pool, keys, users, live, rate_limits),
+                health.checking(pool, migrations.head()) as schema,
             ):
                 state = State(
                     settings=config,
@@ -113,7 +114,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                     rate_limits=rate_limits,
                     proxies=TrustedProxies(config.trusted_proxies) if config.trusted_proxies else None,
                     metrics=observer,
-                    revision=migrations.head(),
+                    schema=schema,
                     stopping=asyncio.Event(),
                 )
                 with when_told_to_stop(state["stopping"].set, live.stop, after=config.drain_seconds):

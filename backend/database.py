@@ -26,7 +26,7 @@ from sqlalchemy import ClauseElement, Select, bindparam
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from backend.transport import BRIEFLY, UnreadableRow, Wires, is_alive, what_is_left
+from backend.transport import BRIEFLY, Job, UnreadableRow, Wire, Wires, is_alive, what_is_left
 from backend.transport import Connection as Connection
 from backend.transport import Row as Row
 
@@ -54,6 +54,7 @@ _SEARCH: LiteralString = _WRITE.replace("'4s'", "'10s'")
 _READ_ALONE: LiteralString = _WRITE + _AUTO
 # The server ends a session that is idle in a transaction, because its client is dead or will not finish in time.
 _TRANSACT: LiteralString = _SEARCH + " set_config('idle_in_transaction_session_timeout', '5s', true)," + _AUTO
+_PROBE: LiteralString = "SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true)"
 
 # For libpq, unless the URL says otherwise: it notices a dead server after 11 s on an idle connection, and after 5 s if
 # it has sent something. In seconds; `tcp_user_timeout` in milliseconds.
@@ -187,6 +188,7 @@ class Pool:
         # As many transactions as there are connections but one may wait for a lock for long.
         self._patient = asyncio.Semaphore(max(1, lent - 1))
         self._impatient = 0
+        self._connect = connect
         self._wait = wait
         self._deadline = deadline
         self._lent: dict[Connection, float] = {}  # with the time of the last answer
@@ -225,6 +227,10 @@ class Pool:
     def until(self) -> float:
         """When a request that begins now stops waiting for connections and locks, by the loop's clock."""
         return asyncio.get_running_loop().time() + self._wait
+
+    def probe(self, deadline: float) -> "Probe":
+        """A connection that is not one of the `size`. `deadline`: as of the pool."""
+        return Probe(Wire(self._connect, prepare=self.prepare, deadline=deadline))
 
     @asynccontextmanager
     async def connection(self, until: float | None = None) -> AsyncIterator[Connection]:
@@ -307,6 +313,20 @@ class Pool:
                 yield connection
         finally:
             await self._pool.putconn(connection)
+
+
+class Probe:
+    """A connection for statements that read no rows with an owner. It opens at first use, and again after a loss."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def rows(self, sql: LiteralString) -> list[Row]:
+        """Run a statement as the login role, for at most 1 s. Raises `psycopg.Error`."""
+        return await self._wire.run(Job(_PROBE, ("1s", "1s"), sql, ()))
+
+    async def close(self) -> None:
+        await self._wire.close()
 
 
 class Transaction:

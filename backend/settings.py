@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         default=10,
         ge=5,
         le=1000,
-        description="Connections per worker that serve requests. One more listens for changes.",
+        description="Connections per worker that serve requests. Two more listen for changes and answer `/readyz`.",
     )
     database_prepare: Literal["on", "off"] = Field(
         default="on", description="Prepared statements. `off` behind a pgbouncer older than 1.21."

@@ -460,7 +460,7 @@ export interface paths {
         };
         /**
          * Database, migrations and keys are there
-         * @description Takes at most two seconds.
+         * @description Takes at most one second. What it says of the database is at most one second old.
          */
         get: operations["get_readiness"];
         put?: never;

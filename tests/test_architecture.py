@@ -63,7 +63,7 @@ def test_a_module_states_its_promise(module: Path) -> None:
 
 
 def test_only_the_executor_speaks_to_the_database() -> None:
-    """Pool, migrations, listener and doctor connect; the executor runs statements, they and `/readyz` their own."""
+    """Pool, migrations, listener and doctor connect; the executor runs statements, they their own."""
     calls = {
         (str(module.relative_to(BACKEND)), node.func.attr)
         for module in MODULES
@@ -77,7 +77,6 @@ def test_only_the_executor_speaks_to_the_database() -> None:
         ("database.py", "execute"),
         ("doctor/stores.py", "connect"),
         ("doctor/stores.py", "execute"),
-        ("health.py", "execute"),
         ("migrations/__init__.py", "execute"),
         ("migrations/__init__.py", "connect"),
         ("shared_counters.py", "execute"),  # of Redis

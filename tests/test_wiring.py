@@ -18,7 +18,7 @@ import httpx
 import psycopg
 import pytest
 
-from backend import migrations, observability
+from backend import health, migrations, observability
 from backend.auth.testing import LocalIssuer
 from backend.cli import main
 from backend.observability import Console, JsonLines, configure_logging
@@ -85,8 +85,9 @@ async def test_a_known_caller_is_looked_up_again_after_a_minute(api: Api) -> Non
 
 
 async def test_readiness_says_what_is_wrong_with_the_schema(
-    postgres: str, settings: Settings, issuer: LocalIssuer
+    postgres: str, settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(health, "FRESH", 0)
     url = create_database(postgres, f"ready_{uuid4().hex[:8]}")
     async with running(changed(settings, database_url=url), issuer) as api:
         await api.person().get(ME)  # by then there are keys

@@ -20,7 +20,7 @@ from backend.auth.testing import LocalIssuer
 from backend.dev.postgres import EmbeddedPostgres
 from backend.settings import Settings
 from tests.conftest import Api, create_database, running
-from tests.faults.load import CLIENTS, TASKS, Account, Load
+from tests.faults.load import CLIENTS, PATIENCE, TASKS, Account, Load
 from tests.programs import mounted
 
 # A crash of its processes is what is tested, not one of the machine.
@@ -80,7 +80,9 @@ async def test_a_server_that_is_started_again(
         assert (await api.http.get("/livez")).status_code == 200
         await asyncio.to_thread(server.start)
         await load.healed()
-        assert (await api.http.get("/readyz")).status_code == 200
+        async with asyncio.timeout(PATIENCE):  # what it says may be a second old
+            while (await api.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # of that there is no event
+                await asyncio.sleep(0.05)
     load.account.check(url)
     only_refused(load.account)
 

@@ -1,4 +1,4 @@
-"""What one person asks for takes long: others do not notice."""
+"""What one person asks for takes long: others do not notice, and neither does a load balancer."""
 
 import asyncio
 import time
@@ -10,6 +10,7 @@ from statistics import median
 import psycopg
 import pytest
 
+from backend import health
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from tests.conftest import Api, Person, running
@@ -27,6 +28,9 @@ ACTIVE = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND state = 'active' AND application_name = 'resource-server' AND query ~ 'strpos'
 """
+OPEN = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'resource-server'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +120,58 @@ async def test_another_person_may_search_meanwhile(api: Api, ada: Person) -> Non
         for _ in range(5):
             response = await bob.get(TASKS, params={"q": "needle", "count": "exact"})
             assert (response.status_code, response.json()["total"]) == (200, 1)
+
+
+async def test_readiness_does_not_depend_on_users(api: Api, ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy they keep the pool, with reads that take long and with transactions that wait for a lock."""
+    monkeypatch.setattr(health, "FRESH", 0, raising=False)
+    pool = api.state["pool"]
+
+    async def hold() -> None:
+        async with pool.connection() as connection:
+            await connection.execute("SELECT pg_sleep(60)")
+
+    async with searching(ada):
+        held = [asyncio.create_task(hold()) for _ in range(pool.size)]
+        while not pool.waiting:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            response = await api.http.get("/readyz")
+            assert response.status_code == 200, response.text
+        for task in held:
+            task.cancel()
+        await asyncio.wait(held)
+
+
+async def test_probes_share_one_connection(api: Api, own_database: str) -> None:
+    async with await psycopg.AsyncConnection.connect(own_database, autocommit=True) as other:
+
+        async def connections() -> int:
+            row = await (await other.execute(OPEN)).fetchone()
+            assert row is not None
+            count: int = row[0]
+            return count
+
+        assert (await api.http.get("/readyz")).status_code == 200
+        before = await connections()
+        for _ in range(3):
+            answers = await asyncio.gather(*(api.http.get("/readyz") for _ in range(50)))
+            assert {answer.status_code for answer in answers} == {200}
+        assert await connections() == before
+
+
+async def test_one_question_serves_for_a_second(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    probe = api.state["schema"]._probe
+    rows = probe.rows
+
+    async def counted(sql: str) -> object:
+        asked.append(sql)
+        return await rows(sql)
+
+    monkeypatch.setattr(probe, "rows", counted)
+    monkeypatch.setattr(api.state["schema"], "_last", health._Answer("unreachable", -1e9))
+    for _ in range(3):
+        answers = await asyncio.gather(*(api.http.get("/readyz") for _ in range(20)))
+        assert {answer.status_code for answer in answers} == {200}
+    assert len(asked) == 1
