@@ -209,7 +209,7 @@ async def test_a_kind_that_fails_does_not_keep_the_others(
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(EXPIRED)
         connection.execute(REFUSE.format(failing).encode())
-        async with Pool(url, size=3) as pool:
+        async with Pool(url, size=5) as pool:
             assert await purge(pool, metrics) == 3
             left = {table: count(connection, table) for table in TABLES}
             assert left == {table: int(table == failing) for table in TABLES}
@@ -252,7 +252,7 @@ async def test_more_than_a_batch_is_purged_and_what_is_held_is_left(
         connection.commit()
         other.execute(held)
         other.execute("SELECT FROM idempotency_keys WHERE key = '7' FOR UPDATE")
-        async with Pool(url, size=3) as pool:
+        async with Pool(url, size=5) as pool:
             assert await purge(pool) == 2499 + 2499 + 2
             assert (count(connection, "tasks"), count(connection, "idempotency_keys")) == (2500, 2)
             other.rollback()
