@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast, get_args, get_origin,
 from fastapi import APIRouter, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
+from fastapi.params import Body
 from fastapi.routing import RouteContext, iter_route_contexts
 from pydantic import BaseModel
 from starlette.convertors import Convertor
@@ -126,7 +127,9 @@ class _Table:
             if route is None:
                 opaque.append(context)
             elif not route.convertors:
-                if not any(_answers(each, route.methods, str(context.path)) for each in before):
+                if any(_answers(each, route.methods, str(context.path)) for each in before):
+                    opaque.append(context)  # it may still be the first that answers another of its methods
+                else:
                     self._fixed.update(((method, str(context.path)), route) for method in route.methods)
             elif any(_may_overlap(each, context) for each in opaque):
                 opaque.append(context)
@@ -365,6 +368,8 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
     body = [_Field(field, ("body",)) for field in dependant.body_params]
     if len(query) > 1 or len(body) > 1:
         raise Unsupported(f"{call!r} takes several models where one would say it all")
+    if not all(map(_is_whole_body, dependant.body_params)):
+        raise Unsupported(f"{call!r} takes a form, or a member of the body")
     needs = [(_add(each, steps), each.name) for each in dependant.dependencies]
     steps.append(
         _Step(
@@ -396,6 +401,11 @@ def _is_scalar(field: Any) -> bool:
     shareable = info.is_required() or (info.default_factory is None and isinstance(info.default, _SHAREABLE))
     has_one_name = info.validation_alias in (None, field.alias)
     return shareable and has_one_name and not _is_list(info.annotation) and not _is_model(info.annotation)
+
+
+def _is_whole_body(field: Any) -> bool:
+    """Whether the JSON document itself is the value: neither a form nor, with `embed`, a member of the document."""
+    return type(field.field_info) is Body and not field.field_info.embed
 
 
 def _query(field: Any) -> _Query:

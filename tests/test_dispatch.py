@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
@@ -176,6 +177,41 @@ async def test_a_route_that_was_registered_before_answers(
         assert await statuses(ada) == found
         was_mine = [(await ada.get(path)).text == "mine" for path in (LIST, TASK)]
     assert was_mine == [bool(route.path_regex.match(LIST)), found[1] == 200]
+
+
+async def test_of_two_routes_with_one_path_each_answers_its_own_methods(
+    settings: Settings, issuer: LocalIssuer
+) -> None:
+    async def both(_: Request) -> Response:
+        return PlainTextResponse("both")
+
+    async def any_name(_: Request) -> Response:
+        return PlainTextResponse("any name")
+
+    added = APIRouter(route_class=PersonRoute)
+    added.get("/found/one")(mine)
+    added.api_route("/found/one", methods=["GET", "POST"])(both)
+    added.post("/found/{name}")(any_name)
+    async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
+        ada = api.person()
+        assert (await ada.get("/found/one")).text == "mine"
+        assert (await ada.post("/found/one", {})).text == "both"
+        assert (await ada.post("/found/two", {})).text == "any name"
+
+
+class Named(BaseModel):
+    name: str
+
+
+async def test_a_body_may_be_a_member_of_the_document(settings: Settings, issuer: LocalIssuer) -> None:
+    async def embedded(named: Annotated[Named, Body(embed=True)]) -> Response:
+        return PlainTextResponse(named.name)
+
+    added = APIRouter(route_class=PersonRoute)
+    added.post("/embedded")(embedded)
+    async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
+        answer = await api.person().post("/embedded", {"named": {"name": "Ada"}})
+    assert (answer.status_code, answer.text) == (200, "Ada")
 
 
 class Stamped(PersonRoute):
