@@ -95,7 +95,7 @@ class SchemaCheck:
         self._probe = probe
         self._revision = revision
         self._last = _Answer("unreachable", -inf)
-        self._question: asyncio.Task[None] | None = None
+        self._question: asyncio.Task[str] | None = None
 
     async def status(self) -> str:
         """`ok`, or what is wrong."""
@@ -104,11 +104,12 @@ class SchemaCheck:
             return self._last.status
         if self._question is None:
             self._question = loop.create_task(self._ask(), name="readiness")
+        question = self._question
         # A question that is not answered in time is left to its own limits, and the next request waits for it, too.
-        done, _ = await asyncio.wait({self._question}, timeout=PATIENCE)
-        return self._last.status if done else "unreachable"
+        done, _ = await asyncio.wait({question}, timeout=PATIENCE)
+        return question.result() if done else "unreachable"
 
-    async def _ask(self) -> None:
+    async def _ask(self) -> str:
         try:
             rows = await self._probe.rows("SELECT version_num FROM alembic_version")
         except psycopg.errors.UndefinedTable:
@@ -121,6 +122,7 @@ class SchemaCheck:
         finally:
             self._question = None
         self._last = _Answer(status, asyncio.get_running_loop().time())
+        return status
 
 
 @asynccontextmanager
