@@ -247,9 +247,16 @@ class _Workers(Collector):
         self._folder = Path(folder)
 
     def collect(self) -> Iterable[Metric]:
-        files = [str(file) for file in self._folder.glob("*.db") if file.stat().st_size]
+        files = [str(file) for file in self._folder.glob("*.db") if _has_content(file)]
         metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # likewise
         return metrics
+
+
+def _has_content(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:  # another worker has removed that of a dead one
+        return False
 
 
 @router.get("/metrics")

@@ -245,6 +245,14 @@ def test_a_worker_that_is_just_starting_does_not_break_the_others(
     assert Metrics()._write() == b""
 
 
+def test_a_file_that_another_worker_removes_meanwhile_does_not_break_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "counter_1.db").symlink_to(tmp_path / "removed")  # listed, and not there when it is looked at
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert Metrics()._write() == b""
+
+
 def alerts() -> str:
     return (ROOT / "ops/alerts.yml").read_text()
 
