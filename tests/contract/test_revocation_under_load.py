@@ -25,7 +25,7 @@ from tests.contract.serving import serving
 from tests.issuers import ADMIN
 
 LOG = logging.getLogger(__name__)
-DEADLINE = 3.0  # seconds, on a machine that does much else; a second is the promise
+DEADLINE = 10.0  # seconds: the promise is one, of which a loaded machine may miss some; the fault took 20 to 120
 SIGN_OUTS = 1500
 RATE_LIMIT = 100  # a minute: sooner spent than the default
 EVENTS = "/api/v1/security-events"
