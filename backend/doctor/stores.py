@@ -208,7 +208,8 @@ async def examine_account(settings: Settings, principal: Principal) -> AsyncIter
     elif row["banned"]:
         yield fail(subject, "banned at Better Auth: unban it there")
     elif user.status is not UserStatus.active:
-        yield fail(subject, f"suspended here: an administrator can POST /api/v1/admin/users/{user.id}/reinstate")
+        route, command = f"POST /api/v1/admin/users/{user.id}/reinstate", f"resource-server reinstate {user.id}"
+        yield fail(subject, f"suspended here: an administrator can {route}; without one: `{command}`")
     elif principal.issued_at <= user.tokens_valid_after:
         yield fail(subject, "its tokens up to now were revoked, by a sign-out or an administrator: get a fresh one")
     else:

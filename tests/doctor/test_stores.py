@@ -151,7 +151,7 @@ class TestAccount:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ("status = 'suspended'", ["FAIL", "suspended here", "/api/v1/admin/users/", "/reinstate"]),
+            ("status = 'suspended'", ["FAIL", "suspended here", "/api/v1/admin/users/", "`resource-server reinstate "]),
             ("banned = true", ["FAIL", "banned at Better Auth", "unban it there"]),
             ("status = 'purged'", ["FAIL", "deleted at Better Auth"]),
             ("tokens_valid_after = now() + interval '1 minute'", ["FAIL", "were revoked", "get a fresh one"]),
