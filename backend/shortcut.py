@@ -35,6 +35,7 @@ LONGEST_QUERY: Final = 256  # bytes, of those
 
 _ABSENT: Final = object()
 _TEXT: Final = (str, bytes)  # collections for Python alone
+_EMPTY: Final = (None, tuple, frozenset)  # what makes the same default for every request, if anything does
 _SHAREABLE: Final = (str, int, float, bool, NoneType)
 # What a route of FastAPI's does for a request, beside `answer`. A subclass that changes one of these is not compiled.
 _ROUTE_METHODS: Final = ("answer", "get_route_handler", "handle", "matches")
@@ -115,7 +116,7 @@ class _Table:
         scope["router"] = self._router
         scope["route"] = found.route
         scope["endpoint"] = found.endpoint
-        scope["path_params"] = parameters
+        scope["path_params"] = {**scope.get("path_params", {}), **parameters}  # a Host route may have some
         return found
 
     def _compile(self, kind: type[Any]) -> None:
@@ -240,17 +241,33 @@ class _Field(NamedTuple):
             values[field.name] = taken
 
 
+class _Unshareable(Exception):
+    """What a query string says must be made anew for each request."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+
 class _Query:
-    """A model whose members are the query parameters. One that is frozen is made once for each query string."""
+    """A model whose members are the query parameters. One that is frozen is made once for each query string.
+
+    It is made for each request if a member can be changed, as a list can, or has a default that a function makes.
+    """
 
     def __init__(self, field: _Field, model: type[BaseModel]) -> None:
         self._field = field
         self._names = frozenset(model.model_fields)
         self._lists = {name for name, member in model.model_fields.items() if _is_list(member.annotation)}
-        self._remembered = lru_cache(MOST_QUERIES)(self._judge) if model.model_config.get("frozen") else self._judge
+        is_fixed = all(member.default_factory in _EMPTY for member in model.model_fields.values())
+        is_shareable = is_fixed and model.model_config.get("frozen")
+        self._remembered = lru_cache(MOST_QUERIES)(self._judge_for_all) if is_shareable else self._judge
 
     def take(self, given: bytes, values: Values, errors: Errors) -> None:
-        taken, wrong = (self._remembered if len(given) <= LONGEST_QUERY else self._judge)(given)
+        try:
+            taken, wrong = (self._remembered if len(given) <= LONGEST_QUERY else self._judge)(given)
+        except _Unshareable as made:  # which `lru_cache` does not remember
+            taken, wrong = made.values, []
         values.update(taken)
         errors.extend(wrong)
 
@@ -258,6 +275,15 @@ class _Query:
         values: Values = {}
         errors: Errors = []
         self._field.take(self._read(given), values, errors)
+        return values, errors
+
+    def _judge_for_all(self, given: bytes) -> tuple[Values, Errors]:
+        """Raises _Unshareable for a model that requests cannot share: one that can be changed has no hash."""
+        values, errors = self._judge(given)
+        try:
+            hash(tuple(values.values()))
+        except TypeError:
+            raise _Unshareable(values) from None
         return values, errors
 
     def _read(self, given: bytes) -> Values:
@@ -396,16 +422,19 @@ def _is_plain_coroutine(call: Call) -> bool:
 
 
 def _is_scalar(field: Any) -> bool:
-    """Whether a path parameter or a header has one name, one value, and a default that requests can share."""
+    """Whether a path parameter or a header has one name, one value, and a default that requests can share as it is."""
     info = field.field_info
+    if info.validate_default:
+        return False
     shareable = info.is_required() or (info.default_factory is None and isinstance(info.default, _SHAREABLE))
     has_one_name = info.validation_alias in (None, field.alias)
     return shareable and has_one_name and not _is_list(info.annotation) and not _is_model(info.annotation)
 
 
 def _is_whole_body(field: Any) -> bool:
-    """Whether the JSON document itself is the value: neither a form nor, with `embed`, a member of the document."""
-    return type(field.field_info) is Body and not field.field_info.embed
+    """Whether the JSON document itself is the value: no form, no member of the document, no default to validate."""
+    info = field.field_info
+    return type(info) is Body and not info.embed and not info.validate_default
 
 
 def _query(field: Any) -> _Query:

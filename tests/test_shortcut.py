@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import product
 from pkgutil import resolve_name
-from time import process_time
+from time import process_time, time
 from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
-from fastapi import APIRouter, Cookie, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Cookie, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -267,6 +267,18 @@ async def hangs_on_a_body(_: Annotated[str, Depends(reads_a_body)]) -> Response:
     return Response()
 
 
+async def reads_a_member(name: Annotated[str, Body(embed=True)]) -> Response:
+    return Response(name)
+
+
+async def reads_a_default_that_is_judged(name: Annotated[int, Body(validate_default=True)] = "1") -> Response:  # type: ignore[assignment]
+    return Response(f"{name}")
+
+
+async def reads_a_header_that_is_judged(name: Annotated[int, Header(validate_default=True)] = "1") -> Response:  # type: ignore[assignment]
+    return Response(f"{name}")
+
+
 async def asks_twice(_: Annotated[Response, Depends(reads_a_cookie, use_cache=False)]) -> Response:
     return Response()
 
@@ -286,6 +298,9 @@ async def asks_twice(_: Annotated[Response, Depends(reads_a_cookie, use_cache=Fa
         is_not_async,
         hangs_on_one,
         hangs_on_a_body,
+        reads_a_member,
+        reads_a_default_that_is_judged,
+        reads_a_header_that_is_judged,
         asks_twice,
     ],
 )
@@ -302,6 +317,22 @@ class Frozen(Paging):
     model_config = ConfigDict(frozen=True)
 
 
+class WithList(Frozen):
+    names: list[str] = []
+
+
+class WithTime(Frozen):
+    read_at: float = Field(default_factory=time)
+
+
+async def reads_a_list(page: Annotated[WithList, Query()]) -> Response:
+    return Response(f"{page}")
+
+
+async def reads_a_time(page: Annotated[WithTime, Query()]) -> Response:
+    return Response(f"{page}")
+
+
 async def reads_a_frozen_model(page: Annotated[Frozen, Query()]) -> Response:
     return Response(f"{page}")
 
@@ -316,6 +347,8 @@ async def reads_another_model(page: Annotated[Paging, Query()]) -> Response:
         (reads_a_frozen_model, "limit=2", True),
         (reads_a_frozen_model, f"limit={2:0256}", False),  # too long to be remembered
         (reads_another_model, "limit=2", False),
+        (reads_a_list, "limit=2&names=a", False),
+        (reads_a_time, "limit=2", False),
     ],
 )
 async def test_a_frozen_model_is_made_once_for_each_query_string(handler: Any, query: str, made_once: bool) -> None:
