@@ -129,6 +129,9 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._upgraded = self.parser.should_upgrade()
         self._disarm()
+        if self._upgraded and not self._should_upgrade() and self._has_body():
+            self._refuse(400, "bad_request", "A request with a body cannot ask for another protocol.")
+            raise ValueError("refused")  # ends the parser, which would read the body as the next request
         super().on_headers_complete()
         self._in_body, self._trailers, self._excess, self._unread = True, 0, -self._piece, 0
         cycle: Any = self.cycle
@@ -182,6 +185,12 @@ class Protocol(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+    def _has_body(self) -> bool:
+        """Whether the head says that a body follows."""
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")) for name, value in self.headers
+        )
 
     def _refuse_body(self) -> None:
         detail = f"The trailer fields and chunk extensions of the body are longer than {MAX_TRAILERS} bytes."

@@ -499,6 +499,28 @@ async def test_a_refusal_follows_the_responses_before_it(port: int, data: bytes,
     writer.close()
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: 29\r\n", b"Transfer-Encoding: chunked\r\n"])
+async def test_a_body_is_no_request_after_an_upgrade_that_is_not_made(port: int, framing: bytes) -> None:
+    """The parser passes over the body of such a request, and would read it as the next one."""
+    reader, writer = await connect(port)
+    writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" + framing + b"\r\n")
+    answer = await reader.readuntil(b"}")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert await reader.read() == b""
+    writer.close()
+
+
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 0\r\n"])
+async def test_an_upgrade_that_is_not_made_is_passed_over(port: int, length: bytes) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" + length
+    reader, writer = await connect(port)
+    for _ in range(2):
+        writer.write(head + b"\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
 @pytest.mark.parametrize("data", [b"HELO\r\n\r\n", b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n"])
 async def test_what_is_no_http_is_a_problem(port: int, data: bytes) -> None:
     assert problem(await exchange(port, data)) == (400, "bad_request")
