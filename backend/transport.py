@@ -548,6 +548,7 @@ class Lane:
         self._queues: dict[str, deque[Job]] = {}  # by person, in the order of their turns
         self._blocked: deque[Job] = deque()
         self._patience: asyncio.TimerHandle | None = None
+        self._patience_ends = inf  # uvloop's handle of what is due at once does not tell its time
 
     @property
     def in_use(self) -> int:
@@ -673,9 +674,10 @@ class Lane:
         if moment == inf:
             return
         if self._patience is not None:
-            if self._patience.when() <= moment:
+            if self._patience_ends <= moment:
                 return
             self._patience.cancel()
+        self._patience_ends = moment
         self._patience = asyncio.get_running_loop().call_at(moment, self._refuse_late)
 
     def _refuse_late(self) -> None:

@@ -621,6 +621,19 @@ async def test_who_waits_for_a_lock_never_takes_the_last_connection_for_long(dat
         assert made.waiting == made.in_use == 0
 
 
+async def test_who_comes_when_another_is_to_be_refused_waits_as_well(database_url: str) -> None:
+    """uvloop does not tell when a handle is due that was due when it was made."""
+    async with wires(database_url, writers=1, wait=0.3) as made:
+        loop = asyncio.get_running_loop()
+        slow = asyncio.create_task(made.write(NOTHING, ("", ""), "SELECT pg_sleep(0.2)", ()))
+        await asyncio.sleep(0)
+        late = made.write(NOTHING, ("", ""), PID, (), begun=loop.time() - 1)
+        other = made.write(NOTHING, ("", ""), "SELECT 1 AS one", ())
+        kinds = await asyncio.gather(late, other, return_exceptions=True)
+        assert (type(kinds[0]), kinds[1]) == (PoolTimeout, [{"one": 1}])
+        await slow
+
+
 async def test_the_time_in_the_queue_and_the_time_for_a_lock_are_one(database_url: str, held: Held) -> None:
     loop = asyncio.get_running_loop()
     async with wires(database_url, wait=1) as made:
