@@ -536,7 +536,10 @@ class Lane:
     """
 
     def __init__(self, make: Callable[..., Wire], size: int, *, wait: float, most: int | None = None) -> None:
-        """`most`: statements of one person that run at once, where persons take turns. None: one queue, no limit."""
+        """`most`: statements of one person that run at once, where persons take turns. None: one queue, no limit.
+
+        Statements that run as nobody in particular take turns as one person does, without these limits.
+        """
         self.wires: Sequence[Wire] = [make(idle=self._end) for _ in range(size)]
         self._free = dict.fromkeys(self.wires)
         self._wait = wait
@@ -609,7 +612,7 @@ class Lane:
             self._start(job)
             return
         queue = self._blocked if job.blocked else self._queues.setdefault(self._person(job), deque())
-        if len(queue) >= (MOST_WAITING if self._most is None else MOST_WAITING_APIECE):
+        if len(queue) >= (MOST_WAITING_APIECE if self._person(job) and not job.blocked else MOST_WAITING):
             raise PoolTimeout("too many statements are waiting")
         queue.append(job)
         self._refuse_at(job.begun + self._wait)
@@ -617,7 +620,8 @@ class Lane:
     def _may_start(self, job: Job) -> bool:
         if job.blocked and self._patient >= self._most_patient:
             return False
-        return self._most is None or self._running[self._person(job)] < self._most
+        person = self._person(job)
+        return self._most is None or not person or self._running[person] < self._most
 
     def _start(self, job: Job) -> None:
         """Run a job on the connection that was used last."""
@@ -697,8 +701,8 @@ class Lane:
 class Wires:
     """Shared connections for short reads, and two lanes: one for writes, one for reads that may take long.
 
-    A write may wait for a lock, so no other statement is sent behind it. A short read that meets a lock leaves the
-    shared connection, and goes on waiting in the lane for writes.
+    A write may wait for a lock, so no other statement is sent behind it. One person's writes leave one connection to
+    others. A short read that meets a lock leaves the shared connection, and goes on waiting in the lane for writes.
     """
 
     def __init__(
@@ -723,7 +727,7 @@ class Wires:
         self._wait = wait
         self._locked: dict[str, float] = {}
         self.readers = [make(reads=True, deadline=deadline / 3, locked=self._locked) for _ in range(readers)]
-        self.writing = Lane(partial(make, deadline=deadline / 2), writers, wait=wait)
+        self.writing = Lane(partial(make, deadline=deadline / 2), writers, wait=wait, most=max(1, writers - 1))
         most = min(MOST_AT_ONCE, max(1, searchers - 1))
         self.searching = Lane(partial(make, deadline=deadline), searchers, wait=wait, most=most)
         self.write = self.writing.run

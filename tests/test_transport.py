@@ -634,6 +634,21 @@ async def test_who_comes_when_another_is_to_be_refused_waits_as_well(database_ur
         await slow
 
 
+async def test_one_person_who_waits_for_locks_leaves_a_connection_for_the_writes_of_others(
+    database_url: str, held: Held
+) -> None:
+    async with wires(database_url, writers=3, wait=30) as made:
+        blocked = [asyncio.create_task(made.write(AS_LONG_AS_IT_MAY, ("", "a"), held.wait, ())) for _ in range(200)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(2):  # 200 attempts of 50 ms each would take longer
+            assert len(await made.write(AS_LONG_AS_IT_MAY, ("", "b"), PID, ())) == 1
+            everybody = [made.write(AS_LONG_AS_IT_MAY, ("", ""), PID, ()) for _ in range(500)]
+            await asyncio.gather(*everybody)
+        assert not any(task.done() for task in blocked)
+        await held.free()
+        await asyncio.gather(*blocked)
+
+
 async def test_the_time_in_the_queue_and_the_time_for_a_lock_are_one(database_url: str, held: Held) -> None:
     loop = asyncio.get_running_loop()
     async with wires(database_url, wait=1) as made:
