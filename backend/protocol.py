@@ -189,7 +189,8 @@ class Protocol(HttpToolsProtocol):
     def _has_body(self) -> bool:
         """Whether the head says that a body follows."""
         return any(
-            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")) for name, value in self.headers
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
+            for name, value in self.headers
         )
 
     def _refuse_body(self) -> None:
