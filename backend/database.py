@@ -4,11 +4,12 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from copy import copy
 from enum import StrEnum
 from typing import Any, Final, LiteralString, NamedTuple, Self, TypeVar
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
@@ -187,6 +188,9 @@ class Pool:
         )
         # As many transactions as there are connections but one may wait for a lock for long.
         self._patient = asyncio.Semaphore(max(1, lent - 1))
+        # Of one person they leave a connection to others, too. They would wait for each other's locks anyway.
+        self._most_apiece = max(1, lent - 1)
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._impatient = 0
         self._connect = connect
         self._wait = wait
@@ -272,13 +276,28 @@ class Pool:
         """The server has answered on a connection that is lent: its deadline starts again."""
         self._lent[connection] = asyncio.get_running_loop().time()
 
-    @asynccontextmanager
-    async def patience(self, until: float) -> AsyncIterator[None]:
+    def patience(self, until: float) -> AbstractAsyncContextManager[None]:
         """The right to wait for a lock while holding a connection. Raises `psycopg_pool.PoolTimeout`."""
+        return self._granted(self._patient, until)
+
+    @asynccontextmanager
+    async def turn(self, actor: Actor, until: float) -> AsyncIterator[None]:
+        """The right of a person to have a transaction. Raises `psycopg_pool.PoolTimeout`."""
+        if not actor.id:
+            yield
+            return
+        turns = self._turns.get(actor.id)
+        if turns is None:
+            turns = self._turns[actor.id] = asyncio.Semaphore(self._most_apiece)
+        async with self._granted(turns, until):
+            yield
+
+    @asynccontextmanager
+    async def _granted(self, right: asyncio.Semaphore, until: float) -> AsyncIterator[None]:
         self._impatient += 1
         try:
             async with asyncio.timeout_at(until):
-                await self._patient.acquire()
+                await right.acquire()
         except TimeoutError as error:
             raise PoolTimeout("every connection is in use") from error
         finally:
@@ -286,7 +305,7 @@ class Pool:
         try:
             yield
         finally:
-            self._patient.release()
+            right.release()
 
     @property
     def has_patience(self) -> bool:
@@ -378,11 +397,12 @@ class Database:
         It may be called several times, so it must touch nothing else.
         """
         until = self._pool.until()
-        try:
-            return await self._transact(work, until)
-        except _WORTH_A_SECOND_TRY as error:
-            await _pause_after(error)
-            return await self._transact(work, until)
+        async with self._pool.turn(self._actor, until):
+            try:
+                return await self._transact(work, until)
+            except _WORTH_A_SECOND_TRY as error:
+                await _pause_after(error)
+                return await self._transact(work, until)
 
     async def _rows(self, statement: Statement, values: Mapping[str, object]) -> list[Row]:
         wires, bound = self._pool.wires, statement.bind(self._actor, values)

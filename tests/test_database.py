@@ -316,6 +316,37 @@ async def test_transactions_that_wait_for_a_lock_leave_a_connection_to_others(da
     assert {type(answer) for answer in answers} == {psycopg.errors.LockNotAvailable, PoolTimeout}
 
 
+async def test_one_person_leaves_a_connection_for_the_transactions_of_others(database_url: str) -> None:
+    eve, bob = Actor.user(uuid4()), Actor.user(uuid4())
+    key = uuid4().int % 2**31
+    async with (
+        Pool(database_url, size=10, wait=30) as pool,
+        await psycopg.AsyncConnection.connect(database_url) as other,
+    ):
+        await other.execute(f"SELECT pg_advisory_lock({key})".encode())
+
+        async def wait(transaction: Transaction) -> None:
+            await transaction.rows(raw(f"SELECT pg_advisory_xact_lock({key})"))
+
+        async def go(transaction: Transaction) -> list[Row]:
+            return await transaction.rows(raw("SELECT 1 AS one"))
+
+        blocked = [asyncio.create_task(Database(pool, eve).transact(wait)) for _ in range(100)]
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(2):  # 100 attempts of 50 ms each would take longer
+            for actor in bob, SYSTEM, bob:
+                assert await Database(pool, actor).transact(go) == [{"one": 1}]
+        for task in blocked[10:]:
+            task.cancel()
+        await other.execute(f"SELECT pg_advisory_unlock({key})".encode())
+        async with asyncio.timeout(20):
+            await asyncio.gather(*blocked[:10])
+            await asyncio.wait(blocked)
+        del task
+        blocked.clear()
+        assert (pool.in_use, pool.waiting, len(pool._turns)) == (0, 0, 0)
+
+
 async def test_a_transaction_that_makes_progress_is_not_cut(database_url: str) -> None:
     async def slow(transaction: Transaction) -> None:
         for _ in range(4):
