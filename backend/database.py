@@ -391,13 +391,14 @@ class Database:
         rows = await self.rows(statement, **values)
         return rows[0] if rows else None
 
-    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def transact(self, work: Callable[[Transaction], Awaitable[T]], *, asked_by: Actor | None = None) -> T:
         """Run `work` in one transaction, committed on return.
 
-        It may be called several times, so it must touch nothing else.
+        It may be called several times, so it must touch nothing else. `asked_by`: whose turn it takes, if that is
+        another than the actor.
         """
         until = self._pool.until()
-        async with self._pool.turn(self._actor, until):
+        async with self._pool.turn(asked_by or self._actor, until):
             try:
                 return await self._transact(work, until)
             except _WORTH_A_SECOND_TRY as error:

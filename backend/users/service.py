@@ -8,7 +8,7 @@ from sqlalchemy import Uuid, bindparam, case, func, tuple_, update
 from sqlmodel import SQLModel, col, select
 
 from backend.auth import Principal
-from backend.database import Database, Row, Statement, Transaction
+from backend.database import Actor, Database, Row, Statement, Transaction
 from backend.problems import NotFound
 from backend.users import export, lifecycle
 from backend.users.audit import record
@@ -93,5 +93,5 @@ async def erase(system: Database, users: Users, principal: Principal, user_id: U
                 request_id=request_id,
             )
 
-    await system.transact(work)
+    await system.transact(work, asked_by=Actor.user(user_id))
     users.forget(principal.subject)
