@@ -1,7 +1,7 @@
 """The application: every piece made once, at start-up, and put where the next one finds it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pkgutil import resolve_name
@@ -10,27 +10,27 @@ from typing import Any, TypedDict
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
-from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend import __version__, health, metrics, migrations, openapi, problems, resource_metadata
+from backend import __version__, migrations
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
 from backend.database import Pool
-from backend.live import Live
-from backend.metrics import Metrics
-from backend.observability import Observability
-from backend.proxies import TrustedProxies
-from backend.rate_limits import EventQuotas, Quota, RateLimiting, RateLimits
+from backend.operations import health, metrics
+from backend.operations.access_log import AccessLog
+from backend.operations.metrics import Metrics
+from backend.operations.shutdown import when_told_to_stop
+from backend.resources.retention import purging
 from backend.settings import Settings
-from backend.shortcut import Shortcut
-from backend.stopping import when_told_to_stop
-from backend.tasks.purge import purging
+from backend.sync.broker import Broker
 from backend.users.caller import PersonRoute
 from backend.users.directory import Users
 from backend.users.invalidation import Listener
 from backend.users.security_events import SecurityEvents
+from backend.web import openapi, problems, resource_metadata
+from backend.web.dispatch import Dispatch
+from backend.web.middleware import CrossOrigin, HeadAsGet
+from backend.web.proxies import TrustedProxies
+from backend.web.rate_limits import EventQuotas, Quota, RateLimiting, RateLimits
 
 # One line a router. What is not named here is not imported: neither its routes nor its tables are known.
 ROUTERS = (
@@ -43,7 +43,8 @@ ROUTERS = (
     "backend.tasks.router:tags_router",
 )
 
-MOST_HOSTS = 100  # that are remembered: a pattern lets in any number
+# From the innermost to the outermost. tests/test_app.py holds the order.
+MIDDLEWARE = (RateLimiting, CrossOrigin, HeadAsGet, AccessLog)
 
 
 class State(TypedDict):
@@ -54,7 +55,7 @@ class State(TypedDict):
     keys: RemoteKeys
     bearer: Bearer
     users: Users
-    live: Live
+    broker: Broker
     security_events: SecurityEvents
     rate_limits: RateLimits | None
     proxies: TrustedProxies | None
@@ -88,11 +89,11 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                 observer=observer,
             )
             users = Users(pool, config.issuers[0])
-            live = Live(pool)
+            broker = Broker(pool)
             async with (
                 Listener(config.direct_url, pool, users),
-                live.watching(),
-                measuring(observer, pool, keys, users, live, rate_limits),
+                broker.polling(),
+                measuring(observer, pool, keys, users, broker, rate_limits),
                 health.checking(pool, migrations.head()) as schema,
             ):
                 state = State(
@@ -101,7 +102,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                     keys=keys,
                     bearer=Bearer(verifier, resource_metadata=resource_metadata.url(config.public_url)),
                     users=users,
-                    live=live,
+                    broker=broker,
                     security_events=SecurityEvents(
                         pool,
                         users,
@@ -117,7 +118,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                     schema=schema,
                     stopping=asyncio.Event(),
                 )
-                with when_told_to_stop(state["stopping"].set, live.stop, after=config.drain_seconds):
+                with when_told_to_stop(state["stopping"].set, broker.stop, after=config.drain_seconds):
                     yield state
 
     app = Application(
@@ -135,9 +136,8 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
         swagger_ui_oauth2_redirect_url=None,
     )
     problems.install(app)
-    app.add_middleware(RateLimiting)
-    app.add_middleware(Edge)
-    app.add_middleware(Observability)
+    for middleware in MIDDLEWARE:
+        app.add_middleware(middleware)
     for router in health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS):
         app.include_router(router)
     return app
@@ -153,7 +153,7 @@ async def limiting(settings: Settings, metrics: Metrics | None) -> AsyncIterator
     if not settings.redis_url:
         yield RateLimits(quota, refused=refused)
         return
-    from backend.shared_counters import SharedCounters  # the client takes 0.1 s to load
+    from backend.web.rate_limits_redis import SharedCounters  # the client takes 0.1 s to load
 
     async with SharedCounters(settings.redis_url, window=quota.window) as shared:
         yield RateLimits(quota, shared=shared, refused=refused)
@@ -161,7 +161,7 @@ async def limiting(settings: Settings, metrics: Metrics | None) -> AsyncIterator
 
 @asynccontextmanager
 async def measuring(
-    metrics: Metrics | None, pool: Pool, keys: RemoteKeys, users: Users, live: Live, limits: RateLimits | None
+    metrics: Metrics | None, pool: Pool, keys: RemoteKeys, users: Users, broker: Broker, limits: RateLimits | None
 ) -> AsyncIterator[None]:
     """Have the metrics look at the parts."""
     if metrics is None:
@@ -176,7 +176,7 @@ async def measuring(
         "key_set_waiting": lambda: keys.status().waiting,
         "users_remembered": lambda: len(users),
         "users_believed": lambda: users.believed,
-        "streams": lambda: len(live),
+        "streams": lambda: len(broker),
     }
     if limits is not None and limits.shared is not None:
         sources["rate_limits_shared"] = limits.shared.up.is_set
@@ -217,7 +217,7 @@ class Application(FastAPI):
         """What was added stands around both ways; what FastAPI adds itself, around its own."""
         added, self.user_middleware = self.user_middleware, []
         app: ASGIApp = problems.ExceptionsAsProblems(
-            Shortcut(super().build_middleware_stack(), self.router, PersonRoute)
+            Dispatch(super().build_middleware_stack(), self.router, PersonRoute)
         )
         self.user_middleware = added
         for middleware, arguments, options in reversed(added):
@@ -229,95 +229,6 @@ class Application(FastAPI):
         if not self.openapi_schema:
             self.openapi_schema = openapi.mended(super().openapi())
         return self.openapi_schema
-
-
-class Edge:
-    """Hosts, CORS and compression, put together at the first request from the settings that start-up has read.
-
-    Each looks at every message, so a request in which nothing concerns them goes past (`docs/performance.md`).
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._inner = app
-        self._compressed = GZipMiddleware(app, minimum_size=1024, compresslevel=4)
-        self._chain: ASGIApp | None = None
-        self._known: set[bytes] = set()  # hosts that were let in
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-        if self._chain is None:
-            self._chain = self._assemble(scope["state"]["settings"])
-        if scope["method"] == "HEAD":
-            # What a GET would answer, without the content (RFC 9110, section 9.3.2).
-            scope, send = {**scope, "method": "GET", "headers_only": True}, without_content(send)
-        await (self._chain if self._concerns(scope["headers"]) else self._inner)(scope, receive, send)
-
-    def _concerns(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether there is an Origin, a wish for gzip, or a host that was not let in before."""
-        hosts = 0
-        for name, value in headers:
-            if name == b"origin" or (name == b"accept-encoding" and b"gzip" in value.lower()):
-                return True
-            if name == b"host":
-                hosts += 1
-                if value not in self._known:
-                    return True
-        return hosts != 1
-
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["let_in"] = True
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) == 1 and len(self._known) < MOST_HOSTS:
-            self._known.update(hosts)
-        await self._compressed(scope, receive, send)
-
-    def _assemble(self, settings: Settings) -> ASGIApp:
-        app: ASGIApp = self._let_in
-        if settings.cors_origins:
-            app = CORSMiddleware(
-                app,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-                allow_headers=[
-                    "Authorization",
-                    "Content-Type",
-                    "Idempotency-Key",
-                    "If-Match",
-                    "If-None-Match",
-                    "Last-Event-ID",
-                    "X-Request-ID",
-                ],
-                expose_headers=[
-                    "Allow",
-                    "Content-Disposition",
-                    "Deprecation",
-                    "ETag",
-                    "Idempotency-Replayed",
-                    "Link",
-                    "Location",
-                    "RateLimit",
-                    "RateLimit-Policy",
-                    "Retry-After",
-                    "Sunset",
-                    "WWW-Authenticate",
-                    "X-Request-ID",
-                ],
-                max_age=3600,
-            )
-        if "*" not in settings.trusted_hosts:
-            app = TrustedHostMiddleware(app, allowed_hosts=settings.trusted_hosts, www_redirect=False)
-        return problems.PlainTextRefusals(app)
-
-
-def without_content(send: Send) -> Send:
-    async def send_head(message: Message) -> None:
-        if message["type"] == "http.response.body":
-            message = {**message, "body": b""}
-        await send(message)
-
-    return send_head
 
 
 def operation_id(route: APIRoute) -> str:

@@ -74,9 +74,10 @@ def serve(options: argparse.Namespace) -> int:
 
     import uvicorn
 
-    from backend import migrations, tracing
-    from backend.metrics import shared_by_workers
-    from backend.observability import configure_logging
+    from backend import migrations
+    from backend.operations import tracing
+    from backend.operations.log_lines import configure_logging
+    from backend.operations.metrics import shared_by_workers
 
     settings = _settings(database=True)
     try:
@@ -98,7 +99,7 @@ def serve(options: argparse.Namespace) -> int:
             fd=options.fd,
             workers=options.workers,
             loop="uvloop",
-            http="backend.protocol:Protocol",
+            http="backend.web.server:Protocol",
             log_config=None,
             access_log=False,
             proxy_headers=False,
@@ -112,10 +113,10 @@ def serve(options: argparse.Namespace) -> int:
 
 def application() -> "FastAPI":
     """What each worker process of `serve` runs: the application, and its log."""
-    from backend import tracing
     from backend.app import create_app
-    from backend.observability import configure_logging
-    from backend.stopping import stop_with_parent
+    from backend.operations import tracing
+    from backend.operations.log_lines import configure_logging
+    from backend.operations.shutdown import stop_with_parent
 
     settings = _settings(database=True)
     configure_logging(settings.log_level, settings.log_format)

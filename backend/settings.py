@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.auth.fetch import check_url
-from backend.proxies import network
+from backend.web.proxies import network
 
 
 def _split(value: object) -> object:

@@ -23,8 +23,8 @@ import psycopg
 from backend import migrations
 from backend.auth.testing import LocalIssuer
 from backend.dev.postgres import EmbeddedPostgres
-from backend.live import MOST_STREAMS
-from backend.protocol import most_connections
+from backend.sync.broker import MAX_STREAMS
+from backend.web.server import most_connections
 from benchmarks import cpu
 from benchmarks.__main__ import ISSUER, say, write
 from benchmarks.errors import BenchmarkError
@@ -155,7 +155,7 @@ def report(
     lines = [
         "# What open streams cost",
         "",
-        f"One worker of `resource-server serve`, {MOST_STREAMS} streams for each person, PostgreSQL {version},"
+        f"One worker of `resource-server serve`, {MAX_STREAMS} streams for each person, PostgreSQL {version},"
         f" {datetime.now(UTC):%Y-%m-%d}, made by `python -m benchmarks.streams`; {machine()}.",
         "",
         f"While nothing happens, for {seconds:g} s each time:",
@@ -183,7 +183,7 @@ async def run(pid: int, port: int, url: str, tokens: Sequence[str], seconds: flo
     states = [await idle(pid, url, 0, seconds)]
     for half in (slice(None, len(tokens) // 2), slice(len(tokens) // 2, None)):
         for token, theirs in zip(tokens[half], readers[half], strict=True):
-            for _ in range(MOST_STREAMS):
+            for _ in range(MAX_STREAMS):
                 theirs.append(reader := Reader())
                 await reader.open(port, token)
         states.append(await idle(pid, url, sum(map(len, readers)), seconds))
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         say("this process may not open as many files")
         return 1
     issuer = LocalIssuer(ISSUER, audience=AUDIENCE)
-    people = max(2, options.streams // MOST_STREAMS)
+    people = max(2, options.streams // MAX_STREAMS)
     tokens = [issuer.token(sub=f"user{number}", expires_in=LIFETIME) for number in range(people)]
     try:
         with EmbeddedPostgres() as postgres, serve_keys(issuer) as jwks_url:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from backend.answers import Answer
+from backend.resources.responses import Answer
 from backend.tasks.schemas import TagList, TagRead, TaskRead
 
 

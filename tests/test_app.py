@@ -13,11 +13,14 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import text
 
-from backend import problems
 from backend.database import Statement
-from backend.observability import Console, JsonLines
+from backend.operations.access_log import AccessLog
+from backend.operations.log_lines import Console, JsonLines
 from backend.settings import Settings
 from backend.tasks.statements import BoundListing
+from backend.web import problems
+from backend.web.middleware import CrossOrigin, HeadAsGet
+from backend.web.rate_limits import RateLimiting
 from tests.conftest import Api, running
 
 TASKS = "/api/v1/tasks"
@@ -335,7 +338,9 @@ async def test_what_goes_past_hosts_cors_and_compression_is_answered_as_if_it_ha
     for method, url, headers in asked:
         answers = []
         for concerned in False, True:
-            monkeypatch.setattr("backend.app.Edge._concerns", lambda _, __, concerned=concerned: concerned)
+            monkeypatch.setattr(
+                "backend.web.middleware.CrossOrigin._concerns", lambda _, __, concerned=concerned: concerned
+            )
             headers = {"X-Request-ID": "same", "Accept-Encoding": "identity", **headers}
             answer = await ada.request(method, url, headers=headers)
             told = {name: value for name, value in answer.headers.items() if name not in ("ratelimit", "vary")}
@@ -512,3 +517,9 @@ async def test_no_route_or_dependency_runs_in_a_thread(api: Api) -> None:
             pending += found.dependencies
             call = found.call if inspect.isroutine(found.call) else type(found.call).__call__
             assert inspect.iscoroutinefunction(call), found.call
+
+
+def test_middleware_stands_in_this_order(api: Api) -> None:
+    """A refusal of an inner one has the headers, and the log line, of all outer ones."""
+    outermost_first: list[object] = [each.cls for each in api.app.user_middleware]
+    assert outermost_first == [AccessLog, HeadAsGet, CrossOrigin, RateLimiting]

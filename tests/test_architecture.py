@@ -73,13 +73,13 @@ def test_only_the_executor_speaks_to_the_database() -> None:
         if not module.is_relative_to(BACKEND / "dev") and not module.is_relative_to(BACKEND / "migrations" / "versions")
     }
     assert calls == {
-        ("database.py", "connect"),
-        ("database.py", "execute"),
+        ("database/executor.py", "connect"),
+        ("database/executor.py", "execute"),
         ("doctor/stores.py", "connect"),
         ("doctor/stores.py", "execute"),
         ("migrations/__init__.py", "execute"),
         ("migrations/__init__.py", "connect"),
-        ("shared_counters.py", "execute"),  # of Redis
+        ("web/rate_limits_redis.py", "execute"),  # of Redis
         ("users/invalidation.py", "connect"),
         ("users/invalidation.py", "execute"),
     }

@@ -16,9 +16,9 @@ import uvicorn
 from backend.app import create_app
 from backend.auth import Reason, TokenVerifier
 from backend.auth.testing import LocalIssuer
-from backend.observability import JsonLines
-from backend.protocol import Protocol
+from backend.operations.log_lines import JsonLines
 from backend.settings import Settings
+from backend.web.server import Protocol
 from benchmarks.issuer import serve_keys
 from tests.auth.test_attacks import EVERYWHERE, NOW, TYPE, Forge
 from tests.auth.test_verifier import NAMES, TIMES, raw

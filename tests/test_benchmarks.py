@@ -18,7 +18,7 @@ import pytest
 
 from backend import __version__
 from backend.auth.testing import LocalIssuer
-from backend.pagination import Page
+from backend.resources.pagination import Page
 from backend.settings import Settings
 from backend.tasks.schemas import TaskRead
 from benchmarks import chart, cpu, data, load, report

@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 from backend.app import create_app
 from backend.cli import main
 from backend.dev.issuer import find_node
-from backend.problems import Problem
 from backend.tasks.schemas import TaskCreate, TaskRead, TaskUpdate
 from backend.users.schemas import Me, MeUpdate
+from backend.web.problems import Problem
 
 CONTRACT = Path(__file__).parents[1] / "frontend-contract"
 DOCUMENT = create_app().openapi()

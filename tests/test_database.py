@@ -16,7 +16,7 @@ from sqlalchemy import Integer, cast, column, func, literal_column, select, tabl
 import backend
 from backend import migrations
 from backend.database import NOTICE_DEAD_CLIENT, SYSTEM, Actor, Cost, Database, Pool, Row, Statement, Transaction
-from backend.transport import Job
+from backend.database.pipeline import Job
 from tests.conftest import Api, create_database
 
 

@@ -18,9 +18,9 @@ from backend.app import Application
 from backend.auth import BearerRoute, CurrentPrincipal, Principal, current_principal
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
-from backend.shortcut import Arguments
 from backend.tasks.router import batch_router, router, tags_router
 from backend.users.caller import PersonRoute
+from backend.web.arguments import Arguments
 from tests.conftest import Api, Person, running
 
 LIST = "/api/v1/tasks"

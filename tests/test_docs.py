@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 import bootstrap
-from backend import problems
 from backend.app import create_app
 from backend.auth import bearer
 from backend.cli import _parser
-from backend.problems import DomainError
 from backend.settings import Settings
+from backend.web import problems
+from backend.web.problems import DomainError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,10 +5,9 @@ from typing import cast
 
 import pytest
 
-from backend import health
-from backend.database import Probe
-from backend.health import SchemaCheck
-from backend.transport import Row
+from backend.database import Probe, Row
+from backend.operations import health
+from backend.operations.health import SchemaCheck
 
 
 class Scripted:

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from backend.auth.testing import LocalIssuer
-from backend.metrics import Metrics
+from backend.operations.metrics import Metrics
 from backend.settings import Settings
 from tests.conftest import Api, running
 from tests.workers import Server, two_workers

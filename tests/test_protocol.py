@@ -18,10 +18,10 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from backend import protocol
 from backend.auth.testing import LocalIssuer
-from backend.protocol import MAX_HEAD, MAX_TRAILERS, MAX_UNREAD, PIECE, Cycle, Protocol, most_connections
 from backend.settings import Settings
+from backend.web import server
+from backend.web.server import MAX_HEAD, MAX_TRAILERS, MAX_UNREAD, PIECE, Cycle, Protocol, most_connections
 from tests.conftest import running
 
 BIG = 20_000_000
@@ -464,14 +464,14 @@ async def test_pipelined_requests_are_all_answered() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal waiting, unparsed
         await receive()
-        (connection,) = cast("set[Any]", server.server_state.connections)
+        (connection,) = cast("set[Any]", one.server_state.connections)
         waiting, unparsed = max(waiting, len(connection.pipeline)), max(unparsed, len(connection._rest))
         await answer(scope, receive, send)
 
     request = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 275 + b"\r\n\r\n"
     assert len(request) == 307
-    async with server_of(app) as server, asyncio.timeout(60):
-        reader, writer = await connect(port_of(server))
+    async with server_of(app) as one, asyncio.timeout(60):
+        reader, writer = await connect(port_of(one))
         writer.write(request * 3_999 + request.replace(b"X: xxxxxxxxxxxxxxxxx", b"Connection: close\r\nX:"))
         answers = await reader.read()
         writer.close()
@@ -538,7 +538,7 @@ async def test_what_is_no_http_is_a_problem(port: int, data: bytes) -> None:
     ids=["silence", "half a head", "half of the second", "empty lines", "a body that nobody waits for"],
 )
 async def test_who_trickles_is_cut(port: int, start: bytes, more: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
     reader, writer = await connect(port)
     writer.write(start)
     if b"\r\n\r\n" in start:
@@ -556,7 +556,7 @@ async def test_who_trickles_is_cut(port: int, start: bytes, more: bytes, monkeyp
 
 
 async def test_who_reads_nothing_is_cut(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(server, "STALL_SECONDS", 0.2)
     lost = asyncio.Event()
     connection_lost = Protocol.connection_lost
 
@@ -572,7 +572,7 @@ async def test_who_reads_nothing_is_cut(port: int, monkeypatch: pytest.MonkeyPat
 
 
 async def test_who_reads_slowly_is_not(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(server, "STALL_SECONDS", 0.5)
     reader, writer = await connect(port)
     writer.write(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     await reader.readuntil(b"\r\n\r\n")
@@ -585,7 +585,7 @@ async def test_who_reads_slowly_is_not(port: int, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_one_connection_too_many_is_told(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "most_connections", lambda: 1)
+    monkeypatch.setattr(server, "most_connections", lambda: 1)
     reader, writer = await connect(port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"ok")
@@ -629,7 +629,7 @@ def test_there_is_room_for_connections() -> None:
 async def test_a_body_that_trickles_is_a_408(
     settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.bodies.BODY_SECONDS", 0.3)
+    monkeypatch.setattr("backend.web.requests.BODY_SECONDS", 0.3)
     async with running(settings, issuer) as api:
         ada = api.person()
         assert (await ada.get("/api/v1/tasks")).status_code == 200

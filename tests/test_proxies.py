@@ -6,8 +6,8 @@ import pytest
 from starlette.types import Scope
 
 from backend.auth.testing import LocalIssuer
-from backend.proxies import TrustedProxies, neighbourhood
 from backend.settings import Settings
+from backend.web.proxies import TrustedProxies, neighbourhood
 from tests.conftest import running
 
 PROXIES = ("10.0.0.0/8", "192.0.2.7", "2001:db8:1::/48")

@@ -11,10 +11,10 @@ import pytest
 
 from backend.auth.testing import LocalIssuer
 from backend.auth.verifier import TokenVerifier, verify_signature
-from backend.rate_limits import Counters, EventQuotas, Quota, RateLimited, RateLimits, wants_credentials
 from backend.settings import Settings
-from backend.shared_counters import TURN, TURNS, SharedCounters
 from backend.users.security_events import EventType, SecurityEvents
+from backend.web.rate_limits import Counters, EventQuotas, Quota, RateLimited, RateLimits, wants_credentials
+from backend.web.rate_limits_redis import TURN, TURNS, SharedCounters
 from tests.conftest import Api, Person, running
 from tests.redis_server import RedisServer, redis_server
 
@@ -331,7 +331,7 @@ def redis() -> Iterator[RedisServer]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that gets no time on a busy machine is not a missing one."""
-    monkeypatch.setattr("backend.shared_counters.TURN", 5)
+    monkeypatch.setattr("backend.web.rate_limits_redis.TURN", 5)
 
 
 @pytest.mark.needs("redis-server")
@@ -379,7 +379,7 @@ class TestShared:
     async def test_a_redis_that_hangs_delays_nobody_twice_and_is_found_again(
         self, redis: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        caplog.set_level(logging.INFO, "backend.shared_counters")
+        caplog.set_level(logging.INFO, "backend.web.rate_limits_redis")
         pauses: asyncio.Queue[asyncio.Event] = asyncio.Queue()
 
         async def sleep(_: float) -> None:
@@ -388,7 +388,7 @@ class TestShared:
             await over.wait()
 
         shared = SharedCounters(redis.url, window=60)
-        monkeypatch.setattr("backend.shared_counters.pause", sleep)
+        monkeypatch.setattr("backend.web.rate_limits_redis.pause", sleep)
         limits = RateLimits(Quota(10, 60), shared=shared)
         async with shared:
             assert (await limits.spend("user", "ada")).used == 1

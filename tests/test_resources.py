@@ -15,7 +15,7 @@ from sqlalchemy import Uuid, bindparam, func, literal_column, select, update
 from sqlmodel import SQLModel
 
 from backend.database import SYSTEM, Database, Row, Statement, Transaction
-from backend.tasks.purge import purge
+from backend.resources.retention import purge
 from backend.users import lifecycle
 from tests.conftest import Api, Person
 from tests.following import Copy, reading
@@ -343,7 +343,7 @@ async def test_a_copy_follows(api: Api, resource: Resource) -> None:
 
 async def test_a_reader_follows(api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is told of its own feed alone, and all of them by one look."""
-    monkeypatch.setattr(api.state["live"], "period", 0.01)
+    monkeypatch.setattr(api.state["broker"], "period", 0.01)
     ada = api.person()
     order = [resource, *(each for each in RESOURCES if each is not resource)]
     async with AsyncExitStack() as stack:
@@ -354,7 +354,7 @@ async def test_a_reader_follows(api: Api, resource: Resource, monkeypatch: pytes
         event = await readers[0].next()
         assert event.data["deleted_at"]
         await readers[0].close()
-        followed = {name for owner in api.state["live"]._owners.values() for name in owner.channels}
+        followed = {name for owner in api.state["broker"]._owners.values() for name in owner.channels}
         assert followed == {each.name for each in order[1:]}, "nobody reads on for those who have left"
     (last,) = await make(ada, resource)
     assert await Copy(ada, path=resource.path, token=event.id).sync() == [last]
@@ -363,7 +363,7 @@ async def test_a_reader_follows(api: Api, resource: Resource, monkeypatch: pytes
 
 
 async def test_a_merge_is_told(api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.state["live"], "period", 0.01)
+    monkeypatch.setattr(api.state["broker"], "period", 0.01)
     people = api.person(), api.person()
     moving = {row["id"] for row in await make(people[0], resource, 2)}
     await make(people[1], resource)

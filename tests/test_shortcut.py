@@ -17,11 +17,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.app import ROUTERS
 from backend.auth import forbidden
-from backend.problems import NotFound
-from backend.shortcut import Arguments, Unsupported, _Table
 from backend.tasks.schemas import TaskQuery
 from backend.tasks.service import TaskService
 from backend.users.caller import PersonRoute
+from backend.web.arguments import Arguments, Unsupported
+from backend.web.dispatch import _Table
+from backend.web.problems import NotFound
 from tests.conftest import Api, Person
 
 QUERIES = [

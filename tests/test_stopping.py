@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from backend.stopping import when_told_to_stop
+from backend.operations.shutdown import when_told_to_stop
 
 
 @pytest.fixture

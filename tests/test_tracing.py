@@ -21,12 +21,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, use_span
 
-from backend import tracing
 from backend.auth.testing import LocalIssuer
 from backend.cli import main
-from backend.observability import JsonLines
+from backend.operations import tracing
+from backend.operations.log_lines import JsonLines
+from backend.operations.tracing import Discreet
 from backend.settings import Settings
-from backend.tracing import Discreet
 from tests.conftest import Api, running
 
 TASKS = "/api/v1/tasks"
@@ -104,7 +104,7 @@ async def test_the_line_has_the_trace_of_another_tracer_than_fastapis(
     api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that whoever serves the app has put around it, and made known to the process."""
-    monkeypatch.setattr("backend.observability.get_tracer_provider", TracerProvider)
+    monkeypatch.setattr("backend.operations.access_log.get_tracer_provider", TracerProvider)
     caplog.set_level(logging.INFO, "backend.access")
     context = SpanContext(int(TRACE, 16), 1, is_remote=True)
     with use_span(NonRecordingSpan(context)):

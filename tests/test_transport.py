@@ -12,8 +12,8 @@ from psycopg import pq
 from psycopg.rows import dict_row
 from psycopg_pool import PoolTimeout
 
-from backend import transport
-from backend.transport import Connection, ConnectionLost, Job, UnreadableRow, Wire, Wires
+from backend.database import pipeline
+from backend.database.pipeline import Connection, ConnectionLost, Job, UnreadableRow, Wire, Wires
 from tests.relay import Relay
 
 NOTHING = "SELECT $1, $2"
@@ -230,7 +230,7 @@ async def test_a_statement_that_a_lock_kept_from_being_prepared_is_prepared_late
     database_url: str, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the same connection, whoever relied on it meanwhile."""
-    monkeypatch.setattr(transport, "_LOCKED", 0.0, raising=False)
+    monkeypatch.setattr(pipeline, "_LOCKED", 0.0, raising=False)
     table = f"t_{uuid4().hex}"
     ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
     async with (
@@ -388,7 +388,7 @@ async def test_a_server_that_hangs_is_left(database_url: str) -> None:
 async def test_a_server_that_is_down_is_an_error_at_once_and_asked_again_soon(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "_PAUSE", 0.01)
+    monkeypatch.setattr(pipeline, "_PAUSE", 0.01)
     async with line("postgresql://nobody@127.0.0.1:9/nothing") as made:
         for _ in range(3):
             answers = await asyncio.gather(*(run(made.wire, "SELECT 1") for _ in range(5)), return_exceptions=True)
@@ -407,7 +407,7 @@ async def test_statements_are_prepared_once_and_only_so_many(wire: Wire, monkeyp
         with pytest.raises(psycopg.errors.DivisionByZero):
             await run(wire, "SELECT 2 / 0")
     assert await run(wire, count) == [{"n": 4}]
-    monkeypatch.setattr(transport, "MOST_PREPARED", 4)
+    monkeypatch.setattr(pipeline, "MOST_PREPARED", 4)
     assert await run(wire, "SELECT 'one more' AS t") == [{"t": "one more"}]
     assert await run(wire, count) == [{"n": 4}]
 
@@ -445,7 +445,7 @@ async def wires(url: str, **options: Any) -> AsyncIterator[Wires]:
 
 
 async def test_readers_go_round_one_who_takes_long(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "_STUCK", 0.0)
+    monkeypatch.setattr(pipeline, "_STUCK", 0.0)
     async with wires(database_url) as made:
         await asyncio.gather(*(made.read(NOTHING, ("", ""), PID, ()) for _ in range(2)))
         slow = asyncio.ensure_future(made.read(NOTHING, ("", ""), "SELECT pg_sleep(60)", ()))
@@ -707,7 +707,7 @@ async def test_persons_take_turns_with_what_takes_long(database_url: str) -> Non
 
 
 async def test_a_person_with_a_full_queue_is_refused_alone(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MOST_WAITING_APIECE", 2)
+    monkeypatch.setattr(pipeline, "MOST_WAITING_APIECE", 2)
     async with wires(database_url, searchers=1, wait=30) as made:
         searches = [made.search(NOTHING, ("", person), PID, ()) for person in "aaaab"]
         kinds = [type(answer) for answer in await asyncio.gather(*searches, return_exceptions=True)]
@@ -723,7 +723,7 @@ async def test_who_waits_to_search_is_refused_in_time(database_url: str) -> None
 
 
 async def test_too_many_readers_are_refused_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MOST_WAITING", 2)
+    monkeypatch.setattr(pipeline, "MOST_WAITING", 2)
     async with wires(database_url, readers=1) as made:
         reads = (made.read(NOTHING, ("", ""), "SELECT 1 AS one", ()) for _ in range(3))
         answers = await asyncio.gather(*reads, return_exceptions=True)

@@ -18,10 +18,11 @@ import httpx
 import psycopg
 import pytest
 
-from backend import health, migrations, observability
+from backend import migrations
 from backend.auth.testing import LocalIssuer
 from backend.cli import main
-from backend.observability import Console, JsonLines, configure_logging
+from backend.operations import access_log, health
+from backend.operations.log_lines import Console, JsonLines, configure_logging
 from backend.settings import Settings
 from tests.conftest import Api, create_database, running
 from tests.users.test_users import ME
@@ -175,8 +176,8 @@ async def test_the_line_of_a_request_is_the_same_with_and_without_a_record(
     places: list[tuple[str, Any]] = [
         ("handlers", root_logger),
         ("handlers", logging.getLogger("backend")),
-        ("handlers", observability.access),
-        ("filters", observability.access),
+        ("handlers", access_log.access),
+        ("filters", access_log.access),
         ("filters", root_logger.handlers[0]),
     ]
     for name, place in [("", None), *places]:
@@ -232,7 +233,7 @@ def test_a_log_that_nobody_reads_any_more_stops_no_request(
     monkeypatch.setattr(sys, "stderr", unread := Unread())
     configure_logging("info", "json")
     assert len(root_logger.handlers) == 1
-    observability._tell([(0.0, {"status": 200})])
+    access_log._write([(0.0, {"status": 200})])
     assert '"status":200' in unread.getvalue()
 
 

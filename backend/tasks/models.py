@@ -7,7 +7,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
-    JSON,
     CheckConstraint,
     ColumnElement,
     Computed,
@@ -18,14 +17,13 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     case,
-    func,
     literal_column,
     text,
 )
 from sqlalchemy.sql.elements import Grouping
 from sqlmodel import Field, SQLModel
 
-from backend.changes import Synced
+from backend.resources.models import Synced
 
 TITLE_LENGTH = 200
 DESCRIPTION_LENGTH = 10_000
@@ -123,24 +121,6 @@ class TaskTag(SQLModel, table=True):
     owner_id: UUID = Field(primary_key=True)
     task_id: UUID = Field(primary_key=True)
     tag_id: UUID = Field(primary_key=True)
-
-
-class KeptAnswer(SQLModel, table=True):
-    """What was answered to a request with an Idempotency-Key, which its owner alone can ask for again."""
-
-    __tablename__ = "idempotency_keys"
-    __table_args__ = (
-        CheckConstraint("char_length(key) between 1 and 255", name="idempotency_keys_length"),
-        Index("idempotency_keys_to_purge", "created_at"),
-    )
-
-    owner_id: UUID = Field(primary_key=True, sa_column_args=[ForeignKey("users.id", ondelete="CASCADE")])
-    key: str = Field(sa_type=Text, primary_key=True)
-    fingerprint: bytes
-    status: int
-    headers: dict[str, str] = Field(sa_type=JSON)
-    body: str = Field(sa_type=Text)
-    created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
 
 
 LEVELS = tuple(enumerate(Priority))

@@ -5,11 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from backend import answers, openapi, pagination
-from backend.answers import Answer
-from backend.changes import ChangesQuery
-from backend.live import EVENTS, LastEventId, Stream
-from backend.tasks import idempotency
+from backend.resources import idempotency, pagination, responses
+from backend.resources.responses import Answer
+from backend.sync.changes import ChangesQuery
+from backend.sync.event_stream import EVENTS, LastEventId, Stream
 from backend.tasks.schemas import (
     Batch,
     BatchResult,
@@ -28,6 +27,7 @@ from backend.tasks.schemas import (
 from backend.tasks.service import FEED, TaskService
 from backend.tasks.tags import TagService
 from backend.users.caller import REFUSALS, CallerDatabase, route_for
+from backend.web import openapi
 
 Route = route_for(read="tasks:read", write="tasks:write")
 BatchRoute = route_for(read="tasks:read", write="tasks:write", body_limit=1024 * 1024)
@@ -68,7 +68,7 @@ async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery,
     response_model=TaskRead,
     status_code=201,
     responses=openapi.responses(
-        409, 413, 415, 422, headers={201: answers.ETAG | answers.LOCATION | idempotency.REPLAYED}
+        409, 413, 415, 422, headers={201: responses.ETAG | responses.LOCATION | idempotency.REPLAYED}
     ),
 )
 async def create_task(
@@ -131,8 +131,8 @@ async def stream_changes(request: Request, database: CallerDatabase, last_event_
 @router.get(
     "/{id:uuid}",
     response_model=TaskRead,
-    responses=openapi.responses(404, headers={200: answers.ETAG}) | answers.NOT_MODIFIED,
-    openapi_extra={"parameters": [answers.IF_NONE_MATCH]},
+    responses=openapi.responses(404, headers={200: responses.ETAG}) | responses.NOT_MODIFIED,
+    openapi_extra={"parameters": [responses.IF_NONE_MATCH]},
 )
 async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
     """One task, or 304 if If-None-Match names the version that there is."""
@@ -142,9 +142,9 @@ async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
 @router.put(
     "/{id:uuid}",
     response_model=TaskRead,
-    responses=openapi.responses(404, 412, 413, 415, 422, headers={200: answers.ETAG})
-    | {201: {"description": "It was made.", "model": TaskRead, "headers": answers.ETAG | answers.LOCATION}},
-    openapi_extra={"parameters": [answers.IF_MATCH, answers.IF_NONE_MATCH_ON_PUT]},
+    responses=openapi.responses(404, 412, 413, 415, 422, headers={200: responses.ETAG})
+    | {201: {"description": "It was made.", "model": TaskRead, "headers": responses.ETAG | responses.LOCATION}},
+    openapi_extra={"parameters": [responses.IF_MATCH, responses.IF_NONE_MATCH_ON_PUT]},
 )
 async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -> Response:
     """Replace a task, or make one under an id of the client's own choice: members left out get their defaults.
@@ -154,8 +154,8 @@ async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -
     task, created = await tasks.put(
         id,
         data,
-        if_match=answers.if_match(request),
-        if_none_match=answers.if_none_match(request),
+        if_match=responses.if_match(request),
+        if_none_match=responses.if_none_match(request),
         must_exist="if-match" in request.headers,
     )
     return one.versioned(task, 201, Location=request.scope["path"]) if created else one.versioned(task)
@@ -164,12 +164,12 @@ async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -
 @router.patch(
     "/{id:uuid}",
     response_model=TaskRead,
-    responses=openapi.responses(404, 412, 413, 415, 422, headers={200: answers.ETAG}),
-    openapi_extra={"parameters": [answers.IF_MATCH]},
+    responses=openapi.responses(404, 412, 413, 415, 422, headers={200: responses.ETAG}),
+    openapi_extra={"parameters": [responses.IF_MATCH]},
 )
 async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate) -> Response:
     """Change some members (JSON merge patch). With If-Match only if the version is still that one."""
-    return one.versioned(await tasks.update(id, data, if_match=answers.if_match(request)))
+    return one.versioned(await tasks.update(id, data, if_match=responses.if_match(request)))
 
 
 @router.delete(
@@ -177,22 +177,22 @@ async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate
     status_code=204,
     response_class=Response,  # no content, so none of any type
     responses=openapi.responses(404, 412),
-    openapi_extra={"parameters": [answers.IF_MATCH]},
+    openapi_extra={"parameters": [responses.IF_MATCH]},
 )
 async def delete_task(request: Request, tasks: Tasks, id: UUID) -> None:
     """Put a task into the bin, for 30 days. Doing it twice is no error."""
-    await tasks.delete(id, if_match=answers.if_match(request))
+    await tasks.delete(id, if_match=responses.if_match(request))
 
 
 @router.post(
     "/{id:uuid}/restore",
     response_model=TaskRead,
-    responses=openapi.responses(404, 412, headers={200: answers.ETAG}),
-    openapi_extra={"parameters": [answers.IF_MATCH]},
+    responses=openapi.responses(404, 412, headers={200: responses.ETAG}),
+    openapi_extra={"parameters": [responses.IF_MATCH]},
 )
 async def restore_task(request: Request, tasks: Tasks, id: UUID) -> Response:
     """Take a task out of the bin, up to 30 days after it was deleted. One that is not in it is left as it is."""
-    return one.versioned(await tasks.restore(id, if_match=answers.if_match(request)))
+    return one.versioned(await tasks.restore(id, if_match=responses.if_match(request)))
 
 
 @tags_router.get("", response_model=TagList)

@@ -6,10 +6,10 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from backend.changes import ChangePage
-from backend.pagination import Page, PageQuery, without_default
+from backend.resources.pagination import Page, PageQuery, without_default
+from backend.resources.types import Flag, NotBlank, Storable, Time
+from backend.sync.changes import ChangePage
 from backend.tasks.models import DESCRIPTION_LENGTH, TAG_LENGTH, TITLE_LENGTH, Priority, Status
-from backend.values import Flag, NotBlank, Storable, Time
 
 Title = Annotated[str, Field(min_length=1, max_length=TITLE_LENGTH), Storable, NotBlank]
 Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]

@@ -6,11 +6,10 @@ from typing import TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from backend import answers, pagination
-from backend.answers import Versions
-from backend.changes import AWAIT_TURN, Feed
 from backend.database import Database, Row, Statement, Transaction
-from backend.problems import NotFound, StaleVersion
+from backend.resources import pagination, responses
+from backend.resources.responses import Versions
+from backend.sync.changes import AWAIT_TURN, Feed
 from backend.tasks.models import Status
 from backend.tasks.schemas import (
     BatchCreate,
@@ -36,6 +35,7 @@ from backend.tasks.statements import (
     bound_listing,
     change,
 )
+from backend.web.problems import NotFound, StaleVersion
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def day(now: datetime, time_zone: str | None) -> tuple[datetime, datetime]:
 
 
 def versions(if_match: str | None) -> Versions | None:
-    return None if if_match is None else answers.allowed(if_match)
+    return None if if_match is None else responses.allowed(if_match)
 
 
 FEED = Feed("tasks", "task", TaskRead, CHANGES)

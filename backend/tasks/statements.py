@@ -38,14 +38,14 @@ from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from backend import changes, owned, pagination
-from backend.changes import RETENTION
 from backend.database import Cost, Statement, parameters
-from backend.owned import CALLER
+from backend.resources import models, pagination
+from backend.resources.models import CALLER, RETENTION
+from backend.resources.types import Instant, Storable
+from backend.sync import changes
 from backend.tasks.models import LONG, SHORT, Priority, Status, Tag, Task, TaskTag, sort_key
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead
 from backend.users.models import User
-from backend.values import Instant, Storable
 
 T = TypeVar("T")
 
@@ -273,7 +273,9 @@ def change(columns: frozenset[str], *, excluding: bool = False) -> Statement:
     `excluding`: nor may the version be one of `if_none_match`. With "tags" among the columns, behind `AWAIT_TURN`.
     """
     tags = {"tag_names": SHOWN_NAMES} if "tags" in columns else {}
-    values = tags | owned.changes(TABLE, columns & set(FIELDS), *map(TABLE.c.tag_names.is_distinct_from, tags.values()))
+    values = tags | models.changes(
+        TABLE, columns & set(FIELDS), *map(TABLE.c.tag_names.is_distinct_from, tags.values())
+    )
     if "status" in values:
         values["completed_at"] = completed(values["status"], col(Task.completed_at))
     conditions = (*THIS, MATCHES, *([EXCLUDED] if excluding else []))
@@ -281,7 +283,7 @@ def change(columns: frozenset[str], *, excluding: bool = False) -> Statement:
     return with_tags(statement) if "tags" in columns else Statement(statement.returning(*READ))
 
 
-MATCHES = owned.matches(TABLE)
+MATCHES = models.matches(TABLE)
 # Null forbids any version: the comparison is null, which is not true.
 EXCLUDED = col(Task.version) != func.all(bindparam("if_none_match", type_=ARRAY(Integer)))
 

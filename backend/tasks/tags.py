@@ -8,13 +8,13 @@ from uuid import UUID
 from sqlalchemy import and_, bindparam, delete, func, insert, literal_column, update
 from sqlmodel import col, select
 
-from backend.changes import AWAIT_TURN
 from backend.database import Cost, Database, Row, Statement, Transaction
-from backend.owned import CALLER
-from backend.problems import NotFound
+from backend.resources.models import CALLER
+from backend.sync.changes import AWAIT_TURN
 from backend.tasks.models import Tag, Task, TaskTag
 from backend.tasks.schemas import TagCreate, TagUpdate
 from backend.tasks.statements import OWNED
+from backend.web.problems import NotFound
 
 MINE = col(Tag.owner_id) == CALLER
 THIS = (MINE, col(Tag.id) == bindparam("tag_id"))

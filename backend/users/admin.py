@@ -9,18 +9,19 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Table, Text, Uuid, bindparam, collate, func, literal, or_
 from sqlmodel import SQLModel, select
 
-from backend import openapi, pagination
-from backend.answers import Answer
 from backend.auth import CurrentPrincipal, Principal, forbidden
 from backend.database import SYSTEM, Cost, Database, Pool, Row, Statement, Transaction
-from backend.problems import DomainError, NotFound
+from backend.resources import pagination
+from backend.resources.responses import Answer
+from backend.resources.types import Instant
 from backend.users import lifecycle
 from backend.users.audit import record
 from backend.users.caller import REFUSALS, require_role
 from backend.users.directory import KnownUser, Suspended, Users
 from backend.users.models import AuditSource, UserStatus
 from backend.users.schemas import AuditPage, AuditQuery, AuditRead, UserPage, UserQuery, UserRead
-from backend.values import Instant
+from backend.web import openapi
+from backend.web.problems import DomainError, NotFound
 
 USERS, AUDIT = (SQLModel.metadata.tables[name] for name in ("users", "audit_log"))
 TIME: TypeAdapter[Any] = TypeAdapter(Instant)

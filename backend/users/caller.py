@@ -6,13 +6,13 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from backend import openapi
 from backend.auth import Bearer, BearerRoute, CurrentPrincipal, InvalidToken, Reason, forbidden, judge
-from backend.bodies import JSON, MERGE_PATCH, JSONRequest
 from backend.database import Database
-from backend.rate_limits import spend_as_user
-from backend.shortcut import Arguments
 from backend.users.directory import Users
+from backend.web import openapi
+from backend.web.arguments import Arguments
+from backend.web.rate_limits import spend_as_user
+from backend.web.requests import JSON, MERGE_PATCH, JSONRequest
 
 REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
 

@@ -17,8 +17,8 @@ from sqlmodel import col, select
 
 from backend.auth import Principal
 from backend.database import SYSTEM, Actor, Database, Pool, Row, Statement, parameters
-from backend.problems import DomainError
 from backend.users.models import User, UserStatus
+from backend.web.problems import DomainError
 
 # Better Auth keeps a picture as a data URL if it is given one. An address is kept, a picture is not.
 _LONGEST_IMAGE = 2048

@@ -12,7 +12,7 @@ from sqlalchemy import Table, bindparam, select, tuple_
 from sqlmodel import SQLModel
 
 from backend.database import Cost, Database, Row, Statement
-from backend.owned import CALLER
+from backend.resources.models import CALLER
 from backend.users import belongings
 
 FORMAT: Final = 1

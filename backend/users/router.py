@@ -4,15 +4,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from backend import openapi
-from backend.answers import Answer
 from backend.auth import CurrentPrincipal
 from backend.database import SYSTEM, Database
+from backend.resources.responses import Answer
 from backend.users import service
 from backend.users.caller import REFUSALS, CallerDatabase, PersonRoute, route_for
 from backend.users.export import Lines
 from backend.users.schemas import Me, MeUpdate
 from backend.users.service import UserService
+from backend.web import openapi
 
 router = APIRouter(
     prefix="/api/v1/users",

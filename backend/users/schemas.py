@@ -8,9 +8,9 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from backend.pagination import Page, PageQuery
+from backend.resources.pagination import Page, PageQuery
+from backend.resources.types import Storable
 from backend.users.models import AuditSource, UserStatus
-from backend.values import Storable
 
 # IANA names start with a capital; `localtime`, `posix/...` and the like are files of the machine, not zones.
 _ZONE = re.compile(r"[A-Z][A-Za-z0-9_+-]{0,30}(/[A-Z][A-Za-z0-9_+-]{0,30}){0,2}")

@@ -16,7 +16,6 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from starlette.exceptions import HTTPException
 
-from backend import openapi
 from backend.auth import (
     JWS,
     InvalidToken,
@@ -28,14 +27,15 @@ from backend.auth import (
     verify_signature,
 )
 from backend.auth.claims import read_roles, without_unstorable
-from backend.bodies import JSONRequest
 from backend.database import SYSTEM, Database, Pool, Statement, Transaction, parameters
-from backend.proxies import neighbourhood
-from backend.rate_limits import EventQuotas, RateLimited, Verdict
 from backend.users import lifecycle
 from backend.users.audit import record
 from backend.users.directory import Users
 from backend.users.models import AuditSource, ReceivedEvent
+from backend.web import openapi
+from backend.web.proxies import neighbourhood
+from backend.web.rate_limits import EventQuotas, RateLimited, Verdict
+from backend.web.requests import JSONRequest
 
 MEDIA_TYPE: Final = "application/secevent+jwt"
 # Media types are compared without case; the prefix `application/` should be left out (RFC 8417, 2.3), so it has to be.

@@ -9,12 +9,12 @@ from sqlmodel import SQLModel, col, select
 
 from backend.auth import Principal
 from backend.database import Actor, Database, Row, Statement, Transaction
-from backend.problems import NotFound
 from backend.users import export, lifecycle
 from backend.users.audit import record
 from backend.users.directory import Suspended, Users
 from backend.users.models import AuditSource, User, UserStatus
 from backend.users.schemas import Me, MeUpdate
+from backend.web.problems import NotFound
 
 # How the token was judged is not in the row.
 OF_THE_TOKEN = {"issuer", "scopes", "expires_at"}

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
-from backend import database, migrations
+from backend import migrations
 from backend.auth.testing import LocalIssuer
+from backend.database import executor
 from backend.dev.postgres import EmbeddedPostgres
 from backend.settings import Settings
 from tests.conftest import Api, create_database, running
@@ -139,7 +140,7 @@ async def test_a_locked_table_holds_up_nothing_else(
     url: str, settings: Settings, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """40 requests of all kinds at once, while another session holds the table of tasks for longer than any waits."""
-    caplog.set_level(logging.CRITICAL, "backend.problems")
+    caplog.set_level(logging.CRITICAL, "backend.web.problems")
     values = {"database_url": url, "database_direct_url": url, "database_pool_size": 10}
     needing: list[tuple[Question, int, float]] = []
     others: list[tuple[Question, int, float]] = []
@@ -179,7 +180,7 @@ async def test_statements_that_take_too_long(
     url: str, settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a tenth of a second in place of ten."""
-    monkeypatch.setattr(database, "_TRANSACT", database._TRANSACT.replace("'10s'", "'100ms'"))
+    monkeypatch.setattr(executor, "_TRANSACT", executor._TRANSACT.replace("'10s'", "'100ms'"))
     async with under_load(url, settings, issuer) as (_, load):
         async with await psycopg.AsyncConnection.connect(url) as other:
             await other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")

@@ -10,8 +10,8 @@ from statistics import median
 import psycopg
 import pytest
 
-from backend import health
 from backend.auth.testing import LocalIssuer
+from backend.operations import health
 from backend.settings import Settings
 from tests.conftest import Api, Person, running
 

@@ -20,7 +20,7 @@ from tests.redis_server import redis_server
 async def test_redis_goes_and_comes_back(
     settings: Settings, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture, hanging: bool
 ) -> None:
-    caplog.set_level(logging.INFO, "backend.shared_counters")
+    caplog.set_level(logging.INFO, "backend.web.rate_limits_redis")
     with redis_server() as redis:
         values = {"redis_url": redis.url, "rate_limit": "100000/hour"}
         async with running(settings.model_copy(update=values), issuer) as api:
@@ -38,7 +38,7 @@ async def test_redis_goes_and_comes_back(
     load.account.check(settings.database_url)
     assert load.account.failed == 0
     assert load.account.statuses.keys() == {200, 201}
-    said = [record.levelname for record in caplog.records if record.name == "backend.shared_counters"]
+    said = [record.levelname for record in caplog.records if record.name == "backend.web.rate_limits_redis"]
     assert said[:2] == ["WARNING", "INFO"]
 
 

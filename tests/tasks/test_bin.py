@@ -10,9 +10,9 @@ import pytest
 
 from backend import migrations
 from backend.database import SYSTEM, Database, Pool
-from backend.metrics import Metrics
-from backend.tasks import purge as purge_module
-from backend.tasks.purge import LOCK, kinds, purge, purging
+from backend.operations.metrics import Metrics
+from backend.resources import retention as purge_module
+from backend.resources.retention import LOCK, kinds, purge, purging
 from tests.conftest import Api, Person, create_database
 from tests.test_database import raw
 from tests.test_metrics import read, value

@@ -15,11 +15,12 @@ from sqlalchemy import insert
 from sqlmodel import col, select
 
 from backend import migrations
-from backend.changes import AWAIT_TURN, LAST, ChangeCounter, Position
 from backend.database import SYSTEM, Actor, Database, Statement, Transaction
-from backend.pagination import pack
+from backend.resources.models import LAST
+from backend.resources.pagination import pack
+from backend.resources.retention import purge
+from backend.sync.changes import AWAIT_TURN, ChangeCounter, Position
 from backend.tasks.models import Task
-from backend.tasks.purge import purge
 from backend.tasks.statements import ADD
 from backend.users import lifecycle
 from tests.conftest import Api, Person, create_database

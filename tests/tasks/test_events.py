@@ -9,11 +9,12 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from backend import live as live_module
 from backend.auth.testing import LocalIssuer
 from backend.database import SYSTEM, Database, Statement
-from backend.live import EVENTS, HEARTBEAT, MOST_STREAMS, PERIOD, POLL, RETRY, Live
 from backend.settings import Settings
+from backend.sync import broker, event_stream
+from backend.sync.broker import HEARTBEAT, MAX_STREAMS, PERIOD, POLL, Broker
+from backend.sync.event_stream import EVENTS, RETRY
 from backend.tasks.statements import CHANGES
 from tests import following
 from tests.conftest import Api, running
@@ -24,14 +25,14 @@ from tests.test_database import raw
 
 
 @pytest.fixture(autouse=True)
-def quick(api: Api, monkeypatch: pytest.MonkeyPatch) -> Live:
+def quick(api: Api, monkeypatch: pytest.MonkeyPatch) -> Broker:
     """Looks more often than it would."""
-    found: Live = api.state["live"]
+    found: Broker = api.state["broker"]
     monkeypatch.setattr(found, "period", 0.01)
     return found
 
 
-async def test_what_happens_is_told(api: Api, quick: Live) -> None:
+async def test_what_happens_is_told(api: Api, quick: Broker) -> None:
     ada, eve = api.person(), api.person()
     before = await ada.task("before")
     async with reading(api, ada, **{"Accept-Encoding": "gzip"}) as reader:
@@ -114,9 +115,9 @@ async def test_what_is_refused(api: Api) -> None:
     assert await (await Reader(api, ada).open()).problem() == (403, "insufficient_scope")
 
 
-async def test_streams_are_counted(api: Api, quick: Live) -> None:
+async def test_streams_are_counted(api: Api, quick: Broker) -> None:
     ada, eve = api.person(), api.person()
-    readers = [await Reader(api, ada).open() for _ in range(MOST_STREAMS)]
+    readers = [await Reader(api, ada).open() for _ in range(MAX_STREAMS)]
     assert {reader.status for reader in readers} == {200}
     assert await (await Reader(api, ada).open()).problem() == (429, "too_many_streams")
     async with reading(api, eve):
@@ -182,15 +183,15 @@ async def test_the_server_stops(settings: Settings, issuer: LocalIssuer) -> None
     async with running(settings, issuer) as api:
         ada = api.person()
         async with reading(api, ada) as reader:
-            api.state["live"].stop()
+            api.state["broker"].stop()
             assert (await reader.next())[::2] == ("end", {"reason": "shutdown"})
             await reader.task
         async with reading(api, ada) as reader:
             assert (await reader.next()).data == {"reason": "shutdown"}
 
 
-async def test_who_reads_nothing_is_not_waited_for(api: Api, quick: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_module, "GRACE", 0.05)
+async def test_who_reads_nothing_is_not_waited_for(api: Api, quick: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "GRACE", 0.05)
     ada = api.person()
     async with reading(api, ada) as reader:
         await ada.task()
@@ -200,7 +201,7 @@ async def test_who_reads_nothing_is_not_waited_for(api: Api, quick: Live, monkey
     assert len(quick) == 0
 
 
-async def test_silence_is_broken(api: Api, quick: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silence_is_broken(api: Api, quick: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"every {HEARTBEAT:.0f} seconds" in EVENTS[200]["description"]
     monkeypatch.setattr(quick, "heartbeat", 0.02)
     ada = api.person()
@@ -213,7 +214,7 @@ async def test_silence_is_broken(api: Api, quick: Live, monkeypatch: pytest.Monk
         assert await reader.block() == [":"]
 
 
-async def test_a_head_request_ends(api: Api, quick: Live) -> None:
+async def test_a_head_request_ends(api: Api, quick: Broker) -> None:
     reader = await Reader(api, api.person()).open("HEAD")
     assert reader.status == 200
     while (await reader.take()).get("more_body"):
@@ -259,9 +260,9 @@ def looks(said: Said) -> list[set[UUID]]:
     return [set(values["owners"]) for statement, values in said if statement is POLL]
 
 
-async def test_nobody_asks_for_nobody(api: Api, quick: Live, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_asks_for_nobody(api: Api, quick: Broker, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = api.person()
-    async with Live(api.state["pool"], period=0).watching():
+    async with Broker(api.state["pool"], period=0).polling():
         for _ in range(5):  # while each of these is answered, who looks without a pause would
             await ada.task()
     assert looks(said) == []
@@ -297,17 +298,17 @@ async def test_all_streams_are_looked_for_at_once(api: Api, said: Said) -> None:
 async def test_within_a_second(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next look tells what has been committed, and who may read no more: from one to the next it is not long."""
     assert PERIOD < 0.5
-    looked_at_by_hand = Live(api.state["pool"])
+    polled_by_hand = Broker(api.state["pool"])
     assert isinstance(api.state, dict)
-    monkeypatch.setitem(api.state, "live", looked_at_by_hand)
+    monkeypatch.setitem(api.state, "broker", polled_by_hand)
     ada = api.person()
     async with reading(api, ada) as reader:
         for _ in range(2):
             made = await ada.task()
-            await looked_at_by_hand._look()
+            await polled_by_hand._poll()
             assert (await reader.next()).data == made
         await Database(api.state["pool"], SYSTEM).rows(raw(END["suspended"]), subject=ada.subject)
-        await looked_at_by_hand._look()
+        await polled_by_hand._poll()
         assert (await reader.next()).data == {"reason": "revoked"}
 
 
@@ -329,7 +330,7 @@ async def test_a_database_that_is_set_back(api: Api) -> None:
 async def test_a_stream_counts_once(settings: Settings, issuer: LocalIssuer) -> None:
     """However much it tells, and for however long, it is one request of the quota."""
     async with running(settings.model_copy(update={"rate_limit": "10/hour"}), issuer) as api:
-        api.state["live"].heartbeat = 0.01
+        api.state["broker"].heartbeat = 0.01
         ada = api.person()
         async with reading(api, ada) as reader:
             assert reader.headers["ratelimit"].startswith('"user";r=9;')
@@ -353,18 +354,18 @@ async def test_a_database_that_is_away(
                 raise psycopg.OperationalError("away")
             return await original(self, statement, values)
 
-        with monkeypatch.context() as patch, caplog.at_level("INFO", "backend.live"):
+        with monkeypatch.context() as patch, caplog.at_level("INFO", "backend.sync.broker"):
             patch.setattr(Database, "_rows", away)
             made = [await ada.task(f"{n}") for n in range(2)]
             await asked.wait()
         assert [(await reader.next()).data for _ in made] == made
-    assert [record.levelname for record in caplog.records if record.name == "backend.live"][:1] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.name == "backend.sync.broker"][:1] == ["WARNING"]
 
 
-async def test_a_slow_reader_misses_nothing(api: Api, quick: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_reader_misses_nothing(api: Api, quick: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered is bounded; who falls behind it reads from the database, when they read at all."""
-    monkeypatch.setattr(live_module, "MOST_REMEMBERED", 2000)
-    monkeypatch.setattr(live_module, "PAGE", 10)
+    monkeypatch.setattr(broker, "MAX_CACHED", 2000)
+    monkeypatch.setattr(broker, "PAGE", 10)
     ada = api.person()
     async with reading(api, ada) as slow, reading(api, ada) as fast:
         operations = [{"op": "create", "task": {"title": f"{n}"}} for n in range(45)]

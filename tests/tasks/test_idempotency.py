@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 
 from backend.database import SYSTEM, Database, Statement, Transaction
-from backend.tasks import idempotency
-from backend.tasks.purge import purge
+from backend.resources import idempotency
+from backend.resources.retention import purge
 from tests.conftest import Api, Person
 from tests.test_database import raw
 

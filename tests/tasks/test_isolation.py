@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, update
 from sqlmodel import col, select
 
 from backend.database import SYSTEM, Actor, Database, Statement
-from backend.tasks import idempotency
+from backend.resources import idempotency
 from backend.tasks import statements as task_statements
 from backend.tasks import tags as tag_service
 from backend.tasks.models import Task

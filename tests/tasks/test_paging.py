@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from backend.database import Database, Row, Statement
-from backend.pagination import encode, fingerprint
+from backend.resources.pagination import encode, fingerprint
 from backend.tasks import statements
 from backend.tasks.models import Priority, Status
 from backend.tasks.schemas import Sort

@@ -11,13 +11,13 @@ from sqlmodel import col, select
 
 from backend import migrations
 from backend.database import Actor, Cost, Database, Pool, Statement
+from backend.database.pipeline import Job
+from backend.resources.retention import kinds
 from backend.tasks import statements
 from backend.tasks.models import Priority, Task
-from backend.tasks.purge import kinds
 from backend.tasks.schemas import Sort, TaskQuery
 from backend.tasks.service import TaskService
 from backend.tasks.statements import bound_listing
-from backend.transport import Job
 from benchmarks import plans
 from benchmarks.plans import Mode, Shape
 from tests.conftest import create_database

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from backend import live, protocol
-from backend.live import MOST_REMEMBERED, Live
-from backend.protocol import Protocol
+from backend.sync import broker
+from backend.sync.broker import MAX_CACHED, Broker
+from backend.web import server
+from backend.web.server import Protocol
 from tests.conftest import Api
 from tests.following import PATIENCE, TASKS, reading
 from tests.test_protocol import serving
@@ -76,8 +77,8 @@ TITLE = re.compile(rb'"title":"(\d+)"')
 async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for a reader in the worker has a bound, whatever is written meanwhile."""
     page, text = 10, "x" * 10_000
-    bound = 64 * 1024 + max(MOST_REMEMBERED, page * 2 * len(text))  # what uvicorn lets wait, and the next piece
-    monkeypatch.setattr(live, "PAGE", page)
+    bound = 64 * 1024 + max(MAX_CACHED, page * 2 * len(text))  # what uvicorn lets wait, and the next piece
+    monkeypatch.setattr(broker, "PAGE", page)
     stalled: list[Protocol] = []
     watch, made, lost = Protocol._watch_reader, Protocol.connection_made, Protocol.connection_lost
     gone = asyncio.Event()
@@ -93,8 +94,8 @@ async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.Mon
     monkeypatch.setattr(Protocol, "connection_made", connection_made)
     monkeypatch.setattr(Protocol, "connection_lost", connection_lost)
     monkeypatch.setattr(Protocol, "_watch_reader", lambda self: stalled.append(self))
-    ada, updates = api.person(), api.state["live"]
-    assert isinstance(updates, Live)
+    ada, updates = api.person(), api.state["broker"]
+    assert isinstance(updates, Broker)
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(3 * PATIENCE):
         async for port in serving(api.http._transport.app):  # type: ignore[attr-defined]  # of httpx.ASGITransport
@@ -120,7 +121,7 @@ async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.Mon
                 waiting = stalled[-1].transport.get_write_buffer_size()
                 assert 0 < waiting <= bound < len(titles) * len(text) / 4
                 assert len(updates) == 1
-                monkeypatch.setattr(protocol, "STALL_SECONDS", 0.05)
+                monkeypatch.setattr(server, "STALL_SECONDS", 0.05)
                 monkeypatch.setattr(Protocol, "_watch_reader", watch)
                 watch(stalled[-1])
                 await gone.wait()

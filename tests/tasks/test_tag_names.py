@@ -10,8 +10,8 @@ from alembic import command
 from psycopg import AsyncConnection
 
 from backend import migrations
-from backend.changes import AWAIT_TURN
 from backend.database import Actor, Database, Pool, Transaction
+from backend.sync.changes import AWAIT_TURN
 from backend.tasks.schemas import TagUpdate, TaskCreate
 from backend.tasks.service import TaskService
 from backend.tasks.tags import TagService

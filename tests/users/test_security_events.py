@@ -14,10 +14,10 @@ import pytest
 from backend.auth.encoding import decode_base64url
 from backend.auth.testing import LocalIssuer, SigningKey
 from backend.database import SYSTEM, Database
-from backend.rate_limits import EventQuotas
 from backend.settings import Settings
 from backend.users import lifecycle
 from backend.users.security_events import EventType
+from backend.web.rate_limits import EventQuotas
 from tests.conftest import BASE, ISSUER, Api, caught_up, running
 from tests.test_database import raw
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from backend.problems import TITLES
+from backend.web.problems import TITLES
 
 MAX_HEAD: Final = 64 * 1024  # bytes: request line and header fields
 MAX_TRAILERS: Final = 8 * 1024  # bytes of a body that are not its data: trailer fields and chunk extensions

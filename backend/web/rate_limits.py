@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.auth import AuthError, TokenVerifier, read_token
-from backend.problems import DomainError, domain_error
-from backend.proxies import neighbourhood
+from backend.web.problems import DomainError, domain_error
+from backend.web.proxies import neighbourhood
 
 Who = Literal["user", "address", "issuer"]
 

@@ -26,10 +26,10 @@ from sqlalchemy import (
 )
 from sqlmodel import SQLModel, select
 
-from backend.changes import FIRST, RETENTION, tombstoned, turn
 from backend.database import SYSTEM, Database, Pool, Statement, Transaction
-from backend.metrics import Metrics
-from backend.tasks.idempotency import KEPT_FOR
+from backend.operations.metrics import Metrics
+from backend.resources.idempotency import KEPT_FOR
+from backend.resources.models import FIRST, RETENTION, tombstoned, turn
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from backend.database import Row
-from backend.problems import InvalidCursor
-from backend.values import Digits
+from backend.resources.types import Digits
+from backend.web.problems import InvalidCursor
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=Select[Any])

@@ -1,14 +1,16 @@
 """What every table that belongs to users has in common, and the parts of its statements that are always the same."""
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     ColumnElement,
     DateTime,
+    Function,
     Integer,
     Table,
     Uuid,
@@ -16,6 +18,7 @@ from sqlalchemy import (
     case,
     false,
     func,
+    literal_column,
     or_,
     text,
     tuple_,
@@ -24,6 +27,12 @@ from sqlmodel import Field, SQLModel
 
 # Filled in by the executor: the id of whoever the statement runs as.
 CALLER = bindparam("caller", type_=Uuid)
+
+# How long deleted rows are kept as tombstones, for sync clients and the trash.
+RETENTION: ColumnElement[timedelta] = literal_column("interval '30 days'")
+
+# The lowest and the highest id.
+FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 _VERSIONS = bindparam("if_match", type_=ARRAY(Integer))
 
@@ -36,6 +45,23 @@ class Owned(SQLModel):
     version: int = Field(sa_column_kwargs={"server_default": text("1")})
     created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
     updated_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
+
+
+class Synced(Owned):
+    """Part of a feed of changes. Its migration calls `number`; rows are marked as deleted, and removed by the purge."""
+
+    n: int = Field(sa_type=BigInteger)
+    deleted_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+
+
+def tombstoned() -> Sequence[Table]:
+    """The tables of all `Synced` models."""
+    return [table for table in SQLModel.metadata.sorted_tables if {"n", "deleted_at"} <= set(table.c.keys())]
+
+
+def turn(owner: ColumnElement[Any]) -> Function[int]:
+    """The key of the advisory lock that triggers take before any change of this owner's rows."""
+    return func.hashtextextended(func.concat("changes of ", owner), literal_column("0"))
 
 
 def matches(table: Table) -> ColumnElement[bool]:

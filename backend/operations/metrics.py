@@ -18,7 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from backend.auth import FetchReason, Observer, Refusal
-from backend.problems import NotFound
+from backend.web.problems import NotFound
 
 router = APIRouter(tags=["service"], include_in_schema=False)
 

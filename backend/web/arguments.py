@@ -1,30 +1,21 @@
-"""Compiled dispatch: finds a route and its arguments as FastAPI would, without asking every router at each request.
+"""Compiled arguments of a handler: path, query, headers, JSON body and dependencies, as FastAPI would resolve them."""
 
-FastAPI declares, validates and describes routes and parameters as ever. It needs more time to find a route and its
-arguments than the database needs for the statement, so both are compiled for the routes that this module understands in
-every detail. FastAPI answers all others. A test asks every operation both ways.
-"""
-
-import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from http import HTTPStatus
 from inspect import iscoroutinefunction, isfunction, ismethod, unwrap
 from json import JSONDecodeError
 from types import NoneType
-from typing import Any, Final, NamedTuple, Protocol, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Body
-from fastapi.routing import RouteContext, iter_route_contexts
 from pydantic import BaseModel
-from starlette.convertors import Convertor
 from starlette.datastructures import QueryParams
-from starlette.routing import Mount, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 Call = Callable[..., Awaitable[Any]]
 Errors = list[Any]
@@ -37,8 +28,6 @@ _ABSENT: Final = object()
 _TEXT: Final = (str, bytes)  # collections for Python alone
 _EMPTY: Final = (None, tuple, frozenset)  # what makes the same default for every request, if anything does
 _SHAREABLE: Final = (str, int, float, bool, NoneType)
-# What a route of FastAPI's does for a request, beside `answer`. A subclass that changes one of these is not compiled.
-_ROUTE_METHODS: Final = ("answer", "get_route_handler", "handle", "matches")
 # The members of FastAPI's model of a dependency, all of which are looked at here.
 _TRAITS: Final = frozenset(
     {
@@ -64,156 +53,6 @@ _TRAITS: Final = frozenset(
         "concurrency",
     }
 )
-
-
-class Route(Protocol):
-    """A route that can answer without FastAPI, once its arguments are compiled."""
-
-    async def answer(self, arguments: "Arguments", scope: Scope, receive: Receive, send: Send) -> None: ...
-
-
-class _Compiled(NamedTuple):
-    """A route as the application includes it: with the prefixes and dependencies of its routers and the application."""
-
-    route: Route
-    endpoint: Call
-    arguments: "Arguments"
-    methods: frozenset[str]
-    pattern: re.Pattern[str]
-    convertors: dict[str, Convertor[Any]]
-
-
-class _Table:
-    """The compiled routes of one application, in the order in which FastAPI would try them."""
-
-    def __init__(self, router: APIRouter, kind: type[Any]) -> None:
-        routers = list(_routers(router))
-        self._router = router
-        self._routers = routers
-        self._routes = list(router.routes)
-        self._versions = [_version(each) for each in routers]
-        self._fixed: dict[tuple[str, str], _Compiled] = {}
-        self._rest: dict[str, list[_Compiled]] = {}
-        if all(type(each) is APIRouter and each.middleware_stack == each.app for each in routers):
-            self._compile(kind)
-
-    def is_current(self) -> bool:
-        """Whether no route was added or removed since."""
-        return self._routes == self._router.routes and self._versions == [_version(each) for each in self._routers]
-
-    def find(self, scope: Scope) -> _Compiled | None:
-        """The compiled route of a request, with `scope` as FastAPI leaves it; None: FastAPI has to look."""
-        method, path = scope["method"], scope["path"]
-        found, parameters = self._fixed.get((method, path)), {}
-        if found is None:
-            for each in self._rest.get(method, ()):
-                if match := each.pattern.match(path):
-                    given = match.groupdict().items()
-                    found, parameters = each, {name: each.convertors[name].convert(text) for name, text in given}
-                    break
-            else:
-                return None
-        scope["router"] = self._router
-        scope["route"] = found.route
-        scope["endpoint"] = found.endpoint
-        scope["path_params"] = {**scope.get("path_params", {}), **parameters}  # a Host route may have some
-        return found
-
-    def _compile(self, kind: type[Any]) -> None:
-        """Add each route that is understood, unless one before it may answer the same request."""
-        before: list[RouteContext] = []
-        opaque: list[RouteContext] = []
-        for context in iter_route_contexts(self._routes):
-            route = _compiled(context, kind)
-            if route is None:
-                opaque.append(context)
-            elif not route.convertors:
-                if any(_answers(each, route.methods, str(context.path)) for each in before):
-                    opaque.append(context)  # it may still be the first that answers another of its methods
-                else:
-                    self._fixed.update(((method, str(context.path)), route) for method in route.methods)
-            elif any(_may_overlap(each, context) for each in opaque):
-                opaque.append(context)
-            else:
-                for method in route.methods:
-                    self._rest.setdefault(method, []).append(route)
-            before.append(context)
-
-
-def _routers(router: APIRouter) -> Iterator[APIRouter]:
-    """The router, and those that it includes, at any depth."""
-    yield router
-    for route in router.routes:
-        included = getattr(route, "original_router", None)
-        if included is not None:
-            yield from _routers(included)
-
-
-def _version(router: APIRouter) -> Any:
-    """Grows with each route that is added. FastAPI goes by the same number."""
-    return router._routes_version  # noqa: SLF001 - without it, a route that is added later would be missed
-
-
-def _compiled(context: RouteContext, kind: type[Any]) -> _Compiled | None:
-    route = context.original_route
-    if not isinstance(route, kind) or context.max_body_size is not None:
-        return None
-    if any(getattr(type(route), name) is not getattr(kind, name) for name in _ROUTE_METHODS):
-        return None  # a custom route class
-    try:
-        arguments = Arguments(context.dependant, context.status_code, context.response_class)
-    except Unsupported:
-        return None
-    methods = frozenset(context.methods or ())
-    return _Compiled(
-        cast(Route, route), context.dependant.call, arguments, methods, context.path_regex, context.param_convertors
-    )
-
-
-def _answers(context: RouteContext, methods: Set[str], path: str) -> bool:
-    """Whether a route answers one of these methods at a path. True where that cannot be told."""
-    pattern = getattr(context, "path_regex", None)
-    theirs: Set[str] | None = getattr(context, "methods", None)
-    if isinstance(context.original_route, WebSocketRoute):
-        return False
-    if pattern is None:
-        return True
-    return bool(pattern.match(path)) and (theirs is None or not theirs.isdisjoint(methods))
-
-
-def _may_overlap(context: RouteContext, other: RouteContext) -> bool:
-    """Whether a route may answer a request that another, whose path has parameters, answers too."""
-    path, methods = getattr(context, "path", None), frozenset(other.methods or ())
-    if path is None or isinstance(context.original_route, Mount) or "{" in path:
-        begins = None if path is None else path.partition("{")[0]
-        theirs = str(other.path).partition("{")[0]
-        is_apart = begins is not None and not (begins.startswith(theirs) or theirs.startswith(begins))
-        return not is_apart and not isinstance(context.original_route, WebSocketRoute)
-    return _answers(context, methods, path) and bool(other.path_regex.match(path))
-
-
-class Shortcut:
-    """Pure ASGI, in front of FastAPI: answers the routes of a kind that are understood in every detail.
-
-    FastAPI answers everything else, and all requests while a dependency is overridden, a request is traced, or the
-    application is mounted under a path. `kind` has the method `answer`; see `Route`.
-    """
-
-    def __init__(self, app: ASGIApp, router: APIRouter, kind: type[Any]) -> None:
-        self._app = app
-        self._router = router
-        self._kind = kind
-        self._table = _Table(router, kind)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_plain = scope["type"] == "http" and "fastapi.telemetry" not in scope and not scope.get("root_path")
-        if is_plain and not scope["app"].dependency_overrides:
-            if not self._table.is_current():
-                self._table = _Table(self._router, self._kind)
-            if (found := self._table.find(scope)) is not None:
-                await found.route.answer(found.arguments, scope, receive, send)
-                return
-        await self._app(scope, receive, send)
 
 
 class Unsupported(TypeError):

@@ -6,19 +6,30 @@ draft-ietf-httpapi-idempotency-key-header.
 
 import json
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Header, Request, Response
-from sqlalchemy import ColumnElement, Text, bindparam, func, literal_column
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    ColumnElement,
+    DateTime,
+    ForeignKey,
+    Index,
+    Text,
+    bindparam,
+    func,
+    literal_column,
+)
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import col, select
+from sqlmodel import Field, SQLModel, col, select
 
 from backend.database import Database, Statement, Transaction, parameters
-from backend.owned import CALLER
-from backend.problems import DomainError
-from backend.tasks.models import KeptAnswer
+from backend.resources.models import CALLER
+from backend.web.problems import DomainError
 
 Key = Annotated[
     str | None,
@@ -31,6 +42,25 @@ Key = Annotated[
         examples=["8e03978e-40d5-43e8-bc93-6894a57f9324"],
     ),
 ]
+
+
+class KeptAnswer(SQLModel, table=True):
+    """What was answered to a request with an Idempotency-Key, which its owner alone can ask for again."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        CheckConstraint("char_length(key) between 1 and 255", name="idempotency_keys_length"),
+        Index("idempotency_keys_to_purge", "created_at"),
+    )
+
+    owner_id: UUID = Field(primary_key=True, sa_column_args=[ForeignKey("users.id", ondelete="CASCADE")])
+    key: str = Field(sa_type=Text, primary_key=True)
+    fingerprint: bytes
+    status: int
+    headers: dict[str, str] = Field(sa_type=JSON)
+    body: str = Field(sa_type=Text)
+    created_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
+
 
 # For OpenAPI.
 REPLAYED = {

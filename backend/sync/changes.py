@@ -6,7 +6,6 @@ held until it commits. So who has seen a number has seen all before it, however 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -15,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
-    DateTime,
-    Function,
     Integer,
     Table,
     Uuid,
@@ -31,32 +28,21 @@ from sqlalchemy import (
 from sqlmodel import Field as ColumnField
 from sqlmodel import SQLModel, col, select
 
-from backend import answers, pagination
-from backend.answers import Answer
 from backend.database import Cost, Database, Row, Statement, Transaction
-from backend.owned import CALLER, Owned
-from backend.problems import DomainError
-from backend.values import Digits
+from backend.resources import pagination, responses
+from backend.resources.models import CALLER, FIRST, LAST, RETENTION, turn
+from backend.resources.responses import Answer
+from backend.resources.types import Digits
+from backend.web.problems import DomainError
 
 T = TypeVar("T")
 
-# How long what is deleted can still be seen as such.
-RETENTION: ColumnElement[timedelta] = literal_column("interval '30 days'")
-
-FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 LARGEST = 2**63 - 1
 
 # Shown in the API's description.
 EXAMPLE = (
     "WyJ0YXNrcyIsNDIsImZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmIiwwLCIwMTlhOWQ0ZTdiMWM3ZDIwOWYwZTZhMWIyYzNkNGU1ZiJd"
 )
-
-
-class Synced(Owned):
-    """Takes part in a feed: `number` in its migration, and `deleted_at` in place of DELETE, which the purge does."""
-
-    n: int = ColumnField(sa_type=BigInteger)
-    deleted_at: datetime | None = ColumnField(default=None, sa_type=DateTime(timezone=True))
 
 
 class ChangeCounter(SQLModel, table=True):
@@ -68,16 +54,6 @@ class ChangeCounter(SQLModel, table=True):
     owner_id: UUID = ColumnField(primary_key=True, foreign_key="users.id", ondelete="CASCADE")
     n: int = ColumnField(sa_type=BigInteger, sa_column_kwargs={"server_default": literal_column("0")})
     purged: int = ColumnField(sa_type=BigInteger, sa_column_kwargs={"server_default": literal_column("0")})
-
-
-def tombstoned() -> Sequence[Table]:
-    """The tables of all that is `Synced`."""
-    return [table for table in SQLModel.metadata.sorted_tables if {"n", "deleted_at"} <= set(table.c.keys())]
-
-
-def turn(owner: ColumnElement[Any]) -> Function[int]:
-    """The key of the lock that the triggers take before anything of this owner changes."""
-    return func.hashtextextended(func.concat("changes of ", owner), literal_column("0"))
 
 
 # For who reads before the write: a statement of its own, so that the next one sees what the writer before has done.
@@ -243,5 +219,5 @@ class Feed:
 
     def event(self, position: Position, row: Row) -> bytes:
         """One row as a server-sent event."""
-        data = answers.to_json(self._one.members(row))
+        data = responses.to_json(self._one.members(row))
         return b"event: %s\nid: %s\ndata: %s\n\n" % (self._event.encode(), position.encode(self.name).encode(), data)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from backend.bodies import MERGE_PATCH
-from backend.problems import Problem
+from backend.web.problems import Problem
+from backend.web.requests import MERGE_PATCH
 
 # When an operation answers what.
 DESCRIPTIONS = {

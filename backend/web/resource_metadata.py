@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 
-from backend.problems import NotFound
+from backend.web.problems import NotFound
 
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 

@@ -27,9 +27,9 @@ from sqlalchemy import ClauseElement, Select, bindparam
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from backend.transport import BRIEFLY, Job, UnreadableRow, Wire, Wires, is_alive, what_is_left
-from backend.transport import Connection as Connection
-from backend.transport import Row as Row
+from backend.database.pipeline import BRIEFLY, Job, UnreadableRow, Wire, Wires, is_alive, what_is_left
+from backend.database.pipeline import Connection as Connection
+from backend.database.pipeline import Row as Row
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Running the process: logs, metrics, traces, health checks and shutdown."""

@@ -1,0 +1,152 @@
+"""The outermost middleware: request id, response headers, metrics and one log line per request."""
+
+import asyncio
+import logging
+import os
+import re
+import time
+from contextvars import Context, copy_context
+from typing import Any, NamedTuple
+
+from opentelemetry.trace import ProxyTracerProvider, format_trace_id, get_current_span, get_tracer_provider
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.operations.log_lines import LineHandler, line
+from backend.web.headers import with_policies
+
+access = logging.getLogger("backend.access")
+
+_TRACED = "fastapi.telemetry"  # FastAPI's mark on the scope of a request that it traces
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class _Ended(NamedTuple):
+    """A request that has ended, at the unix time `at`.
+
+    `answered`: seconds from its start to the start of the response. `seconds`: to the end of the response.
+    """
+
+    scope: Scope
+    status: int
+    answered: float
+    seconds: float
+    at: float
+    is_traced: bool  # by FastAPI
+    context: Context
+
+
+class AccessLog:
+    """Pure ASGI. It is outermost, so that every response has a request id and a log line, errors included.
+
+    Metrics and log lines are written in the next iteration of the event loop, for all requests that have ended by then:
+    a batch costs less than single lines, and no response waits for it (`docs/performance.md`).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._ended: list[_Ended] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        if (proxies := state.get("proxies")) is not None:
+            proxies.apply(scope)
+        metrics = state.get("metrics")
+        if metrics is not None:
+            metrics.in_progress += 1
+        started = time.perf_counter()
+        answered = 0.0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = time.perf_counter()
+                state["status"] = message["status"]
+                message["headers"] = with_policies(message["headers"], scope, request_id)
+            try:
+                await send(message)
+            except (OSError, RuntimeError):
+                # The client has disconnected. This is no error of the server.
+                state["client_gone"] = True
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            now = time.perf_counter()
+            if metrics is not None:
+                metrics.in_progress -= 1
+            if not self._ended:
+                asyncio.get_running_loop().call_soon(self._flush)
+            status, until = state.get("status", 500), answered or now
+            is_traced, at = _TRACED in scope, time.time()
+            self._ended.append(_Ended(scope, status, until - started, now - started, at, is_traced, copy_context()))
+
+    def _flush(self) -> None:
+        ended, self._ended = self._ended, []
+        for request in ended:
+            metrics = request.scope["state"].get("metrics")
+            if metrics is not None:
+                metrics.answered(request.scope["method"], _route(request.scope), request.status, request.answered)
+        if access.isEnabledFor(logging.INFO):
+            # Looking up the trace id takes as long as writing the line, so it is skipped without a tracer.
+            has_tracer = not isinstance(get_tracer_provider(), ProxyTracerProvider)
+            _write([(request.at, _fields(request, has_tracer or request.is_traced)) for request in ended])
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return value.decode() if _REQUEST_ID.fullmatch(value) else os.urandom(16).hex()
+    return os.urandom(16).hex()
+
+
+def _route(scope: Scope) -> str | None:
+    """The template of the route; the path itself may contain anything, and has no bound."""
+    route = scope.get("route")
+    return getattr(route, "path_format", None) or getattr(route, "path", None)
+
+
+def _fields(request: _Ended, is_traced: bool) -> dict[str, Any]:
+    scope = request.scope
+    state = scope["state"]
+    fields = {
+        "request_id": state["request_id"],
+        "method": scope["method"],
+        "route": _route(scope),
+        "status": request.status,
+        "ms": round(request.seconds * 1000, 2),
+    }
+    if is_traced and (span := request.context.run(get_current_span).get_span_context()).is_valid:
+        fields["trace_id"] = format_trace_id(span.trace_id)
+    if "client_gone" in state:
+        fields["client_gone"] = True
+    if "user" in state:
+        fields["user"] = state["user"].actor.id
+    principal = state.get("principal")
+    if principal is not None:
+        fields["subject"] = principal.subject
+        if principal.impersonated_by:
+            fields["impersonator"] = principal.impersonated_by
+    return fields
+
+
+def _write(requests: list[tuple[float, dict[str, Any]]]) -> None:
+    """Write the log lines of requests, given as unix time and fields.
+
+    If a LineHandler is the only handler, lines are written directly: creating a `LogRecord` takes twice as long as the
+    line (`docs/performance.md`).
+    """
+    handlers: list[logging.Handler] = []
+    logger: logging.Logger | None = access
+    while logger is not None:
+        handlers += logger.handlers
+        logger = logger.parent if logger.propagate else None
+    if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not (access.filters or handlers[0].filters):
+        handlers[0].write([line(at, "info", access.name, "request", fields) for at, fields in requests])
+    else:
+        for _, fields in requests:
+            access.info("request", extra={"fields": fields})

@@ -1,0 +1,1 @@
+"""Delta sync and live updates of owned resources."""

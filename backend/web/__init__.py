@@ -1,0 +1,1 @@
+"""Adapters to FastAPI, Starlette and uvicorn: server, dispatch, request bodies, errors, limits and OpenAPI."""

@@ -1,0 +1,122 @@
+"""Allowed hosts, CORS, compression and HEAD: pure ASGI middleware between the access log and the rate limits.
+
+FastAPI's middleware is used for all of it. These classes only configure it from the settings, which are known when the
+process has started, and skip it for requests that it would not change.
+"""
+
+from collections.abc import Iterable
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.web import problems
+
+MAX_HOSTS = 100  # allowed host names that are cached; a pattern allows any number
+MIN_COMPRESSED = 1024  # bytes
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Match",
+    "If-None-Match",
+    "Last-Event-ID",
+    "X-Request-ID",
+)
+_RESPONSE_HEADERS = (
+    "Allow",
+    "Content-Disposition",
+    "Deprecation",
+    "ETag",
+    "Idempotency-Replayed",
+    "Link",
+    "Location",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Sunset",
+    "WWW-Authenticate",
+    "X-Request-ID",
+)
+
+
+class HeadAsGet:
+    """Answers HEAD with the status and headers of GET, without content (RFC 9110, section 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET", "headers_only": True}, _without_content(send)
+        await self.app(scope, receive, send)
+
+
+class CrossOrigin:
+    """Allowed hosts, CORS and gzip, as the settings say.
+
+    Each of the three looks at every message. Requests without `Origin` and without gzip, for a host that was allowed
+    before, skip them (`docs/performance.md`).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._inner = app
+        self._compressed = GZipMiddleware(app, minimum_size=MIN_COMPRESSED, compresslevel=4)
+        self._chain: ASGIApp | None = None
+        self._allowed_hosts: set[bytes] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        if self._chain is None:
+            settings = scope["state"]["settings"]
+            self._chain = self._assemble(settings.cors_origins, settings.trusted_hosts)
+        await (self._chain if self._concerns(scope["headers"]) else self._inner)(scope, receive, send)
+
+    def _concerns(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether the request has an Origin, accepts gzip, or names a host that is not known to be allowed."""
+        hosts = 0
+        for name, value in headers:
+            if name == b"origin" or (name == b"accept-encoding" and b"gzip" in value.lower()):
+                return True
+            if name == b"host":
+                hosts += 1
+                if value not in self._allowed_hosts:
+                    return True
+        return hosts != 1
+
+    async def _allowed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The inner end of the chain: only requests with an allowed host arrive here."""
+        scope["state"]["let_in"] = True
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) == 1 and len(self._allowed_hosts) < MAX_HOSTS:
+            self._allowed_hosts.update(hosts)
+        await self._compressed(scope, receive, send)
+
+    def _assemble(self, origins: tuple[str, ...], hosts: tuple[str, ...]) -> ASGIApp:
+        app: ASGIApp = self._allowed
+        if origins:
+            app = CORSMiddleware(
+                app,
+                allow_origins=origins,
+                allow_methods=_METHODS,
+                allow_headers=_REQUEST_HEADERS,
+                expose_headers=_RESPONSE_HEADERS,
+                max_age=3600,
+            )
+        if "*" not in hosts:
+            app = TrustedHostMiddleware(app, allowed_hosts=hosts, www_redirect=False)
+        return problems.PlainTextRefusals(app)
+
+
+def _without_content(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_head
