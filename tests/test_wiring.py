@@ -42,7 +42,7 @@ async def test_the_longest_life_of_a_token_is_also_that_of_old_keys(settings: Se
         assert (refused.status_code, refused.json()["detail"]) == (401, "The token lives longer than is accepted here.")
         accepted = {"Authorization": f"Bearer {ada.token(expires_in=600)}"}
         assert (await ada.get(TASKS, headers=accepted)).status_code == 200
-        assert api.state["keys"]._max_stale == 600
+        assert api.state["keys"]._cache._max_stale == 600
 
 
 async def test_issuers_and_audiences_are_the_settings(settings: Settings, issuer: LocalIssuer) -> None:

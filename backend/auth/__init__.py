@@ -1,17 +1,4 @@
-"""Verify Better Auth's tokens in any FastAPI app: judge the token, find the principal, say why not.
-
-@asynccontextmanager
-async def lifespan(app):
-    async with RemoteKeys("https://auth.example.com/api/auth/jwks") as keys:
-        verifier = TokenVerifier(keys=keys, issuers=["https://auth.example.com"], audiences=["https://api.example.com"])
-        yield {"bearer": Bearer(verifier)}
-
-router = APIRouter(route_class=BearerRoute)
-
-@router.get("/me")
-async def me(principal: CurrentPrincipal) -> dict[str, str]:
-    return {"subject": principal.subject}
-"""
+"""Verifies Better Auth's tokens in any FastAPI app. README.md shows how to use it."""
 
 from .bearer import (
     Bearer,
@@ -30,19 +17,12 @@ from .bearer import (
 )
 from .claims import Principal
 from .encoding import decode_object
-from .errors import (
-    AuthError,
-    InvalidRequest,
-    InvalidToken,
-    KeysUnavailable,
-    MissingToken,
-    Reason,
-    UnusableKeys,
-)
+from .errors import AuthError, InvalidRequest, InvalidToken, KeysUnavailable, MissingToken, Reason, UnusableKeys
 from .jwk import Key, KeySet, SkippedKey
 from .jws import JWS, parse_jws, verify_jws
-from .keys import KeySource, KeysStatus, RemoteKeys, StaticKeys
+from .keys import KeySource, KeysStatus, StaticKeys
 from .observer import FetchReason, Observer
+from .remote_keys import RemoteKeys
 from .verifier import TokenVerifier, verify_signature
 
 __all__ = [

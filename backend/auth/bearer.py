@@ -1,4 +1,4 @@
-"""A route learns who is calling; a client learns, in the standard's words, why it was not let in."""
+"""Authenticates requests with bearer tokens and answers refused ones with a challenge (RFC 6750)."""
 
 import re
 from collections.abc import Callable, Coroutine
@@ -23,12 +23,12 @@ _CREDENTIALS: Final = re.compile(rb"(?i:bearer) +([A-Za-z0-9._~+/-]+=*)")
 _NOT_IN_DESCRIPTION: Final = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
 _NOT_IN_SCOPE: Final = re.compile(r"[^\x21\x23-\x5b\x5d-\x7e]")
 
-# The connection's own scope, not its state: a server that shares one state between requests would share this, too.
+# Stored in the connection's scope, not in its state: some servers share one state between requests.
 _JUDGED: Final = "better_auth.principal"
 
 
 class Refusal(HTTPException):
-    """An answer to a request that was not let in. Any app renders it rightly; `code` is stable, for problem details."""
+    """The HTTP error for a refused request, with its challenge. `code` is stable and meant for problem details."""
 
     def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(status, detail, headers)
@@ -36,15 +36,15 @@ class Refusal(HTTPException):
 
 
 def forbidden(detail: str) -> Refusal:
-    """403: it is known who is calling, and it is not for them."""
+    """Return a 403: the caller is authenticated, but not allowed to do this."""
     return Refusal(403, "forbidden", detail)
 
 
 class Bearer:
-    """Judges the Authorization header of a request. Put one into the lifespan state: `yield {"bearer": Bearer(...)}`.
+    """Verifies the Authorization header of a request. Add it to the lifespan state: `yield {"bearer": Bearer(...)}`.
 
     `resource_metadata` is the URL of this API's protected resource metadata, named in each challenge (RFC 9728, 5.1).
-    Raises ValueError when it cannot stand in a header.
+    Raises ValueError if it contains characters that a header must not contain.
     """
 
     def __init__(self, verifier: TokenVerifier, *, resource_metadata: str | None = None) -> None:
@@ -54,14 +54,14 @@ class Bearer:
         self._metadata = {"resource_metadata": resource_metadata} if resource_metadata else {}
 
     async def __call__(self, connection: HTTPConnection) -> Principal:
-        """Who is calling. Raises Refusal."""
+        """Return the principal of a request. Raises Refusal."""
         try:
             return await self.verifier.verify(read_token(connection))
         except AuthError as error:
             raise self.refusal(error) from None
 
     def refusal(self, error: AuthError) -> Refusal:
-        """What to answer for an error: status, code and challenge (RFC 6750, 3)."""
+        """Return the response for an error: status, code and challenge (RFC 6750, 3)."""
         match error:
             case KeysUnavailable() | UnusableKeys():
                 headers = {"Retry-After": str(ceil(getattr(error, "retry_after", 1)))}
@@ -83,7 +83,7 @@ class Bearer:
             raise self._refused(403, "insufficient_scope", detail, {"scope": " ".join(missing)})
 
     def require_person(self, principal: Principal) -> None:
-        """Refuse a machine, and who is banned."""
+        """Refuse OAuth clients that act for themselves, and banned users."""
         if principal.is_machine:
             raise forbidden("This is for people: the token speaks for a client.")
         if principal.is_banned(self.verifier.clock()):
@@ -110,7 +110,7 @@ def read_token(connection: HTTPConnection) -> str:
         raise InvalidRequest("There is more than one Authorization header.")
     if not values:
         raise MissingToken("no Authorization header")
-    value = values[0].strip(b" \t")  # no part of a field's value (RFC 9110, 5.5), though some servers pass it on
+    value = values[0].strip(b" \t")  # not part of the value (RFC 9110, 5.5), but some servers pass it on
     credentials = _CREDENTIALS.fullmatch(value)
     if credentials:
         return credentials[1].decode()
@@ -160,7 +160,7 @@ async def _overridden(connection: HTTPConnection, app: Any) -> Principal:
 
 
 def bearer_of(connection: HTTPConnection) -> Bearer:
-    """The Bearer of the app's lifespan state. Raises RuntimeError when the app has put none there."""
+    """Return the Bearer of the app's lifespan state. Raises RuntimeError if there is none."""
     bearer: Bearer | None = connection.scope.get("state", {}).get("bearer")
     if bearer is None:
         raise RuntimeError('no Bearer in the lifespan state: yield {"bearer": Bearer(verifier)} from the lifespan')
@@ -168,13 +168,13 @@ def bearer_of(connection: HTTPConnection) -> Bearer:
 
 
 class BearerRoute(APIRoute):
-    """A route that knows who is calling before it reads the body or runs a dependency.
+    """A route that authenticates the request before it reads the body or runs a dependency.
 
-    The principal is then in `request.state.principal`. Extend `judge` to look further before anything else happens.
+    It sets `request.state.principal`. Extend `judge` to make further checks at that point.
     """
 
     async def judge(self, request: Request) -> None:
-        """Let the request in, or raise."""
+        """Authenticate the request. Raises Refusal."""
         await judge(request)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -188,7 +188,7 @@ class BearerRoute(APIRoute):
 
 
 class Requirement(HTTPBearer):
-    """A dependency that gives the principal, and refuses who does not meet it; declared as BetterAuth in OpenAPI."""
+    """A dependency that returns the principal if it meets the requirements; named BetterAuth in OpenAPI."""
 
     def __init__(self, *, person: bool = False, scopes: tuple[str, ...] = (), roles: tuple[str, ...] = ()) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Who a token speaks for, and what Better Auth's plugins say about them."""
+"""Defines the principal of a verified token and reads it from the claims of Better Auth and its plugins."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 ProfileValue = str | bool | None
 
-# A number above this is milliseconds, as JavaScript counts: in seconds it would be the year 5138.
+# Larger numbers are milliseconds, as in JavaScript: as seconds they would be after the year 5138.
 _MILLISECONDS: Final = 1e11
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 # Claims whose absence grants something: one that cannot be stored is not left out, but replaced by a value that no
@@ -25,7 +25,7 @@ def _nothing() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Principal:
-    """The subject of a verified token. It is shared between requests, so nothing in it can be changed."""
+    """The subject of a verified token. It is immutable because it is shared between requests."""
 
     subject: str
     issuer: str = field(repr=False)
@@ -38,24 +38,24 @@ class Principal:
     client_id: str | None = field(default=None, repr=False)
     session_id: str | None = field(default=None, repr=False)
     profile: Mapping[str, ProfileValue] = field(default_factory=_nothing, repr=False, hash=False)
-    """Those of `email`, `email_verified`, `name` and `image` that the token has. One it has as null is there, as None;
-    one it has not is not there, and says nothing: an access token carries none, and must not blank a known name."""
+    """The claims `email`, `email_verified`, `name` and `image`. A null claim is None; a claim that the token does not
+    contain is missing here, so that an access token, which contains none, does not erase a known name."""
     roles: tuple[str, ...] | None = field(default=None, repr=False)
     """From the admin plugin's `role`; empty when it is null, empty or cannot be read. None when the token has no such
     claim or has `scopes`: an access token or an API key names no roles."""
     is_anonymous: bool = field(default=False, repr=False)
     impersonated_by: str | None = field(default=None, repr=False)
     banned: bool = field(default=False, repr=False)
-    """As the token says, whether or not the ban has passed: ask `is_banned`."""
+    """The claim as issued, even if the ban has ended: use `is_banned`."""
     ban_expires_at: float | None = field(default=None, repr=False)
-    """Seconds since 1970; None when the ban has no end, or none that can be read."""
+    """Seconds since 1970; None if the ban is permanent or its end cannot be parsed."""
     claims: Mapping[str, Any] = field(default_factory=_nothing, repr=False, hash=False)
     """All verified claims, read-only: objects as mappings, arrays as tuples. A claim in which some text holds a NUL or
     a lone surrogate is left out; `banned`, `key` and `role` are then True."""
 
     @classmethod
     def from_claims(cls, claims: Mapping[str, Any], *, is_access_token: bool) -> Self:
-        """Read claims that a verifier has judged: sub, iss, iat and exp are there and of the right type."""
+        """Create a principal from verified claims: sub, iss, iat and exp must be present and of the right type."""
         is_narrow = is_access_token or "key" in claims
         return cls(
             subject=claims["sub"],
@@ -75,7 +75,7 @@ class Principal:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For pickle and copy, which cannot take read-only mappings along: the claims, read once more."""
+        """Support pickle and copy, which cannot handle read-only mappings, by reading the claims again."""
         read = partial(type(self).from_claims, is_access_token=self.scopes is not None)
         return read, (_thawed(self.claims),)
 
@@ -86,7 +86,7 @@ class Principal:
 
     @property
     def email(self) -> str | None:
-        """Data, never identity: two subjects may share one, and it need not be verified."""
+        """Not an identifier: it may be unverified, and several subjects may share it."""
         return self._profile_text("email")
 
     @property

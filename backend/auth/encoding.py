@@ -1,4 +1,4 @@
-"""Base64url and JSON as JOSE writes them: what is not canonical or could be read in two ways is refused."""
+"""Decodes the base64url and JSON of JOSE strictly: rejects non-canonical and ambiguous input."""
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -9,13 +9,13 @@ MAX_DEPTH = 32
 
 
 class Ambiguous(dict[str, Any]):
-    """A JSON object in which a name occurs twice."""
+    """A JSON object with a duplicate name."""
 
 
 def decode_base64url(text: str) -> bytes:
-    """Decode unpadded base64url (RFC 7515, 2). Raises ValueError for any other spelling of the same bytes."""
+    """Decode canonical, unpadded base64url (RFC 7515, 2). Raises ValueError for any other encoding of the bytes."""
     data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    # The decoder passes over foreign characters and stray trailing bits; their re-encoding differs.
+    # The decoder ignores other characters and unused trailing bits; comparing with the re-encoded bytes finds them.
     if urlsafe_b64encode(data).rstrip(b"=") != text.encode():
         raise ValueError("not canonical base64url")
     return data
@@ -27,15 +27,15 @@ def encode_base64url(data: bytes) -> str:
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
-    """Read a JSON object from strict UTF-8, at most 32 levels deep, each name once in each object, all numbers finite.
+    """Decode a JSON object in UTF-8 (RFC 8259; RFC 7515, 4).
 
-    Raises ValueError. It refuses a byte order mark, NaN and Infinity (RFC 8259, 6 and 8.1; RFC 7515, 4).
+    Raises ValueError for duplicate names, NaN and Infinity, a byte order mark, and more than 32 levels.
     """
     return _decode(data, _STRICT)
 
 
 def decode_jwks(data: bytes) -> dict[str, Any]:
-    """Read a JWK set. An object with a repeated name becomes `Ambiguous`: one bad key must not spoil the rest."""
+    """Decode a JWK set. Objects with duplicate names become `Ambiguous`, so that the other keys remain usable."""
     return _decode(data, _TOLERANT)
 
 
@@ -44,10 +44,10 @@ def _decode(data: bytes, decoder: json.JSONDecoder) -> dict[str, Any]:
     try:
         value = decoder.decode(text)
     except RecursionError:
-        raise ValueError("too deep") from None
+        raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError("not an object")  # noqa: TRY004 - it is the input that is wrong, not the caller's types
-    # Brackets inside strings count here, too: they only cost the closer look.
+        raise ValueError("not an object")  # noqa: TRY004 - the input is invalid, not an argument's type
+    # A cheap upper bound of the depth. It also counts brackets inside strings, which then take the exact check.
     if text.count("{") + text.count("[") > MAX_DEPTH:
         _refuse_depth(value)
     return value
@@ -64,17 +64,17 @@ def _refuse_depth(value: dict[str, Any]) -> None:
         ]
         if not level:
             return
-    raise ValueError("too deep")
+    raise ValueError("nested too deeply")
 
 
-def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a name occurs twice")
+        raise ValueError("duplicate name")
     return value
 
 
-def _mark_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _mark_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     return value if len(value) == len(pairs) else Ambiguous(value)
 
@@ -86,5 +86,5 @@ def _finite(text: str) -> float:
     return number
 
 
-_STRICT = json.JSONDecoder(object_pairs_hook=_each_name_once, parse_float=_finite, parse_constant=_finite)
-_TOLERANT = json.JSONDecoder(object_pairs_hook=_mark_repeated_names, parse_float=_finite, parse_constant=_finite)
+_STRICT = json.JSONDecoder(object_pairs_hook=_reject_duplicates, parse_float=_finite, parse_constant=_finite)
+_TOLERANT = json.JSONDecoder(object_pairs_hook=_mark_duplicates, parse_float=_finite, parse_constant=_finite)

@@ -1,10 +1,10 @@
-"""Every exception of this package, and every reason for which a token is refused."""
+"""Defines the exceptions of this package and the reasons for refusing a token."""
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a token is refused. The name is stable, for metrics; the value is what the client is told (RFC 6750, 3)."""
+    """Why a token is refused. Names are stable and used in metrics; values are `error_description`s (RFC 6750, 3)."""
 
     TOO_LONG = "The token is longer than 32 KiB."
     MALFORMED = "The token is not a well-formed JWT."
@@ -28,7 +28,7 @@ class Reason(StrEnum):
 
 
 class AuthError(Exception):
-    """Base of every exception that this package raises. Its text never holds a token, a part of one, or a claim."""
+    """Base class of this package's exceptions. Messages never contain tokens, parts of tokens or claims."""
 
 
 class MissingToken(AuthError):
@@ -40,7 +40,7 @@ class InvalidRequest(AuthError):
 
 
 class InvalidToken(AuthError):
-    """The token is refused: 401. `reason` says why; `str()` gives the `error_description`."""
+    """The token is refused: 401. `str()` returns the `error_description`."""
 
     def __init__(self, reason: Reason, description: str | None = None) -> None:
         super().__init__(description or reason.value)
@@ -51,7 +51,7 @@ class InvalidToken(AuthError):
 
 
 class KeysUnavailable(AuthError):
-    """No token can be judged now, for want of the issuer's keys: 503. `retry_after` is in seconds."""
+    """Tokens cannot be verified because the issuer's keys are unavailable: 503. `retry_after` is in seconds."""
 
     def __init__(self, detail: str, retry_after: float = 1) -> None:
         super().__init__(detail)
@@ -59,4 +59,4 @@ class KeysUnavailable(AuthError):
 
 
 class UnusableKeys(AuthError):
-    """A JWK or a JWK set from which nothing can be verified."""
+    """A JWK or a JWK set cannot be used to verify signatures."""

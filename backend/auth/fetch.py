@@ -1,4 +1,4 @@
-"""One GET of a key set that a hostile or broken endpoint can neither redirect, stall, inflate nor flood."""
+"""Fetches a key set once, with limits on time, size, redirects and compression."""
 
 import asyncio
 import re
@@ -26,14 +26,14 @@ _MAX_AGE: Final = re.compile(r'(?:^|,)\s*max-age\s*=\s*"?(\d{1,9})', re.IGNORECA
 
 
 class Fetched(NamedTuple):
-    """The body of a 200, and what `Cache-Control: max-age` said, in seconds."""
+    """The body of a 200 response and its `Cache-Control: max-age` in seconds."""
 
     body: bytes
     max_age: float | None
 
 
 class FetchFailed(Exception):
-    """No body came. The text is fit for a log; `retry_after` is in seconds, 0 when the endpoint asked for no rest."""
+    """The fetch failed. The message is safe to log; `retry_after` is in seconds, 0 without such a header."""
 
     def __init__(self, text: str, retry_after: float = 0) -> None:
         super().__init__(text)
@@ -41,68 +41,62 @@ class FetchFailed(Exception):
 
 
 def check_url(url: str) -> httpx.URL:
-    """Accept https, and http to a loopback address. Else ValueError: keys sent in the clear can be replaced."""
+    """Parse an https URL, or http to a loopback address. Raises ValueError: over http, keys could be replaced."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ValueError(f"not a URL: {error}") from None
     if parsed.userinfo or parsed.fragment:
-        raise ValueError("the address of the key set must hold neither credentials nor a fragment")
+        raise ValueError("the JWKS URL must not contain credentials or a fragment")
     if not parsed.host or (parsed.scheme != "https" and not (parsed.scheme == "http" and _is_loopback(parsed.host))):
-        raise ValueError("the address of the key set must be https (http only to a loopback address)")
+        raise ValueError("the JWKS URL must use https (http only to a loopback address)")
     return parsed
 
 
 def new_client() -> httpx.AsyncClient:
-    """Make a client that takes no proxy or credentials from the environment and keeps no connection to go stale."""
+    """Create a client without proxies or credentials from the environment, keep-alive connections or cookies."""
     return httpx.AsyncClient(
         trust_env=False,
         limits=httpx.Limits(max_connections=2, max_keepalive_connections=0),
-        # What an endpoint says must not shape the next request: cookies add up until it refuses them.
+        # Cookies would accumulate until the endpoint rejects the request.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
     )
 
 
 async def fetch(client: httpx.AsyncClient, url: httpx.URL, clock: Callable[[], float]) -> Fetched:
-    """GET `url` within 5 s in all and 256 KiB, without redirects or decompression. Raises FetchFailed."""
+    """GET `url` in at most 5 s and 256 KiB, without redirects or decompression. Raises FetchFailed."""
+    timeout = httpx.Timeout(TOTAL_TIMEOUT, connect=CONNECT_TIMEOUT)
     try:
         async with (
             asyncio.timeout(TOTAL_TIMEOUT),
-            client.stream(
-                "GET",
-                url,
-                headers=_HEADERS,
-                follow_redirects=False,
-                timeout=httpx.Timeout(TOTAL_TIMEOUT, connect=CONNECT_TIMEOUT),
-            ) as response,
+            client.stream("GET", url, headers=_HEADERS, follow_redirects=False, timeout=timeout) as response,
         ):
             if response.status_code != HTTPStatus.OK:
                 raise FetchFailed(f"HTTP {response.status_code}", _retry_after(response.headers, clock))
             codings = {coding.strip().lower() for coding in response.headers.get("content-encoding", "").split(",")}
             if not codings <= {"", "identity"}:
-                raise FetchFailed("the body is compressed, though it was not asked for")
+                raise FetchFailed("the body is compressed although identity was requested")
             return Fetched(await _read(response), _max_age(response.headers))
     except TimeoutError:
-        raise FetchFailed(f"no whole answer within {TOTAL_TIMEOUT:g} s") from None
+        raise FetchFailed(f"no complete response within {TOTAL_TIMEOUT:g} s") from None
     except httpx.ConnectError as error:
-        # The operating system's or TLS's words (refused, unknown host, bad certificate) are what one needs to know.
+        # The message of the operating system or of TLS names the cause: refused, unknown host, bad certificate.
         raise FetchFailed(f"cannot connect: {_printable(str(error))}") from None
     except (httpx.HTTPError, httpx.StreamError, OSError) as error:
         raise FetchFailed(type(error).__name__) from None
 
 
 async def _read(response: httpx.Response) -> bytes:
-    # Not aread(): it would read to the end before anyone could look at the length.
-    body = bytearray()
-    chunks = 0
+    # aread() would read the whole body before its length could be checked.
+    body, chunks = bytearray(), 0
     async for chunk in response.aiter_bytes():
         body += chunk
         chunks += 1
         if len(body) > MAX_BODY:
             raise FetchFailed(f"the body is over {MAX_BODY // 1024} KiB")
         if chunks > MAX_CHUNKS:
-            raise FetchFailed(f"the body comes in over {MAX_CHUNKS} pieces")
-        await asyncio.sleep(0)  # what has arrived already is handed over without ever giving way
+            raise FetchFailed(f"the body has more than {MAX_CHUNKS} chunks")
+        await asyncio.sleep(0)  # chunks that are already buffered would otherwise never yield to the event loop
     return bytes(body)
 
 
@@ -112,7 +106,7 @@ def _max_age(headers: httpx.Headers) -> float | None:
 
 
 def _retry_after(headers: httpx.Headers, clock: Callable[[], float]) -> float:
-    """Read Retry-After (RFC 9110, 10.2.3) and Better Auth's X-Retry-After; the longer one counts, up to 60 s."""
+    """Return the longer of Retry-After (RFC 9110, 10.2.3) and Better Auth's X-Retry-After, at most 60 s."""
     waits = [_seconds(headers[name].strip(), clock) for name in ("retry-after", "x-retry-after") if name in headers]
     return min(max([0.0, *waits]), MAX_RETRY_AFTER)
 

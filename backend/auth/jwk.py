@@ -1,7 +1,8 @@
-"""A key set holds sound public keys only, each bound to one algorithm; what else an issuer publishes is skipped."""
+"""Reads JWK sets: accepts secure public keys, binds each to one algorithm, and skips all other entries."""
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from types import MappingProxyType
@@ -23,12 +24,12 @@ from .errors import UnusableKeys
 
 MAX_KEYS: Final = 256
 
-# Ed25519 is the fully specified name of what RFC 8037 calls EdDSA (RFC 9864, 2.2): one algorithm, two spellings.
+# RFC 9864, 2.2, names the algorithm Ed25519 that RFC 8037 calls EdDSA. Both names are accepted.
 CANONICAL: Final[Mapping[str, str]] = MappingProxyType(
     {"EdDSA": "EdDSA", "Ed25519": "EdDSA", "ES256": "ES256", "ES512": "ES512", "PS256": "PS256", "RS256": "RS256"}
 )
 
-_ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
+SIGNATURES: Final[Mapping[str, Algorithm]] = MappingProxyType(
     {
         "EdDSA": OKPAlgorithm(),
         "ES256": ECAlgorithm(ECAlgorithm.SHA256, SECP256R1),
@@ -42,7 +43,9 @@ _CURVES: Final[Mapping[str, tuple[str, EllipticCurve, int]]] = MappingProxyType(
 )
 _PRIVATE_MEMBERS: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 
-# The curve of RFC 8032, 5.1: -x^2 + y^2 = 1 + d x^2 y^2 modulo p. The points whose order divides 8 have these y.
+_KID: Final = re.compile(r"[\x21-\x7e]{1,256}")
+
+# The curve of RFC 8032, 5.1: -x^2 + y^2 = 1 + d x^2 y^2 modulo p, and the y of all points whose order divides 8.
 _P: Final = 2**255 - 19
 _D: Final = -121665 * pow(121666, -1, _P) % _P
 _Y_OF_ORDER_8: Final = int.from_bytes(
@@ -50,32 +53,34 @@ _Y_OF_ORDER_8: Final = int.from_bytes(
 )
 _LOW_ORDER_Y: Final = frozenset({0, 1, _P - 1, _Y_OF_ORDER_8, _P - _Y_OF_ORDER_8})
 
-# The modulus of a ROCA key (CVE-2017-15361) is a power of 65537 modulo each of these primes; a sound one is so with a
-# chance of 2^-27. For the other primes below 168 the powers of 65537 are all residues, which tells nothing.
-_ROCA_PRIMES: Final = (11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151, 157)
+# The modulus of a ROCA key (CVE-2017-15361) is a power of 65537 modulo each of these primes. For another modulus the
+# probability is 2^-27. The other primes below 168 are useless here: modulo them, every residue is a power of 65537.
+_ROCA_RESIDUES: Final = tuple(
+    (prime, frozenset(pow(65537, exponent, prime) for exponent in range(prime)))
+    for prime in (11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151, 157)
+)
 
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey | RSAPublicKey
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A public key, its id and the one algorithm that it verifies. Equal keys are the same key under the same id."""
+    """A public key with its id and its only algorithm. Keys are equal if id, algorithm and thumbprint are equal."""
 
     kid: str
     algorithm: str
-    thumbprint: str
-    """RFC 7638, SHA-256."""
+    thumbprint: str  # SHA-256 (RFC 7638)
     public: PublicKey = field(repr=False, compare=False)
 
     def verifies(self, algorithm: str, message: bytes, signature: bytes) -> bool:
-        """Whether `signature` over `message` is this key's, and `algorithm` (a header's `alg`) this key's own."""
-        return CANONICAL.get(algorithm) == self.algorithm and _ALGORITHMS[self.algorithm].verify(
+        """Whether `signature` over `message` is valid and `algorithm` (the header's `alg`) is the key's algorithm."""
+        return CANONICAL.get(algorithm) == self.algorithm and SIGNATURES[self.algorithm].verify(
             message, self.public, signature
         )
 
 
 class SkippedKey(NamedTuple):
-    """A published key that is not used, and why."""
+    """A published key that is not used, with the reason."""
 
     kid: str | None
     reason: str
@@ -83,14 +88,14 @@ class SkippedKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """The usable keys by their ids, and those that were skipped."""
+    """The usable keys by id, and the skipped keys."""
 
     keys: Mapping[str, Key]
     skipped: tuple[SkippedKey, ...] = ()
 
     @classmethod
     def from_jwks(cls, document: object) -> Self:
-        """Read a JWK set (RFC 7517, 5). Raises UnusableKeys when it is none, has over 256 keys, or none usable."""
+        """Read a JWK set (RFC 7517, 5). Raises UnusableKeys if it is malformed, too long or without a usable key."""
         entries = document.get("keys") if isinstance(document, Mapping) else None
         if isinstance(document, Ambiguous) or not isinstance(entries, (list, tuple)):
             raise UnusableKeys("not a JWK set")
@@ -103,26 +108,22 @@ class KeySet:
             try:
                 key = read_key(entry)
             except UnusableKeys as error:
-                skipped.append(SkippedKey(_shown_kid(entry), str(error)))
+                kid = entry.get("kid") if isinstance(entry, Mapping) else None
+                skipped.append(SkippedKey(kid if is_kid(kid) else None, str(error)))
                 continue
             if keys.setdefault(key.kid, key) != key:
                 contested.add(key.kid)
         skipped += [SkippedKey(kid, "several keys share this kid") for kid in sorted(contested)]
         usable = {kid: key for kid, key in keys.items() if kid not in contested}
         if not usable:
-            raise UnusableKeys(f"no usable key, {len(skipped)} skipped{_first_reason(skipped)}")
+            first = f", the first: {skipped[0].reason}" if skipped else ""
+            raise UnusableKeys(f"no usable key, {len(skipped)} skipped{first}")
         return cls(MappingProxyType(usable), tuple(skipped))
 
 
 def is_kid(value: object) -> TypeGuard[str]:
-    """Whether a value has the shape of a key id: 1 to 256 visible ASCII characters."""
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= 256
-        and value.isascii()
-        and value.isprintable()
-        and " " not in value
-    )
+    """Whether a value can be a key id: 1 to 256 visible ASCII characters."""
+    return isinstance(value, str) and _KID.fullmatch(value) is not None
 
 
 def read_key(jwk: object) -> Key:
@@ -146,7 +147,8 @@ def read_key(jwk: object) -> Key:
     algorithm = jwk.get("alg", algorithms[0])
     if not isinstance(algorithm, str) or CANONICAL.get(algorithm) not in algorithms:
         raise UnusableKeys("the algorithm (alg) is not one of this key type's")
-    return Key(kid, CANONICAL[algorithm], _thumbprint(required), public)
+    canonical = json.dumps(required, sort_keys=True, separators=(",", ":"))
+    return Key(kid, CANONICAL[algorithm], encode_base64url(sha256(canonical.encode()).digest()), public)
 
 
 def _read_okp(jwk: Mapping[str, Any]) -> tuple[tuple[str, ...], PublicKey, dict[str, str]]:
@@ -177,10 +179,10 @@ def _read_rsa(jwk: Mapping[str, Any]) -> tuple[tuple[str, ...], PublicKey, dict[
     n, e = int.from_bytes(_octets(jwk, "n")), int.from_bytes(_octets(jwk, "e"))
     if not 2048 <= n.bit_length() <= 8192:
         raise UnusableKeys("modulus under 2048 or over 8192 bit")
-    # Beyond 64 bits an exponent serves nothing but to make every check slow.
+    # A larger exponent has no use and makes every verification slow.
     if n % 2 == 0 or e % 2 == 0 or not 3 <= e < 2**64:
         raise UnusableKeys("unsound modulus or exponent")
-    if all(_is_power_of_65537(n, prime) for prime in _ROCA_PRIMES):
+    if all(n % prime in residues for prime, residues in _ROCA_RESIDUES):
         raise UnusableKeys("made by the flawed generator of CVE-2017-15361 (ROCA)")
     required = {
         "e": encode_base64url(e.to_bytes((e.bit_length() + 7) // 8)),
@@ -203,33 +205,10 @@ def _octets(jwk: Mapping[str, Any], member: str) -> bytes:
     raise UnusableKeys(f"{member} is not base64url")
 
 
-def _thumbprint(required: dict[str, str]) -> str:
-    canonical = json.dumps(required, sort_keys=True, separators=(",", ":"))
-    return encode_base64url(sha256(canonical.encode()).digest())
-
-
 def _is_sound_point(x: bytes) -> bool:
-    """Whether an Ed25519 public key is canonical, on the curve and not of low order: such a key verifies anything."""
+    """Whether a key is canonical, on the curve and not of low order. Low-order keys verify forged signatures."""
     y = int.from_bytes(x, "little") & (2**255 - 1)
     if y >= _P or y in _LOW_ORDER_Y:
         return False
     u, v = y * y - 1, _D * y * y + 1
     return pow(u * v, (_P - 1) // 2, _P) == 1
-
-
-def _is_power_of_65537(n: int, prime: int) -> bool:
-    rest, power = n % prime, 1
-    for _ in range(prime):
-        if power == rest:
-            return True
-        power = power * 65537 % prime
-    return False
-
-
-def _shown_kid(entry: object) -> str | None:
-    kid = entry.get("kid") if isinstance(entry, Mapping) else None
-    return kid if is_kid(kid) else None
-
-
-def _first_reason(skipped: Iterable[SkippedKey]) -> str:
-    return next((f", the first: {key.reason}" for key in skipped), "")

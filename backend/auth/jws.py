@@ -1,4 +1,4 @@
-"""A compact JWS is read strictly and verified by the key that its kid names, with that key's own algorithm."""
+"""Parses compact JWS strictly and verifies them with the key named by `kid` and that key's algorithm."""
 
 import re
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from .jwk import CANONICAL, Key, KeySet, is_kid
 MAX_TOKEN: Final = 32 * 1024
 MAX_HEADER: Final = 8 * 1024
 
-# Each of these changes what the payload is or how it must be processed (RFC 7515, 4.1.10 and 4.1.11; RFC 7797, 7).
+# These members change how the payload must be processed (RFC 7515, 4.1.10 and 4.1.11; RFC 7797, 7).
 _REFUSED_MEMBERS: Final = frozenset({"b64", "crit", "cty", "zip"})
 
-# What Better Auth's bearer plugin hands to mobile clients: the session token, with or without its signature.
+# A session token with or without signature, which Better Auth's bearer plugin gives to mobile clients.
 _SESSION_TOKEN: Final = re.compile(r"[A-Za-z0-9]{32}(\.[A-Za-z0-9+/_-]{43}=?)?")
 
 
 @dataclass(frozen=True, slots=True)
 class JWS:
-    """A compact JWS taken apart. Nothing in it is to be trusted before `is_signed_by`."""
+    """A parsed compact JWS. It is unverified: call `is_signed_by` before using the payload."""
 
     alg: str
     kid: str
@@ -31,14 +31,14 @@ class JWS:
     signature: bytes = field(repr=False)
 
     def is_signed_by(self, key: Key) -> bool:
-        """Whether the signature is this key's, made with this key's own algorithm."""
+        """Whether the signature is valid for this key and its algorithm."""
         return key.verifies(self.alg, self.signing_input, self.signature)
 
 
 def parse_jws(token: str) -> JWS:
-    """Take a compact JWS apart (RFC 7515, 5.2) without verifying it. Raises InvalidToken.
+    """Parse a compact JWS (RFC 7515, 5.2) without verifying it. Raises InvalidToken.
 
-    The header must name an allowed algorithm and a key; `jwk`, `jku`, `x5u` and `x5c` are never looked at.
+    The header must name an allowed algorithm and a key id; `jwk`, `jku`, `x5u` and `x5c` are ignored.
     """
     if not isinstance(token, str):
         raise InvalidToken(Reason.MALFORMED)
@@ -75,10 +75,9 @@ def _read_header(header: Mapping[str, Any]) -> tuple[str, str, str | None]:
 
 
 def verify_jws(token: str, jwks: Mapping[str, Any]) -> bytes:
-    """Verify a compact JWS of any payload and type against a JWK set; gives the payload.
+    """Verify a compact JWS against a JWK set and return its payload. The caller must check `typ` and the payload.
 
-    Raises InvalidToken, or UnusableKeys when the set holds no key that could verify anything. A JWS without a kid is
-    refused. What the payload says, and the `typ`, are the caller's to judge.
+    Raises InvalidToken, also for a JWS without a kid, or UnusableKeys if the set contains no usable key.
     """
     jws = parse_jws(token)
     key = KeySet.from_jwks(jwks).keys.get(jws.kid)

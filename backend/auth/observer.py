@@ -1,4 +1,4 @@
-"""What can be counted from outside, without a metrics library."""
+"""Defines callbacks for metrics, independent of a metrics library."""
 
 from enum import StrEnum
 from typing import Literal
@@ -14,16 +14,16 @@ class FetchReason(StrEnum):
 
 
 class Observer:
-    """Counts nothing: inherit and override what you count.
+    """Does nothing; override the methods whose events you count.
 
-    The methods run on the event loop, in the middle of a request: they must be quick, and not raise.
+    The methods run on the event loop during a request: they must return quickly and must not raise.
     """
 
     def fetched(self, reason: FetchReason, seconds: float, error: str | None) -> None:
-        """An attempt to fetch the key set has ended; `error` is None when it brought a usable set."""
+        """A fetch of the key set has ended; `error` is None if it returned a usable set."""
 
     def unknown_kid(self, answer: Literal["found", "absent", "unavailable"]) -> None:
-        """A token named a key that was not in the set."""
+        """A token named a key that was not in the cached set."""
 
     def judged(self, outcome: str) -> None:
-        """A token was judged: `hit` (cached), `verified`, `keys_unavailable`, or the lower-case name of a `Reason`."""
+        """A token was checked: `hit` (cached), `verified`, `keys_unavailable`, or the lower-case name of a `Reason`."""

@@ -1,4 +1,4 @@
-"""An issuer for tests: keys and tokens like Better Auth's, and any that it would never make."""
+"""An issuer for tests: signs tokens like Better Auth's, and tokens with any other header, payload or key."""
 
 import json
 import time
@@ -10,18 +10,18 @@ from uuid import uuid4
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
 from .encoding import encode_base64url
+from .jwk import SIGNATURES
 from .keys import KeySource, StaticKeys
 from .verifier import TokenVerifier
 
-ALGORITHMS: Final = ("EdDSA", "ES256", "ES512", "PS256", "RS256")
+ALGORITHMS: Final = tuple(SIGNATURES)
 
 
 @dataclass(frozen=True)
 class SigningKey:
-    """A private key as Better Auth keeps it. `jwk` is its public half as published."""
+    """A private key with its kid and algorithm."""
 
     kid: str
     alg: str
@@ -30,50 +30,30 @@ class SigningKey:
     @classmethod
     def generate(cls, alg: str, kid: str) -> "SigningKey":
         """Make a key for `EdDSA`, `ES256`, `ES512`, `PS256` or `RS256`."""
-        match alg:
-            case "EdDSA":
-                return cls(kid, alg, ed25519.Ed25519PrivateKey.generate())
-            case "ES256":
-                return cls(kid, alg, ec.generate_private_key(ec.SECP256R1()))
-            case "ES512":
-                return cls(kid, alg, ec.generate_private_key(ec.SECP521R1()))
-            case "PS256" | "RS256":
-                return cls(kid, alg, rsa.generate_private_key(65537, 2048))
-        raise ValueError(f"alg must be one of {', '.join(ALGORITHMS)}")
+        if alg not in ALGORITHMS:
+            raise ValueError(f"alg must be one of {', '.join(ALGORITHMS)}")
+        if alg == "EdDSA":
+            return cls(kid, alg, ed25519.Ed25519PrivateKey.generate())
+        if alg in {"ES256", "ES512"}:
+            return cls(kid, alg, ec.generate_private_key(ec.SECP256R1() if alg == "ES256" else ec.SECP521R1()))
+        return cls(kid, alg, rsa.generate_private_key(65537, 2048))
 
     @property
     def jwk(self) -> dict[str, Any]:
-        """The public JWK, with the members that Better Auth gives it."""
-        public = self.private.public_key()
-        match self.alg:
-            case "EdDSA":
-                members = OKPAlgorithm.to_jwk(public, as_dict=True)
-            case "ES256" | "ES512":
-                members = ECAlgorithm.to_jwk(public, as_dict=True)
-            case _:
-                members = RSAAlgorithm.to_jwk(public, as_dict=True)
-                del members["key_ops"]
+        """The public JWK with the members that Better Auth publishes."""
+        members = SIGNATURES[self.alg].to_jwk(self.private.public_key(), as_dict=True)
+        members.pop("key_ops", None)
         return {"alg": self.alg, **members, "kid": self.kid}
 
     def sign(self, message: bytes) -> bytes:
-        """Sign with the key's own algorithm."""
-        match self.alg:
-            case "EdDSA":
-                return OKPAlgorithm().sign(message, self.private)
-            case "ES256":
-                return ECAlgorithm(ECAlgorithm.SHA256).sign(message, self.private)
-            case "ES512":
-                return ECAlgorithm(ECAlgorithm.SHA512).sign(message, self.private)
-            case "PS256":
-                return RSAPSSAlgorithm(RSAPSSAlgorithm.SHA256).sign(message, self.private)
-        return RSAAlgorithm(RSAAlgorithm.SHA256).sign(message, self.private)
+        return SIGNATURES[self.alg].sign(message, self.private)
 
 
 class LocalIssuer:
-    """A Better Auth server reduced to its keys and its signature.
+    """Signs tokens and publishes keys like a Better Auth server.
 
-    `url` is the server's origin: the issuer of its `/token` JWTs. OAuth access tokens come from `url` plus `/api/auth`,
-    as the real server's do. `audience` is what tokens are for, by default the origin. `clock` gives seconds since 1970.
+    `url` is the server's origin and the issuer of `/token` JWTs; the issuer of OAuth access tokens is `url` plus
+    `/api/auth`. `audience` is the audience of all tokens, by default `url`. `clock` returns seconds since 1970.
     """
 
     def __init__(
@@ -89,23 +69,22 @@ class LocalIssuer:
         self.audience: Final = audience or url
         self.jwks_url: Final = f"{url}/api/auth/jwks"
         self.clock = clock
-        self.keys: list[SigningKey] = []
-        """All published keys, the current one last."""
+        self.keys: list[SigningKey] = []  # all published keys, the current one last
         self._made = 0
         self.rotate(alg)
 
     @property
     def key(self) -> SigningKey:
-        """The key that signs now."""
+        """The key that signs new tokens."""
         return self.keys[-1]
 
     @property
     def jwks(self) -> dict[str, Any]:
-        """The set as `/jwks` gives it."""
+        """The published JWK set."""
         return {"keys": [key.jwk for key in self.keys]}
 
     def rotate(self, alg: str | None = None, *, kid: str | None = None, keep: bool = True) -> SigningKey:
-        """Sign with a new key from now on. Without `keep` the old ones are gone from the set."""
+        """Create a new signing key. Without `keep`, the old keys are removed from the set."""
         self._made += 1
         new = SigningKey.generate(alg or self.key.alg, kid or f"key{self._made:029d}")
         self.keys = [*(self.keys if keep else ()), new]
@@ -121,18 +100,15 @@ class LocalIssuer:
         omit: Collection[str] = (),
         **claims: Any,
     ) -> str:
-        """A `/token` JWT with Better Auth's default payload; `claims` go over it, `omit` are left out of it."""
-        payload = self._payload(sub, expires_in) | claims
-        key = key or self.key
-        kept = {name: value for name, value in payload.items() if name not in omit}
-        return self.sign({"alg": key.alg, "kid": key.kid} | dict(header or {}), kept, key=key)
+        """Sign a `/token` JWT with Better Auth's default payload, changed by `claims`, without the names in `omit`."""
+        return self._sign_claims(header or {}, self._payload(sub, expires_in) | claims, omit, key)
 
     def api_key_token(
         self, sub: str = "user1", *, scope: str = "", api_key: object = "key1", expires_in: float = 900, **claims: Any
     ) -> str:
-        """A `/token` JWT as the reference configuration makes it for an API key, whose id is the claim `key`."""
+        """Sign a `/token` JWT like the reference configuration for an API key, whose id is the claim `key`."""
         payload = self._payload(sub, expires_in) | {"key": api_key, "scope": scope} | claims
-        return self.sign({"alg": self.key.alg, "kid": self.key.kid}, payload)
+        return self._sign_claims({}, payload, (), None)
 
     def access_token(
         self,
@@ -146,7 +122,7 @@ class LocalIssuer:
         omit: Collection[str] = (),
         **claims: Any,
     ) -> str:
-        """An OAuth access token (`at+jwt`) as the oauth-provider plugin makes them: no profile, but scopes."""
+        """Sign an OAuth access token (`at+jwt`) like the oauth-provider plugin's: with scopes, without a profile."""
         now = int(self.clock())
         payload = {
             "iat": now,
@@ -159,10 +135,8 @@ class LocalIssuer:
             "scope": scope,
             "sid": "session1",
             "jti": encode_base64url(f"{sub}{now}".encode()),
-        } | claims
-        key = key or self.key
-        kept = {name: value for name, value in payload.items() if name not in omit}
-        return self.sign({"alg": key.alg, "typ": "at+jwt", "kid": key.kid} | dict(header or {}), kept, key=key)
+        }
+        return self._sign_claims({"typ": "at+jwt", **(header or {})}, payload | claims, omit, key)
 
     def security_event(
         self,
@@ -176,10 +150,10 @@ class LocalIssuer:
         omit: Collection[str] = (),
         **claims: Any,
     ) -> str:
-        """A security event token (RFC 8417) of what happened to `sub` at `toe`, by default now.
+        """Sign a security event token (RFC 8417) about `sub`. `toe` is the time of the event, by default now.
 
-        An event is its URI, or a mapping of it to its members. `audience` is by default the tokens' audience and
-        `/api/v1/security-events`.
+        An event is a URI, or a mapping from URIs to their members. `audience` is by default the issuer's audience
+        plus `/api/v1/security-events`.
         """
         now = self.clock()
         named = [{event: {}} if isinstance(event, str) else event for event in events]
@@ -191,30 +165,39 @@ class LocalIssuer:
             "toe": now if toe is None else toe,
             "sub_id": {"format": "iss_sub", "iss": self.url, "sub": sub},
             "events": {uri: members for event in named for uri, members in event.items()},
-        } | claims
-        key = key or self.key
-        kept = {name: value for name, value in payload.items() if name not in omit}
-        return self.sign({"alg": key.alg, "typ": "secevent+jwt", "kid": key.kid} | dict(header or {}), kept, key=key)
+        }
+        return self._sign_claims({"typ": "secevent+jwt", **(header or {})}, payload | claims, omit, key)
 
     def sign(
         self, header: Mapping[str, Any] | bytes, payload: Mapping[str, Any] | bytes, *, key: SigningKey | None = None
     ) -> str:
-        """Sign any header and payload as they are, bytes untouched, with `key` (default: the current one)."""
-        signing_input = ".".join(encode_base64url(_serialized(part)) for part in (header, payload))
+        """Sign any header and payload with `key` (default: the current key). Bytes are signed as they are."""
+        parts = (
+            part if isinstance(part, bytes) else json.dumps(part, separators=(",", ":")).encode()
+            for part in (header, payload)
+        )
+        signing_input = ".".join(map(encode_base64url, parts))
         return f"{signing_input}.{encode_base64url((key or self.key).sign(signing_input.encode()))}"
 
+    def _sign_claims(
+        self, header: Mapping[str, Any], claims: Mapping[str, Any], omit: Collection[str], key: SigningKey | None
+    ) -> str:
+        key = key or self.key
+        kept = {name: value for name, value in claims.items() if name not in omit}
+        return self.sign({"alg": key.alg, "kid": key.kid, **header}, kept, key=key)
+
     def verifier(self, keys: KeySource | None = None, **options: Any) -> TokenVerifier:
-        """A verifier that trusts this issuer, by default with the keys it has now."""
+        """Return a verifier for this issuer's tokens, by default with its current keys."""
         settings: dict[str, Any] = {"issuers": self.issuers, "audiences": [self.audience], "clock": self.clock}
         return TokenVerifier(keys=keys or StaticKeys(self.jwks), **(settings | options))
 
     def transport(self) -> httpx.MockTransport:
-        """For `httpx.AsyncClient(transport=...)`: answers the key set's URL with the set of that moment."""
+        """Return a transport for `httpx.AsyncClient` that serves the current key set at `jwks_url`."""
 
-        def answer(request: httpx.Request) -> httpx.Response:
+        def respond(request: httpx.Request) -> httpx.Response:
             return httpx.Response(200, json=self.jwks) if request.url == self.jwks_url else httpx.Response(404)
 
-        return httpx.MockTransport(answer)
+        return httpx.MockTransport(respond)
 
     def _payload(self, sub: str, expires_in: float) -> dict[str, Any]:
         now = int(self.clock())
@@ -233,7 +216,3 @@ class LocalIssuer:
             "iss": self.url,
             "aud": self.audience,
         }
-
-
-def _serialized(part: Mapping[str, Any] | bytes) -> bytes:
-    return part if isinstance(part, bytes) else json.dumps(part, separators=(",", ":")).encode()

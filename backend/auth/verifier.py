@@ -1,4 +1,4 @@
-"""A token is judged in full once, cheap checks first and cryptography last, and then remembered while it holds."""
+"""Verifies tokens, with cheap checks before cryptography, and caches the results until the tokens expire."""
 
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -18,8 +18,8 @@ from .observer import Observer
 CACHE_ENTRIES: Final = 4096
 CACHE_SECONDS: Final = 300.0
 MAX_SUBJECT: Final = 255
-# A token counts as one entry for each 4 KiB begun, and as one for every 16 objects and arrays in it, so that neither an
-# image in the claims nor a thousand empty objects can fill the memory.
+# A token counts as one cache entry for each started 4 KiB, plus one for every 16 objects and arrays, so that neither
+# large claims nor many empty objects can exhaust the memory.
 ENTRY_SIZE: Final = 4096
 ENTRY_CONTAINERS: Final = 16
 
@@ -38,13 +38,12 @@ class _Verified(NamedTuple):
 
 
 class TokenVerifier:
-    """Judge Better Auth's tokens: `/token` JWTs and OAuth access tokens (RFC 7519, 8725, 9068).
+    """Verifies Better Auth's tokens: `/token` JWTs and OAuth access tokens (RFC 7519, 8725, 9068).
 
-    `issuers` are the names of one Better Auth server, `audiences` those of this API: a token must have exactly one of
-    the former as `iss` and any of the latter in `aud`. `clock` gives seconds since 1970, `monotonic` those of a clock
-    that nobody sets. `max_lifetime` bounds `exp - iat`; `leeway` is what the clocks of two machines may differ; both
-    in seconds. `token_url` is named to a client that sends its session token instead (default: the most specific
-    issuer, and `/token`).
+    `issuers` are the names of one Better Auth server, `audiences` those of this API: `iss` must be one of the former,
+    `aud` must contain one of the latter. `clock` returns seconds since 1970, `monotonic` seconds of a monotonic clock.
+    `max_lifetime` is the maximum of `exp - iat` and `leeway` the tolerated clock difference, both in seconds.
+    `token_url` is where clients exchange a session token; errors name it (default: the longest issuer plus `/token`).
     """
 
     def __init__(
@@ -76,13 +75,13 @@ class TokenVerifier:
         self._cache: LRUCache[bytes, _Verified] = LRUCache(CACHE_ENTRIES, getsizeof=lambda verified: verified.size)
 
     def seconds_left(self, principal: Principal) -> float:
-        """Until its token is accepted no more."""
+        """Return the seconds until the principal's token is no longer accepted."""
         return principal.expires_at + self._leeway - self.clock()
 
     async def verify(self, token: str) -> Principal:
-        """Judge a token. Raises InvalidToken or KeysUnavailable, nothing else."""
+        """Verify a token. Raises InvalidToken or KeysUnavailable, nothing else."""
         try:
-            # The length comes first: a hash of a megabyte is work done for nobody.
+            # Check the length first, to avoid hashing a megabyte.
             digest = sha256(token.encode("ascii")).digest() if len(token) <= MAX_TOKEN else b""
         except (AttributeError, TypeError, UnicodeEncodeError):
             self._observer.judged(Reason.MALFORMED.name.lower())
@@ -105,18 +104,18 @@ class TokenVerifier:
         return verified.principal
 
     def remembers(self, token: str) -> bool:
-        """Whether the token was found good a moment ago, so that to verify it costs no cryptography. Never raises."""
+        """Whether the token is cached as verified, so that `verify` needs no cryptography. Never raises."""
         if len(token) > MAX_TOKEN or not token.isascii():
             return False
         return self._remembered(sha256(token.encode()).digest()) is not None
 
     def _remembered(self, digest: bytes) -> _Verified | None:
         try:
-            verified = self._cache[digest]  # `get` would look twice
+            verified = self._cache[digest]  # `get` would make two lookups
         except KeyError:
             return None
         if (
-            # As a full judgement would say: the wall clock may have been set forward or back since.
+            # The wall clock may have been set forward or back since the verification.
             verified.not_before - self._leeway <= self.clock() < verified.expires_at + self._leeway
             and self._monotonic() < verified.until
             and ((key := self.keys.current(verified.key.kid)) is verified.key or key == verified.key)
@@ -137,7 +136,7 @@ class TokenVerifier:
             raise InvalidToken(Reason.INCOMPLETE)
         key = await verify_signature(jws, self.keys)
         if not self.clock() - self._leeway < expires_at:
-            raise InvalidToken(Reason.EXPIRED)  # while the key was awaited
+            raise InvalidToken(Reason.EXPIRED)  # while waiting for the key
         return _Verified(
             key=key,
             principal=Principal.from_claims(_without_unstorable(claims, jws.payload), is_access_token=is_access_token),
@@ -179,14 +178,14 @@ class TokenVerifier:
 
 
 async def verify_signature(jws: JWS, keys: KeySource) -> Key:
-    """Verify a JWS of any type with the key that it names, which is returned. Raises InvalidToken or KeysUnavailable.
+    """Verify a JWS of any type with the key that it names; returns the key. Raises InvalidToken or KeysUnavailable.
 
-    It may fetch the key set: look first whether what the JWS says could be accepted at all.
+    May fetch the key set, so check first whether the JWS could be accepted at all.
     """
     key = await keys.get(jws.kid)
     if jws.is_signed_by(key):
         return key
-    # A database made anew may give an old kid to another key.
+    # A recreated database may assign an old kid to another key.
     replacement = await keys.replacement(key)
     if replacement is not None and jws.is_signed_by(replacement):
         return replacement
@@ -201,7 +200,7 @@ def _read_claims(payload: bytes) -> dict[str, Any]:
 
 
 def _without_unstorable(claims: dict[str, Any], payload: bytes) -> dict[str, Any]:
-    # A NUL or a lone surrogate can only be there as an escape: strict JSON and strict UTF-8 admit neither as such.
+    # Strict JSON and UTF-8 allow NUL and lone surrogates only as escapes.
     return without_unstorable(claims) if b"\\u" in payload else claims
 
 

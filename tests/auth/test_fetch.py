@@ -53,20 +53,20 @@ async def test_an_empty_coding_is_none() -> None:
 
 async def test_a_body_in_a_hundred_thousand_pieces_is_left() -> None:
     async with serving(crumbles) as (url, _):
-        with pytest.raises(FetchFailed, match="over 1024 pieces"):
+        with pytest.raises(FetchFailed, match="more than 1024 chunks"):
             await fetched(url)
 
 
 @pytest.mark.parametrize(
     ("script", "error"),
     [
-        (hangs, "no whole answer within 0.2 s"),
-        (drips, "no whole answer within 0.2 s"),
+        (hangs, "no complete response within 0.2 s"),
+        (drips, "no complete response within 0.2 s"),
         (floods, "the body is over 256 KiB"),
-        (bombs, "the body is compressed, though it was not asked for"),
+        (bombs, "the body is compressed although identity was requested"),
         (hangs_up, "RemoteProtocolError"),
         (says("302 Found", headers={"Location": "http://169.254.169.254/"}), "HTTP 302"),
-        (says("200 OK", b"{}", {"Content-Encoding": "br"}), "the body is compressed, though it was not asked for"),
+        (says("200 OK", b"{}", {"Content-Encoding": "br"}), "the body is compressed although identity was requested"),
         (says("not HTTP"), "RemoteProtocolError"),
     ],
 )
@@ -163,5 +163,5 @@ def test_addresses_that_are_accepted(url: str) -> None:
     ],
 )
 def test_addresses_that_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"URL|address"):
+    with pytest.raises(ValueError, match="URL"):
         RemoteKeys(url)

@@ -21,8 +21,10 @@ from backend.auth import (
     RemoteKeys,
     SkippedKey,
     StaticKeys,
+    key_cache,
+    refresh,
 )
-from backend.auth import keys as keys_module
+from backend.auth import remote_keys as remote_keys_module
 from backend.auth.testing import LocalIssuer, SigningKey
 from tests.auth.scripted import Endpoint, Time, remote_keys, settle
 
@@ -41,15 +43,16 @@ async def outcome(keys: RemoteKeys, kid: str) -> str:
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests give up waiting at once rather than after two real seconds."""
-    monkeypatch.setattr(keys_module, "WAIT", 0.01)
+    monkeypatch.setattr(remote_keys_module, "WAIT_TIMEOUT", 0.01)
 
 
 def test_the_figures() -> None:
-    assert (keys_module.REFRESH_EVERY, keys_module.JITTER) == (60, 0.1)
-    assert (keys_module.MIN_REFRESH, keys_module.MAX_REFRESH) == (30, 300)
-    assert (keys_module.FIRST_BACKOFF, keys_module.MAX_BACKOFF) == (1, 30)
-    assert (keys_module.WAIT, keys_module.MAX_WAITERS, keys_module.MEMORY) == (2, 32, 5)
-    assert (keys_module.BUDGET, keys_module.BUDGET_EVERY) == (2, 5)
+    assert (refresh.REFRESH_EVERY, refresh.JITTER) == (60, 0.1)
+    assert (refresh.MIN_REFRESH, refresh.MAX_REFRESH) == (30, 300)
+    assert (refresh.FIRST_BACKOFF, refresh.MAX_BACKOFF) == (1, 30)
+    assert (refresh.BUDGET, refresh.BUDGET_EVERY) == (2, 5)
+    assert (remote_keys_module.WAIT_TIMEOUT, remote_keys_module.MAX_WAITERS) == (2, 32)
+    assert key_cache.RECHECK_AFTER == 5
 
 
 class TestFreshness:
@@ -210,7 +213,7 @@ class TestUnknownKid:
             for n in range(1100):
                 await time.advance(5)
                 assert await outcome(keys, f"made-up-{n}") == "401"
-            assert len(keys._absent) == 1024
+            assert len(keys._cache._absent) == 1024
 
     @pytest.mark.usefixtures("briefly")
     async def test_at_most_32_wait(self, endpoint: Endpoint, time: Time) -> None:
@@ -340,7 +343,7 @@ class TestBadSignature:
     async def test_nor_is_one_who_waits_too_long(
         self, endpoint: Endpoint, time: Time, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(keys_module, "WAIT", 0.01)
+        monkeypatch.setattr(remote_keys_module, "WAIT_TIMEOUT", 0.01)
         async with remote_keys(endpoint, time) as keys:
             verifier = endpoint.issuer.verifier(keys)
             endpoint.issuer.rotate(kid=endpoint.issuer.key.kid, keep=False)
@@ -494,7 +497,7 @@ class TestOutage:
             (httpx.Response(200, content=b" " * (256 * 1024 + 1)), "the body is over 256 KiB"),
             (
                 httpx.Response(200, content=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"}),
-                "the body is compressed, though it was not asked for",
+                "the body is compressed although identity was requested",
             ),
         ],
     )
@@ -624,8 +627,8 @@ class TestLife:
         issuer = LocalIssuer(clock=time.clock)
         endpoint = Endpoint(issuer)
         async with remote_keys(endpoint, time) as keys:
-            keys._flight = asyncio.get_running_loop().create_future()  # type: ignore[assignment]  # a task that is done
-            keys._flight.set_result(True)  # type: ignore[union-attr]
+            keys._fetch_task = asyncio.get_running_loop().create_future()  # type: ignore[assignment]  # a task that is done
+            keys._fetch_task.set_result(True)  # type: ignore[union-attr]
             issuer.rotate()
             assert await outcome(keys, issuer.key.kid) == "ok"
             before = endpoint.count
@@ -676,7 +679,7 @@ class TestSeenFromOutside:
     async def test_the_log_tells_changes_once(
         self, endpoint: Endpoint, time: Time, caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.INFO, "backend.auth.keys")
+        caplog.set_level(logging.INFO, "backend.auth")
         kid = endpoint.issuer.key.kid
         async with remote_keys(endpoint, time):
             endpoint.fails()
@@ -687,10 +690,10 @@ class TestSeenFromOutside:
             endpoint.answer = lambda: httpx.Response(200, json={"keys": [good, bad]})
             await time.advance(60)
         assert caplog.messages == [
-            f"key set changed: {kid}",
-            "key set not fetched: cannot connect: Connection refused",
-            "key skipped: kid None: no usable kid",
-            "key set fetched again",
+            f"JWKS changed, key ids: {kid}",
+            "JWKS refresh failed: cannot connect: Connection refused",
+            "JWKS key ignored: kid None: no usable kid",
+            "JWKS refresh recovered",
         ]
 
 

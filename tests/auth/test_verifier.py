@@ -465,7 +465,7 @@ async def test_no_token_and_no_claim_in_texts_and_logs(
 
 
 async def test_without_keys_it_says_so(endpoint: Endpoint, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.auth.keys.WAIT", 0.01)
+    monkeypatch.setattr("backend.auth.remote_keys.WAIT_TIMEOUT", 0.01)
     endpoint.fails()
     async with remote_keys(endpoint, time) as keys:
         outcomes = Outcomes()

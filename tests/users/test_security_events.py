@@ -356,7 +356,7 @@ async def test_rejected(
     while (response := await send(api, token)).status_code == 503:
         # No budget to look for a kid: what is not known is no rejection.
         assert err in {"invalid_key", "authentication_failed"}
-        monkeypatch.setattr(api.state["keys"]._budget, "_level", 1)
+        monkeypatch.setattr(api.state["keys"]._policy, "_budget", 1)
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
     assert response.headers["content-language"] == "en"
     answer = response.json()
