@@ -1,14 +1,15 @@
-"""What the tests of `backend.auth` share; they need nothing of the application."""
+"""Fixtures of the tests of `backend.auth`, which do not use the application."""
 
 import pytest
 
+from backend.auth import remote_keys
 from backend.auth.testing import ALGORITHMS, LocalIssuer
 from tests.auth.scripted import Endpoint, Time
 
 
 @pytest.fixture(scope="session")
 def issuers() -> dict[str, LocalIssuer]:
-    """An issuer for each algorithm, made once: an RSA key takes a while."""
+    """An issuer for each algorithm, created once because RSA keys are slow to generate."""
     return {alg: LocalIssuer(alg=alg) for alg in ALGORITHMS}
 
 
@@ -25,3 +26,9 @@ def issuer(time: Time) -> LocalIssuer:
 @pytest.fixture
 def endpoint(issuer: LocalIssuer) -> Endpoint:
     return Endpoint(issuer)
+
+
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests wait for a fetch only 10 ms instead of two seconds."""
+    monkeypatch.setattr(remote_keys, "WAIT_TIMEOUT", 0.01)

@@ -1,4 +1,4 @@
-"""Time that passes when a test says so, and a key set endpoint that answers what a test says."""
+"""A clock and a key set endpoint that tests control."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,14 +7,14 @@ from typing import Any
 
 import httpx
 
-from backend.auth import RemoteKeys
+from backend.auth import InvalidToken, KeysUnavailable, RemoteKeys
 from backend.auth.testing import LocalIssuer
 
-Answer = Callable[[], httpx.Response]
+Respond = Callable[[], httpx.Response]
 
 
 class Time:
-    """A wall clock, a monotonic clock and a sleep that move together, unless the wall clock is set."""
+    """A wall clock, a monotonic clock and a sleep that advance together; tests may also set the wall clock alone."""
 
     def __init__(self) -> None:
         self.wall = 1_800_000_000.0
@@ -35,7 +35,7 @@ class Time:
         await woken.wait()
 
     async def advance(self, seconds: float) -> None:
-        """Let time pass, waking each sleeper at its own moment and letting it do its work before going on."""
+        """Advance the clocks; each sleeper is woken at its time and runs until it waits again."""
         end = self.elapsed + seconds
         while (due := self._next(end)) is not None:
             self._move(max(due, self.elapsed))
@@ -55,17 +55,17 @@ class Time:
 
 
 async def settle() -> None:
-    """Let every task run until it waits for something that only the test can give."""
+    """Run all tasks until they wait for the test."""
     for _ in range(50):
         await asyncio.sleep(0)
 
 
 class Endpoint:
-    """Answers with an issuer's key set of the moment, or with whatever `answer` makes; counts; holds when told."""
+    """A key set endpoint that counts requests. It returns `answer()` and waits while `open` is not set."""
 
     def __init__(self, issuer: LocalIssuer) -> None:
         self.issuer = issuer
-        self.answer: Answer = self.jwks
+        self.answer: Respond = self.jwks
         self.count = 0
         self.open = asyncio.Event()
         self.open.set()
@@ -90,7 +90,7 @@ class Endpoint:
 
 @asynccontextmanager
 async def remote_keys(endpoint: Endpoint, time: Time, **options: Any) -> AsyncIterator[RemoteKeys]:
-    """RemoteKeys over a scripted endpoint and clock, after its first attempt. Jitter is off unless asked for."""
+    """RemoteKeys with a scripted endpoint and clock, after its first fetch. Jitter is off by default."""
     settings: dict[str, Any] = {"random": lambda: 0.5}
     async with (
         httpx.AsyncClient(transport=httpx.MockTransport(endpoint)) as client,
@@ -105,3 +105,14 @@ async def remote_keys(endpoint: Endpoint, time: Time, **options: Any) -> AsyncIt
     ):
         await settle()
         yield keys
+
+
+async def outcome(keys: RemoteKeys, kid: str) -> str:
+    """Look up a kid as a request does; returns `ok`, `401` or `503`."""
+    try:
+        await keys.get(kid)
+    except InvalidToken:
+        return "401"
+    except KeysUnavailable:
+        return "503"
+    return "ok"
