@@ -20,7 +20,7 @@ from backend.operations.log_lines import JsonLines
 from backend.settings import Settings
 from backend.web.server import Protocol
 from benchmarks.issuer import serve_keys
-from tests.auth.test_attacks import EVERYWHERE, NOW, TYPE, Forge
+from tests.auth.forged_tokens import EVERYWHERE, NOW, TYPE, Forge
 from tests.auth.test_verifier import NAMES, TIMES, raw
 
 # What the issuer is asked once more for, before it is a 401: its keys may have changed.
