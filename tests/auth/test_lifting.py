@@ -1,7 +1,8 @@
-"""The folder can be copied into any FastAPI app, under any name."""
+"""The package can be copied into any FastAPI app under any name."""
 
 import ast
 import importlib
+import json
 import pkgutil
 import re
 import runpy
@@ -14,7 +15,7 @@ import pytest
 import respx
 
 import backend.auth
-from backend.auth import RemoteKeys
+from backend.auth import RemoteKeys, parse_jws, verify_jws
 from backend.auth.testing import ALGORITHMS, LocalIssuer, SigningKey
 
 FOLDER = Path(backend.auth.__file__).parent
@@ -72,7 +73,7 @@ def test_a_copy_under_another_name_works(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[:3] == ["401", "200 ada", "False"]
 
 
-def test_it_imports_nothing_of_ours() -> None:
+def test_it_imports_nothing_else_of_this_project() -> None:
     for file in FOLDER.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
@@ -97,14 +98,14 @@ def test_all_is_complete_and_sorted() -> None:
     assert len(set(backend.auth.__all__)) == len(backend.auth.__all__)
 
 
-def test_every_module_states_its_promise_in_one_sentence() -> None:
+def test_every_module_docstring_begins_with_one_sentence() -> None:
     for module in pkgutil.iter_modules([str(FOLDER)]):
         docstring = importlib.import_module(f"backend.auth.{module.name}").__doc__ or ""
         assert re.fullmatch(r"[A-Z][^.]*(\.\w[^.]*)*\.", docstring.partition("\n")[0]), module.name
 
 
-def test_no_state_between_imports() -> None:
-    """What a module holds is constant: nothing of one app can reach another."""
+def test_modules_have_no_mutable_state() -> None:
+    """Module attributes are immutable, so that apps in one process cannot affect each other."""
     for module in pkgutil.iter_modules([str(FOLDER)]):
         for name, value in vars(importlib.import_module(f"backend.auth.{module.name}")).items():
             if not name.startswith("__"):
@@ -120,7 +121,7 @@ def test_the_example_in_the_readme_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alg", ALGORITHMS)
-def test_the_local_issuer_speaks_like_better_auth(issuers: dict[str, LocalIssuer], alg: str) -> None:
+def test_the_local_issuer_signs_like_better_auth(issuers: dict[str, LocalIssuer], alg: str) -> None:
     import jwt
 
     issuer = issuers[alg]
@@ -144,6 +145,16 @@ def test_the_local_issuer_speaks_like_better_auth(issuers: dict[str, LocalIssuer
     assert jwt.get_unverified_header(access)["typ"] == "at+jwt"
 
 
+def test_the_local_issuer_signs_security_events(issuer: LocalIssuer) -> None:
+    token = issuer.security_event("ada", "urn:first", {"urn:second": {"n": 1}}, toe=5, omit=["jti"])
+    assert parse_jws(token).typ == "secevent+jwt"
+    claims = json.loads(verify_jws(token, issuer.jwks))
+    assert claims["aud"] == f"{issuer.audience}/api/v1/security-events"
+    assert claims["sub_id"] == {"format": "iss_sub", "iss": issuer.url, "sub": "ada"}
+    assert (claims["toe"], claims["events"]) == (5, {"urn:first": {}, "urn:second": {"n": 1}})
+    assert "jti" not in claims
+
+
 async def test_the_local_issuer_rotates_and_serves(issuer: LocalIssuer) -> None:
     import httpx
 
@@ -159,8 +170,8 @@ async def test_the_local_issuer_rotates_and_serves(issuer: LocalIssuer) -> None:
         SigningKey.generate("HS256", "k")
 
 
-async def test_in_a_suite_that_mocks_http_with_respx(issuer: LocalIssuer) -> None:
-    """Other people's tests need no server either: whatever answers the URL of the keys will do."""
+async def test_http_can_be_mocked_with_respx(issuer: LocalIssuer) -> None:
+    """Tests of other apps need no server: any mock of the JWKS URL works."""
     with respx.mock(assert_all_called=True) as router:
         router.get(issuer.jwks_url).respond(json=issuer.jwks)
         async with RemoteKeys(issuer.jwks_url) as keys:

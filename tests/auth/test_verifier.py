@@ -1,4 +1,4 @@
-"""A token is accepted on its claims' word only, and remembered no longer than it holds."""
+"""Tokens are accepted only with valid claims, and cached no longer than they are valid."""
 
 import asyncio
 import contextlib
@@ -176,12 +176,12 @@ async def test_claims(issuer: LocalIssuer, members: dict[str, str], reason: Reas
 @pytest.mark.parametrize(
     "payload", [b"", b"[]", b"null", b'"sub"', b"{", b"{} {}", b"\xef\xbb\xbf{}", b"\xff", b'{"sub": "\xff"}']
 )
-async def test_payloads_that_are_no_claims(issuer: LocalIssuer, payload: bytes) -> None:
+async def test_payloads_that_are_not_claims(issuer: LocalIssuer, payload: bytes) -> None:
     token = issuer.sign({"alg": "EdDSA", "kid": issuer.key.kid}, payload)
     assert await refusal(issuer.verifier(), token) is Reason.MALFORMED
 
 
-async def test_texts_that_cannot_be_stored_are_left_out(issuer: LocalIssuer) -> None:
+async def test_claims_with_unstorable_text_are_left_out(issuer: LocalIssuer) -> None:
     token = raw(
         issuer, name='"a\\u0000"', email='"\\ud800@x"', role='"admin\\u0000"', image='"ok \\u00e9"', x='["\\udfff"]'
     )
@@ -206,7 +206,7 @@ class TestAccessTokens:
 
     @pytest.mark.parametrize("name", ["client_id", "jti"])
     @pytest.mark.parametrize("value", [None, "", " ", 5, "a\0", ["x"]])
-    async def test_need_what_rfc_9068_says(self, issuer: LocalIssuer, name: str, value: Any) -> None:
+    async def test_need_the_claims_of_rfc_9068(self, issuer: LocalIssuer, name: str, value: Any) -> None:
         for token in (issuer.access_token(**{name: value}), issuer.access_token(omit=[name])):
             assert await refusal(issuer.verifier(), token) is Reason.INCOMPLETE
 
@@ -241,7 +241,7 @@ def test_settings_that_would_accept_too_much(issuer: LocalIssuer, name: str, val
         ({"token_url": "https://a.example/session-to-jwt"}, "https://a.example/session-to-jwt"),
     ],
 )
-async def test_who_sends_a_session_token_is_told_where_to_go(
+async def test_the_error_for_a_session_token_names_the_token_url(
     issuer: LocalIssuer, options: dict[str, Any], url: str
 ) -> None:
     session = "abcDEF0123456789abcDEF0123456789." + "A" * 43 + "="
@@ -250,10 +250,17 @@ async def test_who_sends_a_session_token_is_told_where_to_go(
     assert error.value.reason is Reason.OPAQUE_SESSION
 
 
-async def test_nothing_is_hashed_that_is_too_long(issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_token_that_is_too_long_is_not_hashed(issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
     verifier = issuer.verifier()
     monkeypatch.setattr(verifier_module, "sha256", None)
     assert await refusal(verifier, "a" * (32 * 1024 + 1)) is Reason.TOO_LONG
+
+
+async def test_seconds_left_include_the_leeway(issuer: LocalIssuer, time: Time) -> None:
+    verifier = issuer.verifier(leeway=5)
+    principal = await verifier.verify(issuer.token(expires_in=100))
+    await time.advance(40)
+    assert verifier.seconds_left(principal) == 65
 
 
 async def test_max_lifetime_and_leeway_are_settings(issuer: LocalIssuer) -> None:
@@ -272,7 +279,7 @@ class Outcomes(Observer):
         self.seen.append(outcome)
 
 
-async def test_a_token_that_expires_while_its_key_is_awaited(endpoint: Endpoint, time: Time) -> None:
+async def test_a_token_that_expires_while_waiting_for_its_key(endpoint: Endpoint, time: Time) -> None:
     async with remote_keys(endpoint, time) as keys:
         verifier = endpoint.issuer.verifier(keys, monotonic=time.monotonic)
         endpoint.issuer.rotate()
@@ -286,7 +293,7 @@ async def test_a_token_that_expires_while_its_key_is_awaited(endpoint: Endpoint,
         assert refusal.value.reason is Reason.EXPIRED
 
 
-def test_what_was_taken_apart_does_not_show_itself(issuer: LocalIssuer) -> None:
+def test_the_repr_of_a_parsed_jws_contains_no_part_of_it(issuer: LocalIssuer) -> None:
     token = issuer.token()
     shown = repr(parse_jws(token))
     assert not any(part in shown for part in token.split("."))
@@ -300,13 +307,13 @@ class TestCache:
         outcomes = Outcomes()
         return issuer.verifier(keys, monotonic=time.monotonic, observer=outcomes), outcomes.seen
 
-    async def test_a_hit_is_the_same_principal(self, issuer: LocalIssuer, time: Time) -> None:
+    async def test_a_cached_token_returns_the_same_principal(self, issuer: LocalIssuer, time: Time) -> None:
         verifier, seen = self.verifier(issuer, time)
         token = issuer.token()
         assert await verifier.verify(token) is await verifier.verify(token)
         assert seen == ["verified", "hit"]
 
-    async def test_it_can_be_asked_what_it_remembers(self, issuer: LocalIssuer, time: Time) -> None:
+    async def test_remembers_reports_cached_tokens(self, issuer: LocalIssuer, time: Time) -> None:
         verifier, seen = self.verifier(issuer, time)
         token = issuer.token(expires_in=100)
         assert not verifier.remembers(token)
@@ -319,7 +326,7 @@ class TestCache:
         assert not verifier.remembers(token)
         assert seen == ["verified"]
 
-    async def test_failures_are_not_remembered(self, issuer: LocalIssuer, time: Time) -> None:
+    async def test_failures_are_not_cached(self, issuer: LocalIssuer, time: Time) -> None:
         verifier, seen = self.verifier(issuer, time)
         token = issuer.token(exp=NOW - 10, iat=NOW - 60)
         for _ in range(2):
@@ -329,7 +336,7 @@ class TestCache:
         await verifier.verify(token)
         assert seen == ["expired", "expired", "verified"]
 
-    async def test_a_hit_does_not_survive_exp(self, issuer: LocalIssuer, time: Time) -> None:
+    async def test_a_cached_token_expires(self, issuer: LocalIssuer, time: Time) -> None:
         verifier, seen = self.verifier(issuer, time)
         token = issuer.token(expires_in=100)
         await verifier.verify(token)
@@ -339,7 +346,7 @@ class TestCache:
         assert await refusal(verifier, token) is Reason.EXPIRED
         assert seen == ["verified", "hit", "expired"]
 
-    async def test_a_hit_does_not_survive_five_minutes(self, issuer: LocalIssuer, time: Time) -> None:
+    async def test_a_cached_token_is_verified_again_after_five_minutes(self, issuer: LocalIssuer, time: Time) -> None:
         verifier, seen = self.verifier(issuer, time)
         token = issuer.token()
         await verifier.verify(token)
@@ -361,12 +368,10 @@ class TestCache:
         token = issuer.token(expires_in=100)
         await verifier.verify(token)
         time.wall -= 3600
-        assert await refusal(verifier, token) is Reason.NOT_YET_VALID, "as if it were judged for the first time"
+        assert await refusal(verifier, token) is Reason.NOT_YET_VALID, "as in a first verification"
 
-    async def test_a_token_outlived_by_the_monotonic_clock_is_judged_again(
-        self, issuer: LocalIssuer, time: Time
-    ) -> None:
-        """The wall clock set back 50 s makes a token look alive 50 s longer; its memory does not believe it."""
+    async def test_a_cached_token_also_expires_by_the_monotonic_clock(self, issuer: LocalIssuer, time: Time) -> None:
+        """The wall clock is set back by 50 s, so the token seems valid for 50 s longer; the cache entry is not."""
         verifier, seen = self.verifier(issuer, time)
         token = issuer.token(iat=NOW - 100, exp=NOW + 100)
         await verifier.verify(token)
@@ -375,7 +380,7 @@ class TestCache:
         await verifier.verify(token)
         assert seen == ["verified", "verified"]
 
-    async def test_a_hit_does_not_survive_its_key(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_a_cached_token_is_refused_when_its_key_is_removed(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             verifier, seen = self.verifier(endpoint.issuer, time, keys)
             token = endpoint.issuer.token()
@@ -383,12 +388,12 @@ class TestCache:
             endpoint.issuer.rotate()
             await time.advance(61)
             await verifier.verify(token)
-            assert seen == ["verified", "hit"], "a set that has it still has it"
+            assert seen == ["verified", "hit"], "the new set still contains the key"
             endpoint.issuer.keys = endpoint.issuer.keys[1:]
             await time.advance(61)
             assert await refusal(verifier, token) is Reason.UNKNOWN_KEY
 
-    async def test_a_hit_does_not_survive_another_key_under_its_kid(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_a_cached_token_is_refused_when_its_kid_has_another_key(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             verifier, _ = self.verifier(endpoint.issuer, time, keys)
             token = endpoint.issuer.token()
@@ -397,7 +402,7 @@ class TestCache:
             await time.advance(61)
             assert await refusal(verifier, token) is Reason.BAD_SIGNATURE
 
-    async def test_a_hit_goes_by_every_byte(self, time: Time) -> None:
+    async def test_the_cache_compares_every_byte(self, time: Time) -> None:
         issuer = LocalIssuer(clock=time.clock, alg="ES256")
         verifier, seen = self.verifier(issuer, time)
         first, second = issuer.token(), issuer.token()
@@ -407,8 +412,8 @@ class TestCache:
         assert await refusal(verifier, first[:-8] + "AAAAAAAA") is Reason.BAD_SIGNATURE
         assert seen == ["verified", "verified", "bad_signature"]
 
-    async def test_its_memory_is_bounded(self, time: Time) -> None:
-        """A million tokens differ from these only in number; long ones count for several."""
+    async def test_the_size_of_the_cache_is_bounded(self, time: Time) -> None:
+        """Large tokens count as several entries."""
         assert verifier_module.CACHE_ENTRIES == 4096
         issuer = LocalIssuer(clock=time.clock)
         verifier, _ = self.verifier(issuer, time)
@@ -422,7 +427,7 @@ class TestCache:
             await verifier.verify(issuer.token(f"w{n}", x=[{}] * 850))
         assert len(verifier._cache) * 850 < 4096 * 17
 
-    async def test_the_one_used_longest_ago_goes_first(
+    async def test_the_least_recently_used_token_is_evicted(
         self, issuer: LocalIssuer, time: Time, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(verifier_module, "CACHE_ENTRIES", 2)
@@ -433,7 +438,7 @@ class TestCache:
         assert seen == ["verified", "verified", "hit", "verified", "hit", "verified"]
 
 
-async def test_no_token_and_no_claim_in_texts_and_logs(
+async def test_errors_and_logs_contain_no_token_and_no_claim(
     endpoint: Endpoint, time: Time, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -464,7 +469,7 @@ async def test_no_token_and_no_claim_in_texts_and_logs(
         assert not any(secret in text for secret in secrets)
 
 
-async def test_without_keys_it_says_so(endpoint: Endpoint, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_keys_unavailable(endpoint: Endpoint, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.auth.remote_keys.WAIT_TIMEOUT", 0.01)
     endpoint.fails()
     async with remote_keys(endpoint, time) as keys:
@@ -478,8 +483,8 @@ async def test_without_keys_it_says_so(endpoint: Endpoint, time: Time, monkeypat
         assert outcomes.seen == ["keys_unavailable", "malformed"]
 
 
-async def test_a_jws_of_ones_own_kind(endpoint: Endpoint, time: Time) -> None:
-    """What receives security events does: take apart, look, verify."""
+async def test_a_jws_of_another_type(endpoint: Endpoint, time: Time) -> None:
+    """Security events are parsed, checked and verified this way."""
     issuer = endpoint.issuer
     async with remote_keys(endpoint, time) as keys:
         jws = parse_jws(issuer.sign({"alg": "EdDSA", "typ": "secevent+jwt", "kid": issuer.key.kid}, b"{}"))
