@@ -1,4 +1,4 @@
-"""A key set endpoint on a real socket that misbehaves in the ways of real endpoints."""
+"""HTTP servers on a loopback socket that respond in scripted ways, most of them broken."""
 
 import asyncio
 import gzip
@@ -13,7 +13,7 @@ Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def serving(script: Script) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """Answer each connection by `script`, once its request has been read; gives the URL and the requests."""
+    """Run `script` for each connection after its request was read; yields the URL and the list of requests."""
     requests: list[bytes] = []
     answering: set[asyncio.Task[None]] = set()
 
@@ -24,7 +24,7 @@ async def serving(script: Script) -> AsyncIterator[tuple[str, list[bytes]]]:
         try:
             requests.append(await reader.readuntil(b"\r\n\r\n"))
             await script(writer)
-        except (ConnectionError, EOFError, asyncio.CancelledError):  # EOFError: somebody connected, and no more
+        except (ConnectionError, EOFError, asyncio.CancelledError):  # EOFError: the client sent no request
             pass
         finally:
             writer.close()
@@ -42,7 +42,7 @@ async def serving(script: Script) -> AsyncIterator[tuple[str, list[bytes]]]:
 
 
 def says(status: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Script:
-    """An ordinary answer; `headers` may lie about its length."""
+    """Send a complete response; `headers` may contain a wrong Content-Length."""
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(_head(status, {"Content-Length": str(len(body)), **(headers or {})}) + body)
@@ -56,12 +56,12 @@ def says_json(value: Any) -> Script:
 
 
 async def hangs(_: asyncio.StreamWriter) -> None:
-    """Takes the request, and never answers."""
+    """Never respond."""
     await asyncio.Event().wait()
 
 
 async def drips(writer: asyncio.StreamWriter) -> None:
-    """Sends its headers at once and its body byte by byte, each in time for any timeout between two reads."""
+    """Send the body byte by byte, so that no timeout between two reads expires."""
     writer.write(_head("200 OK", {"Content-Length": "1000000"}))
     while True:
         writer.write(b" ")
@@ -70,7 +70,7 @@ async def drips(writer: asyncio.StreamWriter) -> None:
 
 
 async def floods(writer: asyncio.StreamWriter) -> None:
-    """Sends 50 MB, without saying so first."""
+    """Send 50 MB without a Content-Length."""
     writer.write(_head("200 OK", {"Transfer-Encoding": "chunked"}))
     chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
     for _ in range(800):
@@ -80,18 +80,18 @@ async def floods(writer: asyncio.StreamWriter) -> None:
 
 
 async def crumbles(writer: asyncio.StreamWriter) -> None:
-    """Sends 100 kB in chunks of one byte, all at once."""
+    """Send 100 kB in chunks of one byte, all at once."""
     writer.write(_head("200 OK", {"Transfer-Encoding": "chunked"}) + b"1\r\n \r\n" * 100_000 + b"0\r\n\r\n")
     await writer.drain()
 
 
 async def bombs(writer: asyncio.StreamWriter) -> None:
-    """Sends 50 kB that would inflate to 50 MB, though nothing but identity was accepted."""
+    """Send 50 kB that decompress to 50 MB, although only identity is accepted."""
     await says("200 OK", BOMB, {"Content-Encoding": "gzip"})(writer)
 
 
 async def hangs_up(writer: asyncio.StreamWriter) -> None:
-    """Closes the connection in the middle of the body."""
+    """Close the connection in the middle of the body."""
     await says("200 OK", b'{"keys": [', {"Content-Length": "1000"})(writer)
 
 

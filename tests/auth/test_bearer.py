@@ -1,4 +1,4 @@
-"""A bare FastAPI app that lifts the package answers every case with the right status, challenge and code."""
+"""A minimal FastAPI app with this package responds with the right status, challenge and code."""
 
 import asyncio
 import inspect
@@ -45,7 +45,7 @@ class Note(BaseModel):
 
 
 class Calls(list[str]):
-    """What an app has done, in order."""
+    """The calls of an app in order."""
 
 
 async def dependency(request: Request) -> None:
@@ -53,7 +53,7 @@ async def dependency(request: Request) -> None:
 
 
 class SuspendingRoute(BearerRoute):
-    """What an app builds on top: it looks the person up before anything else happens."""
+    """A route class of an app that adds a check before the body is read."""
 
     async def judge(self, request: Request) -> None:
         await super().judge(request)
@@ -113,7 +113,7 @@ def bare_app() -> FastAPI:
 
 @asynccontextmanager
 async def serving(app: FastAPI, bearer: Bearer | None) -> AsyncIterator[httpx.AsyncClient]:
-    """The app behind a client. All requests share one state, which a careful server would copy."""
+    """A client of the app. All requests share one state, as with some servers."""
     state = {} if bearer is None else {"bearer": bearer}
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,7 +147,7 @@ class TestHeader:
         assert (response.status_code, response.json()) == (200, "user1")
         assert "www-authenticate" not in response.headers
 
-    def test_whitespace_around_the_value_is_no_part_of_it(self) -> None:
+    def test_whitespace_around_the_value_is_ignored(self) -> None:
         assert (
             read_token(HTTPConnection({"type": "http", "headers": [(b"authorization", b" Bearer a.b.c \t")]}))
             == "a.b.c"
@@ -212,13 +212,13 @@ class TestHeader:
         assert challenge.endswith(CHALLENGE)
 
     @pytest.mark.parametrize("token", ["a", "a.b.c", "-._~+/", "abc==", "a" * 60_000])
-    async def test_any_b64token_is_judged(self, http: httpx.AsyncClient, token: str) -> None:
+    async def test_any_b64token_is_verified(self, http: httpx.AsyncClient, token: str) -> None:
         response = await http.get("/plain", headers=bearing(token))
         assert response.status_code == 401
         assert 'error="invalid_token"' in response.headers["www-authenticate"]
 
-    async def test_nowhere_else(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
-        """RFC 6750, 2.2 and 2.3: not in a form, not in the query."""
+    async def test_tokens_in_forms_and_queries_are_ignored(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
+        """RFC 6750, 2.2 and 2.3, are not supported."""
         token = issuer.token()
         assert (await http.get("/plain", params={"access_token": token})).status_code == 401
         assert (await http.post("/v1/notes", data={"access_token": token})).status_code == 401
@@ -226,7 +226,7 @@ class TestHeader:
 
 class TestChallenges:
     @pytest.mark.parametrize("reason", list(Reason))
-    def test_each_reason_can_stand_in_a_header(self, reason: Reason, issuer: LocalIssuer) -> None:
+    def test_each_reason_is_valid_in_a_header(self, reason: Reason, issuer: LocalIssuer) -> None:
         refusal = Bearer(issuer.verifier()).refusal(InvalidToken(reason))
         assert (refusal.status_code, refusal.code, refusal.detail) == (401, "invalid_token", reason.value)
         assert refusal.headers == {
@@ -234,7 +234,7 @@ class TestChallenges:
         }
         assert re.fullmatch(r"[\x20-\x21\x23-\x5B\x5D-\x7E]+", reason.value)
 
-    def test_what_cannot_stand_there_is_replaced(self, issuer: LocalIssuer) -> None:
+    def test_characters_that_are_invalid_in_a_header_are_replaced(self, issuer: LocalIssuer) -> None:
         refusal = Bearer(issuer.verifier()).refusal(InvalidToken(Reason.EXPIRED, 'a"b\\c\r\nX-Evil: é\x7f'))
         assert refusal.headers
         assert refusal.headers["WWW-Authenticate"].endswith('error_description="a?b?c??X-Evil: ??"')
@@ -254,7 +254,7 @@ class TestChallenges:
         assert response.status_code == 401
         assert "exchange it at http://localhost:3000/api/auth/token" in response.headers["www-authenticate"]
 
-    async def test_scopes_that_are_missing(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
+    async def test_missing_scopes(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
         for scope, missing in {
             "": "notes:read notes:write",
             "notes:read": "notes:write",
@@ -269,7 +269,7 @@ class TestChallenges:
         token = issuer.access_token(scope="notes:write notes:read extra")
         assert (await http.get("/v1/notes/scopes", headers=bearing(token))).status_code == 200
 
-    async def test_a_token_of_the_person_needs_no_scope(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
+    async def test_a_session_jwt_needs_no_scope(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
         assert (await http.get("/v1/notes/scopes", headers=bearing(issuer.token()))).status_code == 200
 
     async def test_keys_unavailable(self, app: FastAPI, endpoint: Endpoint, time: Time) -> None:
@@ -292,7 +292,7 @@ class TestChallenges:
         assert (refusal.status_code, refusal.code, refusal.headers) == (503, "keys_unavailable", {"Retry-After": "2"})
 
     @pytest.mark.parametrize("url", ['https://a/"', "https://a/\\", "https://a/ b", "https://a/\r\n", "https://é/"])
-    def test_metadata_that_cannot_stand_in_a_header(self, issuer: LocalIssuer, url: str) -> None:
+    def test_a_metadata_url_that_is_invalid_in_a_header(self, issuer: LocalIssuer, url: str) -> None:
         with pytest.raises(ValueError, match="resource_metadata"):
             Bearer(issuer.verifier(), resource_metadata=url)
 
@@ -301,12 +301,12 @@ class TestChallenges:
             assert (await http.get("/plain")).headers["www-authenticate"] == "Bearer"
 
     @pytest.mark.parametrize("scope", ["", "a b", 'a"', "a\\", "é", "a\n"])
-    def test_scopes_that_cannot_be(self, scope: str) -> None:
+    def test_invalid_scopes(self, scope: str) -> None:
         with pytest.raises(ValueError, match="RFC 6749"):
             requires_scope(scope)
 
     async def test_codes_are_stable(self, app: FastAPI, issuer: LocalIssuer) -> None:
-        """An app that renders problem details needs no more than this."""
+        """An exception handler can render problem details from the code."""
 
         @app.exception_handler(Refusal)
         async def _(_: Request, refusal: Refusal) -> JSONResponse:
@@ -357,7 +357,7 @@ class TestRoutes:
         assert received == []
         assert app.state.calls == []
 
-    async def test_let_in(self, app: FastAPI, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
+    async def test_accepted(self, app: FastAPI, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
         response = await http.post("/v1/notes", headers=bearing(issuer.token("ada")), json={"text": "hello"})
         assert (response.status_code, response.json()) == (200, "ada: hello")
         assert app.state.calls == ["dependency"]
@@ -373,13 +373,13 @@ class TestRoutes:
     async def test_the_principal_is_in_the_state(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
         assert (await http.get("/v1/notes/raw", headers=bearing(issuer.token("ada")))).json() == "ada"
 
-    async def test_an_app_looks_further(self, app: FastAPI, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
+    async def test_an_app_adds_a_check(self, app: FastAPI, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
         response = await http.post("/v1/notes", headers=bearing(issuer.token("suspended")), content="{not JSON")
         assert (response.status_code, response.json()) == (403, {"detail": "The account is suspended."})
         assert "www-authenticate" not in response.headers
         assert app.state.calls == []
 
-    async def test_a_request_is_judged_once(self, app: FastAPI, issuer: LocalIssuer) -> None:
+    async def test_a_request_is_verified_once(self, app: FastAPI, issuer: LocalIssuer) -> None:
         judged: list[str] = []
         verifier = issuer.verifier()
 
@@ -393,10 +393,10 @@ class TestRoutes:
             assert (await http.get("/twice", headers=bearing(issuer.token()))).json() is True
         assert judged == ["/v1/notes", "/twice"]
 
-    async def test_nobody_inherits_the_principal_of_another_request(
+    async def test_a_principal_is_not_shared_with_another_request(
         self, http: httpx.AsyncClient, issuer: LocalIssuer
     ) -> None:
-        """The state of `serving` is shared by all requests; who is calling must not be."""
+        """All requests share the state of `serving`, but not the principal."""
         assert (await http.get("/plain", headers=bearing(issuer.token("ada")))).status_code == 200
         assert (await http.get("/plain")).status_code == 401
         assert (await http.get("/plain", headers=bearing(issuer.token("bob")))).json() == "bob"
@@ -406,7 +406,7 @@ class TestRoutes:
         assert [answer.json() for answer in answers[:-1]] == [f"u{n}" for n in range(50)]
         assert answers[-1].status_code == 401
 
-    async def test_an_app_without_a_bearer_says_what_is_missing(self, app: FastAPI) -> None:
+    async def test_an_app_without_a_bearer_raises_a_clear_error(self, app: FastAPI) -> None:
         async with serving(app, None) as http:
             with pytest.raises(RuntimeError, match="lifespan"):
                 await http.get("/plain")
@@ -437,7 +437,7 @@ class TestRoutes:
         assert messages[1]["text"] == "ada"
         assert (await connect())[0]["status"] == 401
 
-    async def test_judge_by_hand(self, issuer: LocalIssuer) -> None:
+    async def test_judge_without_a_route(self, issuer: LocalIssuer) -> None:
         scope = {
             "type": "http",
             "headers": [(b"authorization", f"Bearer {issuer.token()}".encode())],
@@ -446,7 +446,7 @@ class TestRoutes:
         assert await judge(HTTPConnection(scope)) is scope["state"]["principal"]  # type: ignore[index]  # a plain dict
 
 
-class TestWhoIsCalling:
+class TestPrincipals:
     @pytest.mark.parametrize(
         ("make", "status"),
         [
@@ -501,6 +501,6 @@ def test_openapi_declares_one_scheme(app: FastAPI) -> None:
 
 
 def test_all_checks_are_coroutines() -> None:
-    """A sync dependency would cost a thread, 200 us, for each request."""
+    """A sync dependency would cost a thread switch (200 us) per request."""
     assert inspect.iscoroutinefunction(Requirement.__call__)
     assert inspect.iscoroutinefunction(BearerRoute.judge)

@@ -1,4 +1,4 @@
-"""What Better Auth's plugins say about a person reaches the principal, and nothing hostile does."""
+"""A principal contains the claims of Better Auth and its plugins; malformed claims are ignored."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ def read(*, is_access_token: bool = False, **claims: Any) -> Principal:
     return Principal.from_claims({**BASE, **claims}, is_access_token=is_access_token)
 
 
-def test_the_least() -> None:
+def test_required_claims_only() -> None:
     principal = read()
     assert (principal.subject, principal.issuer) == ("user1", "https://auth.example.com")
     assert (principal.issued_at, principal.expires_at) == (1_000.0, 1_900.5)
@@ -155,7 +155,7 @@ def test_machines(claims: dict[str, Any], machine: bool) -> None:
     assert read(**claims).is_machine is machine
 
 
-def test_what_other_plugins_add() -> None:
+def test_claims_of_other_plugins() -> None:
     principal = read(isAnonymous=True, impersonatedBy="admin1", sid="session1")
     assert principal.is_anonymous
     assert (principal.impersonated_by, principal.session_id) == ("admin1", "session1")
@@ -164,7 +164,7 @@ def test_what_other_plugins_add() -> None:
     assert (principal.impersonated_by, principal.session_id) == (None, None)
 
 
-def test_unstorable_texts_go_with_their_claim() -> None:
+def test_claims_with_unstorable_text_are_removed() -> None:
     kept = {"name": "Zoë 🦊", "list": [1, "two", {"three": None}], "n": 5, "no": None}
     gone = {
         "nul": "a\0b",
@@ -184,7 +184,7 @@ def test_an_unstorable_text_takes_nothing_off_a_token_that_a_claim_puts_on_it() 
     assert Principal.from_claims(claims, is_access_token=False).roles == ()
 
 
-def test_a_principal_can_be_copied_and_sent_to_another_process() -> None:
+def test_a_principal_can_be_copied_and_pickled() -> None:
     claims = {"sub": "u", "iss": "i", "iat": 1, "exp": 2, "role": "admin", "deep": {"list": [1, {"a": None}]}}
     others: tuple[dict[str, Any], ...] = ({"key": None, "scope": "a:b"}, {"role": ["a"]}, {"role": 5})
     for is_access_token, more in (True, {}), (False, {}), *((False, other) for other in others):
@@ -197,7 +197,7 @@ def test_a_principal_can_be_copied_and_sent_to_another_process() -> None:
     assert (twin.reason, str(twin)) == (error.reason, str(error))
 
 
-def test_a_principal_cannot_be_changed() -> None:
+def test_a_principal_is_immutable() -> None:
     principal = read(nested={"list": [1, {"a": 1}]}, aud=["one", "two"], name="Ada")
     assert principal.claims["aud"] == ("one", "two")
     assert principal.claims["nested"]["list"][1]["a"] == 1
@@ -210,7 +210,7 @@ def test_a_principal_cannot_be_changed() -> None:
             mapping["a"] = 2
 
 
-def test_principals_compare_hash_and_keep_their_claims_to_themselves() -> None:
+def test_equality_hash_and_repr_of_principals() -> None:
     principal = read(email="ada@example.com", name="Ada", secret="s3cret")
     assert principal == read(email="ada@example.com", name="Ada", secret="s3cret")
     assert principal != read(email="other@example.com")

@@ -1,4 +1,4 @@
-"""Over a real socket, no endpoint can redirect, stall, inflate or flood the fetch of the key set."""
+"""The fetch of the key set enforces its limits on time, size, redirects and compression over a real socket."""
 
 import time
 import tracemalloc
@@ -14,7 +14,7 @@ from tests.auth.loopback import Script, bombs, crumbles, drips, floods, hangs, h
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_module, "TOTAL_TIMEOUT", 0.2)
 
 
@@ -23,12 +23,12 @@ async def fetched(url: str) -> fetch_module.Fetched:
         return await fetch(client, httpx.URL(url), time.time)
 
 
-def test_the_figures() -> None:
+def test_the_documented_constants() -> None:
     assert fetch_module.MAX_BODY == 256 * 1024
     assert (fetch_module.CONNECT_TIMEOUT, fetch_module.TOTAL_TIMEOUT, fetch_module.MAX_RETRY_AFTER) == (1, 5, 60)
 
 
-async def test_asks_for_json_and_nothing_compressed() -> None:
+async def test_requests_json_without_compression() -> None:
     async with serving(says_json({"keys": []})) as (url, requests):
         assert (await fetched(url)).body == b'{"keys": []}'
         head = requests[0].decode().lower()
@@ -37,21 +37,21 @@ async def test_asks_for_json_and_nothing_compressed() -> None:
         assert "authorization" not in head
 
 
-async def test_brings_nothing_back_that_an_endpoint_left_here() -> None:
-    """Cookies would add up until the endpoint refuses them, and tie a client to one of several servers."""
+async def test_cookies_are_not_sent_back() -> None:
+    """Cookies would accumulate until the endpoint rejects them, and tie the client to one of several servers."""
     async with serving(says("200 OK", b"{}", {"Set-Cookie": "a=b"})) as (url, requests), new_client() as client:
         for _ in range(2):
             await fetch(client, httpx.URL(url), time.time)
     assert [b"cookie" in request.lower() for request in requests] == [False, False]
 
 
-async def test_an_empty_coding_is_none() -> None:
+async def test_an_empty_content_encoding_is_identity() -> None:
     for coding in "", "identity,", "Identity":
         async with serving(says("200 OK", b"{}", {"Content-Encoding": coding})) as (url, _):
             assert (await fetched(url)).body == b"{}"
 
 
-async def test_a_body_in_a_hundred_thousand_pieces_is_left() -> None:
+async def test_a_body_in_a_hundred_thousand_chunks_is_refused() -> None:
     async with serving(crumbles) as (url, _):
         with pytest.raises(FetchFailed, match="more than 1024 chunks"):
             await fetched(url)
@@ -70,7 +70,7 @@ async def test_a_body_in_a_hundred_thousand_pieces_is_left() -> None:
         (says("not HTTP"), "RemoteProtocolError"),
     ],
 )
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_timeout")
 async def test_a_misbehaving_endpoint(script: Script, error: str) -> None:
     async with serving(script) as (url, requests):
         tracemalloc.start()
@@ -81,12 +81,12 @@ async def test_a_misbehaving_endpoint(script: Script, error: str) -> None:
         finally:
             tracemalloc.stop()
         assert str(failure.value) == error
-        assert len(requests) == 1, "nothing was followed or repeated"
-        assert peak < 10_000_000, "nothing was inflated or piled up"
+        assert len(requests) == 1, "no redirect was followed and no request repeated"
+        assert peak < 10_000_000, "the body was neither decompressed nor buffered"
 
 
-def test_a_date_without_a_zone_is_utc_wherever_this_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RFC 5322, 3.3: -0000 says that the local zone is unknown, and HTTP knows no other than GMT."""
+def test_a_date_without_a_zone_is_utc_in_any_local_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 5322, 3.3: -0000 means an unknown local zone; HTTP dates are always GMT."""
     headers = httpx.Headers({"Retry-After": "Fri, 15 Jan 2027 08:00:30 -0000"})
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
@@ -97,14 +97,14 @@ def test_a_date_without_a_zone_is_utc_wherever_this_runs(monkeypatch: pytest.Mon
         time.tzset()
 
 
-async def test_nobody_there() -> None:
+async def test_a_refused_connection() -> None:
     async with serving(hangs) as (url, _):
         pass
     with pytest.raises(FetchFailed, match="cannot connect"):
         await fetched(url)
 
 
-async def test_a_client_of_ones_own_may_follow_redirects_but_not_here(issuer: LocalIssuer) -> None:
+async def test_redirects_are_not_followed_by_a_client_that_follows_them(issuer: LocalIssuer) -> None:
     async with (
         serving(says_json(issuer.jwks)) as (elsewhere, requests),
         serving(says("302 Found", headers={"Location": elsewhere})) as (url, _),

@@ -1,4 +1,4 @@
-"""Of what an issuer publishes only sound public keys are used, each for one algorithm."""
+"""Only secure public keys are used, each for one algorithm; all other keys of a set are skipped."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ def okp(x: bytes, **members: Any) -> dict[str, Any]:
 
 
 def roca(bits: int = 2048) -> int:
-    """A modulus with the fingerprint of CVE-2017-15361: a power of 65537 modulo the product of the first primes."""
+    """A modulus with the property of CVE-2017-15361: a power of 65537 modulo the product of the first primes."""
     primes = [n for n in range(2, 168) if all(n % d for d in range(2, n))]
     product = 1
     for prime in primes:
@@ -56,12 +56,12 @@ def test_keys_as_better_auth_publishes_them(jwks: Jwks, alg: str) -> None:
         ("RS256", "PS256", "PS256"),
     ],
 )
-def test_the_key_names_the_algorithm_or_its_type_does(jwks: Jwks, alg: str, named: str | None, bound_to: str) -> None:
+def test_the_algorithm_comes_from_alg_or_the_key_type(jwks: Jwks, alg: str, named: str | None, bound_to: str) -> None:
     jwk = {name: value for name, value in jwks[alg].items() if name != "alg"} | ({"alg": named} if named else {})
     assert read_key(jwk).algorithm == bound_to
 
 
-def test_thumbprints_are_those_of_the_standards() -> None:
+def test_thumbprints_of_the_examples_in_the_standards() -> None:
     """RFC 7638, 3.1 (RSA) and RFC 8037, A.3 (Ed25519)."""
     ed25519 = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "k"}
     assert read_key(ed25519).thumbprint == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
@@ -195,22 +195,22 @@ def test_an_unusable_key_is_skipped_and_the_rest_lives(jwks: Jwks, alg: str, cha
         with_(kid="~" * 256),
     ],
 )
-def test_what_does_not_matter(jwks: Jwks, change: Change) -> None:
+def test_ignored_members(jwks: Jwks, change: Change) -> None:
     assert read_key(change(jwks["EdDSA"])).algorithm == "EdDSA"
 
 
 @pytest.mark.parametrize("bits", [2048, 8192])
 def test_moduli_at_the_bounds(bits: int) -> None:
-    modulus = (1 << bits) - 159  # neither sound nor asked whether it is: only its shape counts here
+    modulus = (1 << bits) - 159  # not a secure modulus, but only its size is checked here
     assert read_key({"kty": "RSA", "kid": "k", "n": integer(modulus), "e": "Aw"}).algorithm == "RS256"
 
 
-def test_a_modulus_that_looks_like_roca_but_for_one_prime(jwks: Jwks) -> None:
+def test_a_modulus_that_resembles_roca_except_for_one_prime(jwks: Jwks) -> None:
     other = next(n for n in range(roca() + 2, roca() + 10_000, 2) if n % 11 not in (1, 10))
     assert read_key({**jwks["RS256"], "n": integer(other)}).algorithm == "RS256"
 
 
-def test_leading_zeros_make_no_other_key(jwks: Jwks) -> None:
+def test_leading_zeros_do_not_change_the_key(jwks: Jwks) -> None:
     key = read_key(jwks["RS256"])
     modulus = key.public.public_numbers().n  # type: ignore[union-attr]  # an RSA key
     assert read_key({**jwks["RS256"], "n": encode_base64url(b"\0" + modulus.to_bytes(256))}) == key
@@ -224,7 +224,7 @@ class TestOneKid:
         assert found.skipped == ()
 
     @pytest.mark.parametrize("others", [("ES256",), ("ES256", "EdDSA"), ("EdDSA", "ES256"), ("ES256", "ES512")])
-    def test_two_different_keys_make_it_unusable(self, jwks: Jwks, others: tuple[str, ...]) -> None:
+    def test_two_different_keys_make_the_kid_unusable(self, jwks: Jwks, others: tuple[str, ...]) -> None:
         good = {**jwks["RS256"], "kid": "good"}
         found = KeySet.from_jwks({"keys": [jwks["EdDSA"], *(jwks[alg] for alg in others), good]})
         assert list(found.keys) == ["good"]
@@ -234,7 +234,7 @@ class TestOneKid:
         with pytest.raises(UnusableKeys, match="share this kid"):
             KeySet.from_jwks({"keys": [jwks["RS256"], {**jwks["RS256"], "alg": "PS256"}]})
 
-    def test_a_skipped_key_contests_nothing(self, jwks: Jwks) -> None:
+    def test_a_skipped_key_does_not_conflict(self, jwks: Jwks) -> None:
         found = KeySet.from_jwks({"keys": [{**jwks["RS256"], "use": "enc"}, jwks["EdDSA"]]})
         assert found.keys["k"].algorithm == "EdDSA"
 
@@ -253,17 +253,17 @@ class TestOneKid:
         ({"keys": [{}] * 257}, "more than 256 keys"),
     ],
 )
-def test_what_is_no_key_set(document: object, reason: str) -> None:
+def test_documents_that_are_not_a_key_set(document: object, reason: str) -> None:
     with pytest.raises(UnusableKeys, match=reason):
         KeySet.from_jwks(document)
 
 
-def test_256_keys_are_a_key_set() -> None:
+def test_a_set_may_have_256_keys() -> None:
     jwk = SigningKey.generate("ES256", "k").jwk
     assert len(KeySet.from_jwks({"keys": [{**jwk, "kid": f"k{n}"} for n in range(256)]}).keys) == 256
 
 
-def test_a_set_does_not_change(jwks: Jwks) -> None:
+def test_a_set_is_immutable(jwks: Jwks) -> None:
     found = KeySet.from_jwks({"keys": [jwks["EdDSA"]]})
     with pytest.raises(TypeError):
         found.keys["k"] = found.keys["k"]  # type: ignore[index]  # that it cannot be is the test
@@ -280,7 +280,7 @@ def test_a_key_verifies_its_own_algorithm_only(issuers: dict[str, LocalIssuer], 
         assert not key.verifies(alg, b"message", wrong)
 
 
-def test_ecdsa_signatures_are_raw_and_have_a_twin(issuers: dict[str, LocalIssuer]) -> None:
+def test_ecdsa_signatures_are_raw_and_malleable(issuers: dict[str, LocalIssuer]) -> None:
     """RFC 7518, 3.4: r and s side by side, and (r, n - s) is as valid as (r, s)."""
     n = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     private = issuers["ES256"].key.private

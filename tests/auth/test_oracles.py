@@ -1,7 +1,7 @@
-"""What this package accepts, PyJWT and joserfc accept too; nothing makes it raise what is not its own.
+"""Property-based tests: PyJWT and joserfc accept every token and key that this package accepts.
 
-Three implementations that read the same bytes differently are how tokens are forged. Hypothesis makes the bytes: good
-tokens and key sets with something changed, and well-signed ones with unlikely contents.
+Parsers that read the same bytes differently allow forged tokens. Hypothesis changes valid tokens and key sets and signs
+tokens with unlikely contents. The package may raise only its own exceptions.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ def joserfc_accepts(token: str, issuer: LocalIssuer) -> bytes | None:
     key = joserfc_jwk.import_key(issuer.key.jwk)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it calls the name EdDSA deprecated, which Better Auth signs with
+            warnings.simplefilter("ignore")  # it deprecates the name EdDSA, which Better Auth uses
             return joserfc_jws.deserialize_compact(token, key, registry=REGISTRY).payload
     except (joserfc_errors.JoseError, ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -75,7 +75,7 @@ def ours(token: str, issuer: LocalIssuer) -> bytes | None:
 
 @st.composite
 def changed_tokens(draw: st.DrawFn) -> tuple[LocalIssuer, str]:
-    """A good token, some characters of which were replaced, removed, put in or moved."""
+    """A valid token with characters replaced, removed, inserted or moved."""
     issuer = ISSUERS[draw(st.sampled_from(sorted(ISSUERS)))]
     token = issuer.token(draw(st.sampled_from(["user1", "ü", "a" * 100])))
     for _ in range(draw(st.integers(0, 3))):
@@ -99,7 +99,7 @@ def test_changed_tokens(case: tuple[LocalIssuer, str]) -> None:
         assert payload == pyjwt_accepts(token, issuer) == joserfc_accepts(token, issuer)
 
 
-# What both oracles leave alone when it is well formed, and this package whatever it is.
+# Members that both oracles ignore when they are well formed; this package always ignores them.
 IGNORED = {"jku": "https://evil.example/", "x5u": "https://evil.example/", "x5c": ["AA"], "x5t": "AA"}
 headers = st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "nonce", "other"]), json_values, max_size=2)
 refused = st.dictionaries(st.sampled_from(["cty", "b64", "zip", "crit"]), json_values, max_size=1)
@@ -123,10 +123,10 @@ def test_well_signed_headers(
     event("accepted" if accepted is not None else "refused")
     if accepted is not None:
         assert accepted == payload == joserfc_accepts(token, issuer)
-        if header["alg"] != "Ed25519":  # which PyJWT does not know
+        if header["alg"] != "Ed25519":  # unknown to PyJWT
             assert pyjwt_accepts(token, issuer) == payload
     elif not more and not {"alg", "kid", "typ", "crit"} & set(members):
-        assert not is_strict_json(header), "a header is refused for nothing"
+        assert not is_strict_json(header), "a valid header is refused"
 
 
 def is_strict_json(value: dict[str, Any]) -> bool:
@@ -201,7 +201,7 @@ member_values = json_values | st.sampled_from(NAMES) | numbers
 
 @st.composite
 def changed_keys(draw: st.DrawFn) -> dict[str, Any]:
-    """A good JWK with members changed, added or taken away."""
+    """A valid JWK with members changed, added or removed."""
     jwk = copy.deepcopy(JWKS[draw(st.sampled_from(ALGORITHMS))])
     names = st.sampled_from(["kty", "crv", "x", "y", "n", "e", "d", "k", "alg", "use", "key_ops", "kid", "x5c"])
     for name in draw(st.lists(names, max_size=2)):
@@ -242,7 +242,7 @@ def test_any_document_as_a_key_set(document: Any) -> None:
 
 @examples
 @given(json_values)
-def test_json_is_read_as_pythons_json_reads_it_or_not_at_all(value: Any) -> None:
+def test_json_is_decoded_as_by_python_or_rejected(value: Any) -> None:
     data = json.dumps({"v": value}).encode()
     try:
         read = decode_object(data)
@@ -254,13 +254,13 @@ def test_json_is_read_as_pythons_json_reads_it_or_not_at_all(value: Any) -> None
 
 @examples
 @given(st.binary(max_size=40))
-def test_base64url_has_one_spelling(data: bytes) -> None:
+def test_base64url_round_trip(data: bytes) -> None:
     assert decode_base64url(encode_base64url(data)) == data
 
 
 @examples
 @given(st.text("AQgw_-=+/ \n.é", max_size=9))
-def test_base64url_of_any_text(text: str) -> None:
+def test_any_text_as_base64url(text: str) -> None:
     try:
         data = decode_base64url(text)
     except ValueError:
