@@ -4,13 +4,19 @@ import pytest
 
 from backend.auth import remote_keys
 from backend.auth.testing import ALGORITHMS, LocalIssuer
-from tests.auth.scripted import Endpoint, Time
+from tests.auth.scripted import Endpoint, Jwks, Time
 
 
 @pytest.fixture(scope="session")
 def issuers() -> dict[str, LocalIssuer]:
     """An issuer for each algorithm, created once because RSA keys are slow to generate."""
     return {alg: LocalIssuer(alg=alg) for alg in ALGORITHMS}
+
+
+@pytest.fixture(scope="session")
+def jwks(issuers: dict[str, LocalIssuer]) -> Jwks:
+    """A public JWK with kid `k` for each algorithm."""
+    return {alg: {**issuers[alg].key.jwk, "kid": "k"} for alg in ALGORITHMS}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from backend.auth import InvalidToken, KeysUnavailable, RemoteKeys
 from backend.auth.testing import LocalIssuer
 
 Respond = Callable[[], httpx.Response]
+Jwks = dict[str, dict[str, Any]]
 
 
 class Time:

@@ -7,13 +7,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
-from backend.auth import KeySet, SkippedKey, UnusableKeys
+from backend.auth import KeySet, UnusableKeys
 from backend.auth.encoding import Ambiguous, encode_base64url
 from backend.auth.jwk import read_key
 from backend.auth.testing import ALGORITHMS, LocalIssuer, SigningKey
+from tests.auth.scripted import Jwks
 
 P = 2**255 - 19
-Jwks = dict[str, dict[str, Any]]
 
 
 def integer(value: int) -> str:
@@ -31,11 +31,6 @@ def roca(bits: int = 2048) -> int:
     for prime in primes:
         product *= prime
     return pow(65537, 12345, product) + product * ((1 << (bits - 1)) // product + 3)
-
-
-@pytest.fixture(scope="session")
-def jwks(issuers: dict[str, LocalIssuer]) -> Jwks:
-    return {alg: {**issuers[alg].key.jwk, "kid": "k"} for alg in ALGORITHMS}
 
 
 @pytest.mark.parametrize("alg", ALGORITHMS)
@@ -214,59 +209,6 @@ def test_leading_zeros_do_not_change_the_key(jwks: Jwks) -> None:
     key = read_key(jwks["RS256"])
     modulus = key.public.public_numbers().n  # type: ignore[union-attr]  # an RSA key
     assert read_key({**jwks["RS256"], "n": encode_base64url(b"\0" + modulus.to_bytes(256))}) == key
-
-
-class TestOneKid:
-    def test_the_same_key_twice_is_one_key(self, jwks: Jwks) -> None:
-        again = {**jwks["EdDSA"], "alg": "Ed25519", "use": "sig"}
-        found = KeySet.from_jwks({"keys": [jwks["EdDSA"], again]})
-        assert list(found.keys) == ["k"]
-        assert found.skipped == ()
-
-    @pytest.mark.parametrize("others", [("ES256",), ("ES256", "EdDSA"), ("EdDSA", "ES256"), ("ES256", "ES512")])
-    def test_two_different_keys_make_the_kid_unusable(self, jwks: Jwks, others: tuple[str, ...]) -> None:
-        good = {**jwks["RS256"], "kid": "good"}
-        found = KeySet.from_jwks({"keys": [jwks["EdDSA"], *(jwks[alg] for alg in others), good]})
-        assert list(found.keys) == ["good"]
-        assert found.skipped == (SkippedKey("k", "several keys share this kid"),)
-
-    def test_one_key_for_two_algorithms_is_two_keys(self, jwks: Jwks) -> None:
-        with pytest.raises(UnusableKeys, match="share this kid"):
-            KeySet.from_jwks({"keys": [jwks["RS256"], {**jwks["RS256"], "alg": "PS256"}]})
-
-    def test_a_skipped_key_does_not_conflict(self, jwks: Jwks) -> None:
-        found = KeySet.from_jwks({"keys": [{**jwks["RS256"], "use": "enc"}, jwks["EdDSA"]]})
-        assert found.keys["k"].algorithm == "EdDSA"
-
-
-@pytest.mark.parametrize(
-    ("document", "reason"),
-    [
-        (None, "not a JWK set"),
-        ("keys", "not a JWK set"),
-        ([], "not a JWK set"),
-        ({}, "not a JWK set"),
-        ({"keys": None}, "not a JWK set"),
-        ({"keys": {"0": {}}}, "not a JWK set"),
-        (Ambiguous(keys=[]), "not a JWK set"),
-        ({"keys": []}, "no usable key, 0 skipped"),
-        ({"keys": [{}] * 257}, "more than 256 keys"),
-    ],
-)
-def test_documents_that_are_not_a_key_set(document: object, reason: str) -> None:
-    with pytest.raises(UnusableKeys, match=reason):
-        KeySet.from_jwks(document)
-
-
-def test_a_set_may_have_256_keys() -> None:
-    jwk = SigningKey.generate("ES256", "k").jwk
-    assert len(KeySet.from_jwks({"keys": [{**jwk, "kid": f"k{n}"} for n in range(256)]}).keys) == 256
-
-
-def test_a_set_is_immutable(jwks: Jwks) -> None:
-    found = KeySet.from_jwks({"keys": [jwks["EdDSA"]]})
-    with pytest.raises(TypeError):
-        found.keys["k"] = found.keys["k"]  # type: ignore[index]  # that it cannot be is the test
 
 
 @pytest.mark.parametrize("alg", ALGORITHMS)
