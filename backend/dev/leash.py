@@ -1,8 +1,8 @@
-"""Run one command that cannot outlive whoever started it: when standard input ends, so does the command.
+"""Runs a command that stops when its parent process ends: the end of standard input stops it.
 
-POSIX has no such thing, and Linux's PR_SET_PDEATHSIG follows the thread that forked, not the process, and is lost when
-the user changes. A pipe is closed by the kernel however its holder dies. This file is a program of its own (`arguments`
-gives its command line), runs on a bare interpreter, and imports little, to be small while it waits.
+POSIX has no such feature. Linux's PR_SET_PDEATHSIG follows the thread that forked instead of the process, and is lost
+when the user changes. The kernel closes a pipe however its holder ends. This file runs as a program of its own
+(`arguments` returns its command line) without site-packages, and imports little, to use little memory while it waits.
 """
 
 import os
@@ -24,16 +24,16 @@ def arguments(
     ready: str = "",
     remove: Path | None = None,
 ) -> list[str]:
-    """The command line that runs `command` on a leash; give its process a pipe as standard input and a new session.
+    """The command line that runs `command` under this program; start it with a pipe as stdin and in a new session.
 
-    stop: the signal that asks the command to end; after `grace` seconds its whole process group is killed.
+    stop: the signal that asks the command to end; after `grace` seconds its process group is killed.
     user: (uid, gid) to run the command as.
-    ready: text that the command writes when it serves. With it, standard output gets two lines: the command's process
-        id, and an empty one when that text has passed on its way to standard error.
+    ready: text that the command logs when it is ready. With it, standard output gets two lines: the command's process
+        id, and an empty line when the command has logged that text. Its output goes to standard error.
     remove: a directory to delete when the command has ended.
     """
-    who = "{}:{}".format(*user) if user else ""
-    options = [str(stop.value), str(grace), who, ready, str(remove or "")]
+    account = "{}:{}".format(*user) if user else ""
+    options = [str(stop.value), str(grace), account, ready, str(remove or "")]
     return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), *options, *map(str, command)]
 
 
@@ -45,29 +45,29 @@ def main(stop: str, grace: str, user: str, ready: str, remove: str, *command: st
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(wake)
 
-    words, child_words = os.pipe() if ready else (-1, -1)
+    output, child_output = os.pipe() if ready else (-1, -1)
     pid = os.fork()
     if pid == 0:
-        execute(command, user, child_words)
+        execute(command, user, child_output)
     if ready:
-        os.close(child_words)
-        os.set_blocking(words, False)
+        os.close(child_output)
+        os.set_blocking(output, False)
         os.write(1, b"%d\n" % pid)
 
-    watched = [0, signals] + [words] * bool(ready)
-    awaited, heard = ready.encode(), b""
+    watched = [0, signals] + [output] * bool(ready)
+    awaited, recent = ready.encode(), b""
     deadline: float | None = None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         readable, _, _ = select.select(watched, [], [], left)
-        if words in readable:
-            chunk = os.read(words, 65536)
+        if output in readable:
+            chunk = os.read(output, 65536)
             log(chunk)
             if not chunk:
-                watched.remove(words)
-            elif awaited and awaited in (heard := heard[-len(awaited) :] + chunk):
+                watched.remove(output)
+            elif awaited and awaited in (recent := recent[-len(awaited) :] + chunk):
                 awaited = b""
-                announce()
+                report_ready()
         received = set(os.read(signals, 512)) if signals in readable else set()
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -81,18 +81,18 @@ def main(stop: str, grace: str, user: str, ready: str, remove: str, *command: st
             deadline = time.monotonic() + float(grace)
 
     kill_group(pid)
-    if words in watched:
-        last_words(words)
+    if output in watched:
+        log_rest(output)
     if remove:
-        import shutil  # not needed until now, and not small
+        import shutil  # imported late to save memory while waiting
 
         shutil.rmtree(remove, ignore_errors=True)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
-def execute(command: Sequence[str], user: str, words: int) -> None:
-    """Become the command; in the forked child, so it never returns."""
+def execute(command: Sequence[str], user: str, output: int) -> None:
+    """Replace the forked child by the command; never returns."""
     try:
         os.setpgid(0, 0)
         if user:
@@ -102,10 +102,10 @@ def execute(command: Sequence[str], user: str, words: int) -> None:
             os.setuid(uid)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
-        if words >= 0:
-            os.dup2(words, 1)
-            os.dup2(words, 2)
-        os.execv(command[0], [*command])  # noqa: S606 - no shell is the point
+        if output >= 0:
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+        os.execv(command[0], [*command])  # noqa: S606 - without a shell on purpose
     except OSError as error:
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())
     finally:
@@ -113,18 +113,18 @@ def execute(command: Sequence[str], user: str, words: int) -> None:
 
 
 def log(chunk: bytes) -> None:
-    with suppress(OSError):  # a full disk must not take the command's minder with it
+    with suppress(OSError):  # a full disk must not end this process, which has to stop the command
         os.write(2, chunk)
 
 
-def announce() -> None:
-    with suppress(BrokenPipeError):  # whoever asked is gone; standard input is about to tell
+def report_ready() -> None:
+    with suppress(BrokenPipeError):  # the parent has ended; standard input will end, too
         os.write(1, b"\n")
 
 
-def last_words(words: int) -> None:
-    with suppress(BlockingIOError):  # a process of the command that lives on holds the other end
-        while chunk := os.read(words, 65536):
+def log_rest(output: int) -> None:
+    with suppress(BlockingIOError):  # a process that the command left running holds the other end
+        while chunk := os.read(output, 65536):
             log(chunk)
 
 

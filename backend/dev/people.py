@@ -1,10 +1,9 @@
-"""Better Auth over HTTP as the people of an app use it: sign up, sign in, sign out, and ask for a JWT."""
+"""A client for Better Auth's endpoints: sign up, sign in, sign out, get a JWT."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -12,41 +11,41 @@ import anyio
 import httpx
 
 DEMO_EMAIL = "demo@example.com"
-DEMO_PASSWORD = "a-password-that-everybody-knows"  # noqa: S105 - good on a loopback address alone, see `demo_token`
+DEMO_PASSWORD = "a-password-that-everybody-knows"  # noqa: S105 - used on loopback addresses only, see `demo_token`
 
 
 class Refused(Exception):
-    """The issuer said no."""
+    """The issuer responded with an error."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(f"{status} {code}: {message}")
         self.status = status
         self.code = code
-        """Better Auth's own, such as INVALID_EMAIL_OR_PASSWORD."""
+        """Better Auth's error code, such as INVALID_EMAIL_OR_PASSWORD."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Session:
-    """What a signed-in client holds: a browser the cookies, a mobile app the bearer."""
+    """A signed-in client's credentials: cookies in a browser, a bearer token in a mobile app."""
 
     user_id: str
     bearer: str
-    """Better Auth's signed session token. Opaque: the API wants the JWT that it is exchanged for."""
+    """Better Auth's signed session token. It is opaque; the API accepts only the JWT that it is exchanged for."""
     cookies: Mapping[str, str]
 
     @property
     def authorization(self) -> dict[str, str]:
-        """The header of a client without cookies."""
+        """The request header of a client without cookies."""
         return {"Authorization": f"Bearer {self.bearer}"}
 
     @property
     def cookie(self) -> dict[str, str]:
-        """The header of a browser."""
+        """The request header of a browser."""
         return {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
 
 
 class People:
-    """A client for one issuer, by the address that its endpoints are under; it keeps nobody's session itself.
+    """A client for the issuer whose endpoints are under `base_url`; it stores no session.
 
     `async with People(issuer.base_url) as people: jwt = await people.token(await people.sign_up("a@example.com"))`
     """
@@ -55,7 +54,7 @@ class People:
         parts = urlsplit(base_url)
         self._client = httpx.AsyncClient(
             base_url=base_url,
-            # Better Auth refuses a cookie that comes without the Origin a browser would send.
+            # Better Auth rejects cookies without the Origin header that a browser sends.
             headers={"Origin": f"{parts.scheme}://{parts.netloc}"},
             cookies=no_cookies(),
             trust_env=False,
@@ -65,13 +64,11 @@ class People:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
     async def sign_up(self, email: str, password: str = DEMO_PASSWORD, name: str = "") -> Session:
-        """Make an account and sign in; the name is the local part of the address unless given. Raises Refused."""
+        """Create an account and sign in; `name` defaults to the local part of the address. Raises Refused."""
         name = name or email.partition("@")[0]
         return session_of(await self.request("POST", "/sign-up/email", email=email, password=password, name=name))
 
@@ -80,19 +77,19 @@ class People:
         return session_of(await self.request("POST", "/sign-in/email", email=email, password=password))
 
     async def sign_in_anonymously(self) -> Session:
-        """Begin without an account."""
+        """Start a session without an account (the anonymous plugin)."""
         return session_of(await self.request("POST", "/sign-in/anonymous"))
 
     async def sign_out(self, session: Session) -> None:
-        """End the session at the issuer. JWTs already made from it live on until they expire."""
+        """End the session at the issuer. JWTs that were issued for it stay valid until they expire."""
         await self.request("POST", "/sign-out", session.cookie)
 
     async def token(self, session: Session) -> str:
-        """A fresh JWT by the bearer, as mobile clients get it. Raises Refused when the session has ended."""
+        """Get a new JWT with the bearer token, as mobile clients do. Raises Refused if the session has ended."""
         return await self._token(session.authorization)
 
     async def token_by_cookie(self, session: Session) -> str:
-        """A fresh JWT by the cookies, as browsers get it. Raises Refused when the session has ended."""
+        """Get a new JWT with the cookies, as browsers do. Raises Refused if the session has ended."""
         return await self._token(session.cookie)
 
     async def request(
@@ -103,10 +100,10 @@ class People:
             method, path, headers=credentials or {}, json=body if method == "POST" else None
         )
         if response.is_error:
-            # Better Auth answers some refusals, and a failure of its own, with no body under a JSON content type.
+            # Some of Better Auth's error responses have a JSON content type and an empty body.
             is_json = response.content and response.headers.get("content-type", "").startswith("application/json")
             reason: dict[str, str] = response.json() if is_json else {}
-            raise Refused(response.status_code, reason.get("code", "-"), reason.get("message", "no reason given"))
+            raise Refused(response.status_code, reason.get("code", "-"), reason.get("message", "no message"))
         return response
 
     async def _token(self, credentials: Mapping[str, str]) -> str:
@@ -115,12 +112,12 @@ class People:
 
 
 def no_cookies() -> CookieJar:
-    """A jar that stays empty. Cookies belong to a Session: a kept one would go along with another person's request."""
+    """A cookie jar that stays empty: a stored cookie would be sent with another user's requests."""
     return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def session_of(response: httpx.Response) -> Session:
-    """The session that a sign-in or a sign-up, of whatever kind, has answered with."""
+    """Read the session from the response to a sign-in or sign-up of any kind."""
     pairs = (cookie.split(";", 1)[0].partition("=") for cookie in response.headers.get_list("set-cookie"))
     return Session(
         user_id=response.json()["user"]["id"],
@@ -130,14 +127,14 @@ def session_of(response: httpx.Response) -> Session:
 
 
 def demo_token(base_url: str, email: str = DEMO_EMAIL) -> str:
-    """A JWT of a person of the development issuer, who is signed up first if need be.
+    """Get a JWT for a demo user of the development issuer; creates the user at the first call.
 
-    base_url: where the issuer's endpoints are, on a loopback address: the password is no secret.
-    Raises ValueError for another address, Refused when the email is taken under another password, and
-    httpx.TransportError when nobody answers.
+    base_url: the address of the issuer's endpoints; loopback only, because the password is public.
+    Raises ValueError for another address, Refused if the account has another password, and httpx.TransportError if
+    the issuer does not respond.
     """
     if not _is_loopback(urlsplit(base_url).hostname or ""):
-        raise ValueError("demo people exist on a loopback address alone: their password is no secret")
+        raise ValueError("demo users exist only on a loopback address, because their password is public")
 
     async def get() -> str:
         async with People(base_url) as people:

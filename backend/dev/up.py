@@ -1,4 +1,4 @@
-"""The whole system on one machine: PostgreSQL, Better Auth and the API start together and end together."""
+"""Runs PostgreSQL, Better Auth and the API together on one machine, for development."""
 
 import http.client
 import os
@@ -23,25 +23,26 @@ from backend.dev.web import build
 from backend.settings import Settings
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_LOOK_FOR_CHANGES = 0.5  # seconds
-_ANSWER_WITHIN = 60.0  # seconds
+_RELOAD_INTERVAL = 0.5  # seconds
+_START_TIMEOUT = 60.0  # seconds
 _SECURITY_EVENTS = "/api/v1/security-events"
 
 
 class DevError(Exception):
-    """What keeps the system from starting, in one line."""
+    """The system cannot start. The message gives the reason in one line."""
 
 
 class _Stopped(BaseException):
-    """Somebody asked for the end."""
+    """A signal asked this process to stop."""
 
 
 class _Event(NamedTuple):
-    """A part has ended, with an exit code; or, with none, it answers."""
+    """A component has ended or has become ready."""
 
-    part: str
+    component: str
     process: object
     code: int | None
+    """The exit code; None: the component is ready."""
 
 
 def up(
@@ -53,36 +54,36 @@ def up(
     say: Callable[[str], None],
     web: bool = False,
 ) -> int:
-    """Run everything until somebody stops it. The exit code: 0 when asked to end, 1 when a part ended by itself.
+    """Run all components until a signal stops them. Return the exit code: 0 after a signal, 1 if a component ended.
 
-    port, issuer_port: 0 for any free one.
-    data_dir: kept from one run to the next.
-    settings: with a `database_url` no PostgreSQL starts; with a `better_auth_url` of one's own, no issuer.
-    say: is given each line for the person at the terminal.
-    web: whether the web app is the issuer.
+    port, issuer_port: 0 for any free port.
+    data_dir: kept between runs.
+    settings: if they set `database_url`, no PostgreSQL starts; if they set `better_auth_url`, no issuer.
+    say: prints a line at the terminal.
+    web: run the web app, which contains the issuer.
 
     Raises DevError, EmbeddedPostgresError, IssuerError.
     """
     try:
-        with _signals_stop(), ExitStack() as parts:
+        with _stop_on_signals(), ExitStack() as stack:
             own_issuer = "better_auth_url" in settings.model_fields_set
             if web and own_issuer:
-                raise DevError("BETTER_AUTH_URL is set, and the web app is an issuer of its own: unset it")
-            listener = parts.enter_context(_listen(port, "--port"))
+                raise DevError("BETTER_AUTH_URL is set, but the web app contains its own issuer: unset it")
+            listener = stack.enter_context(_listen(port, "--port"))
             issuer = None if own_issuer else Issuer(data_dir=data_dir / "issuer", web=web)
             if issuer:
                 with _listen(issuer_port, "--issuer-port") as free:
                     issuer.port = free.getsockname()[1]
             if web:
                 build(say)
-            return _run(parts, listener, issuer, data_dir, settings, say)
+            return _run(stack, listener, issuer, data_dir, settings, say)
     except _Stopped:
         say("\nstopped")
         return 0
 
 
 def _run(
-    parts: ExitStack,
+    stack: ExitStack,
     listener: socket.socket,
     issuer: Issuer | None,
     data_dir: Path,
@@ -97,11 +98,11 @@ def _run(
         issuer.api_url = f"http://127.0.0.1:{port}"
         issuer.security_events = f"{issuer.api_url}{_SECURITY_EVENTS}"
         issuer.security_events_audience = settings.security_events_audience or f"{public_url}{_SECURITY_EVENTS}"
-        parts.callback(issuer.close)
-        issuer_starts = parts.enter_context(ThreadPoolExecutor(1)).submit(issuer.start)
+        stack.callback(issuer.close)
+        issuer_starts = stack.enter_context(ThreadPoolExecutor(1)).submit(issuer.start)
     database = settings.database_url
     if not database:
-        postgres = parts.enter_context(EmbeddedPostgres(data_dir / "postgres"))
+        postgres = stack.enter_context(EmbeddedPostgres(data_dir / "postgres"))
         database = environment["DATABASE_URL"] = environment["DATABASE_DIRECT_URL"] = postgres.url
         _watch(events, "PostgreSQL", None, postgres.wait)
     _migrate(environment)
@@ -109,40 +110,40 @@ def _run(
         issuer_starts.result()
         environment["BETTER_AUTH_URL"] = issuer.url
         if issuer.web:
-            # The browser speaks to the API from the app's pages, under whichever name the person opened them.
+            # The user may open the app's pages under either name, and both origins call the API.
             pages = (issuer.url, f"http://127.0.0.1:{issuer.port}")
             environment["CORS_ORIGINS"] = ",".join(dict.fromkeys([*settings.cors_origins, *pages]))
         _watch(events, "the web app" if issuer.web else "the issuer", None, issuer.wait)
 
     api = _Api(listener, environment, events)
-    parts.callback(api.stop)
+    stack.callback(api.stop)
     api.start()
-    seen, answered, reloaded = _sources(), False, False
+    sources, ready, reloaded = _sources(), False, False
     while True:
         try:
-            event = events.get(timeout=_LOOK_FOR_CHANGES)
+            event = events.get(timeout=_RELOAD_INTERVAL)
         except Empty:
-            if (now := _sources()) != seen:
-                say(f"reload: {', '.join(sorted({path for path, _ in now ^ seen}))}")
-                seen, answered, reloaded = now, False, True
+            if (now := _sources()) != sources:
+                say(f"reload: {', '.join(sorted({path for path, _ in now ^ sources}))}")
+                sources, ready, reloaded = now, False, True
                 api.stop()
                 api.start()
             continue
         if event.process not in (None, api.process):
-            continue  # the one that a reload has replaced
+            continue  # from a process that a reload has replaced
         if event.code is None:
             if not reloaded:
                 say(_welcome(port, settings, issuer, database, data_dir))
-            answered = True
-        elif event.process and reloaded and not answered:
-            say("the API does not start: waiting for the next change")
+            ready = True
+        elif event.process and reloaded and not ready:
+            say("the API failed to start; it will restart when a file changes")
         else:
-            say(f"{event.part} ended by itself (exit code {event.code}): everything stops")
+            say(f"{event.component} ended unexpectedly (exit code {event.code}): stopping all components")
             return 1
 
 
 class _Api:
-    """The API's process. It inherits the listening socket, so that a reload lets callers wait and refuses none."""
+    """The API's process. It inherits the listening socket, so that requests during a reload wait and none fails."""
 
     def __init__(self, listener: socket.socket, environment: Mapping[str, str], events: "SimpleQueue[_Event]") -> None:
         self._listener = listener
@@ -152,7 +153,7 @@ class _Api:
 
     def start(self) -> None:
         fd = self._listener.fileno()
-        process = self.process = subprocess.Popen(  # noqa: S603 - our own program and words
+        process = self.process = subprocess.Popen(  # noqa: S603 - fixed program and arguments
             leash.arguments([sys.executable, "-m", "backend.cli", "serve", "--fd", str(fd)], grace=5),
             stdin=subprocess.PIPE,
             env=self._environment,
@@ -160,16 +161,16 @@ class _Api:
             start_new_session=True,
         )
         _watch(self._events, "the API", process, process.wait)
-        _watch(self._events, "the API", process, self._await_answer)
+        _watch(self._events, "the API", process, self._await_ready)
 
     def stop(self) -> None:
-        """Let requests in flight finish, for five seconds at most."""
+        """Stop the process; requests in progress have 5 s to finish."""
         if self.process:
             self.process.communicate()
 
-    def _await_answer(self) -> None:
+    def _await_ready(self) -> None:
         host, port = self._listener.getsockname()
-        connection = http.client.HTTPConnection(host, port, timeout=_ANSWER_WITHIN)
+        connection = http.client.HTTPConnection(host, port, timeout=_START_TIMEOUT)
         try:
             connection.request("GET", "/livez")
             connection.getresponse()
@@ -177,20 +178,20 @@ class _Api:
             connection.close()
 
 
-def _watch(events: "SimpleQueue[_Event]", part: str, process: object, wait: Callable[[], int | None]) -> None:
-    """Tell `events` when `wait` returns: what it waited for has ended with that code, or answers."""
+def _watch(events: "SimpleQueue[_Event]", component: str, process: object, wait: Callable[[], int | None]) -> None:
+    """Put an event into `events` when `wait` returns: an exit code, or None when the component is ready."""
 
     def run() -> None:
-        with suppress(OSError):  # no answer: then the end of the process is told
-            events.put(_Event(part, process, wait()))
+        with suppress(OSError):  # no response; the watcher of the process reports its end
+            events.put(_Event(component, process, wait()))
 
     threading.Thread(target=run, daemon=True).start()
 
 
 def _migrate(environment: Mapping[str, str]) -> None:
-    """In a process of its own, which takes the migrations' weight with it when it ends."""
+    """Run the migrations in a child process, so that their libraries do not stay in this process's memory."""
     command = [sys.executable, "-m", "backend.cli", "migrate"]
-    done = subprocess.run(  # noqa: S603 - our own program and words
+    done = subprocess.run(  # noqa: S603 - fixed program and arguments
         command,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
@@ -199,7 +200,7 @@ def _migrate(environment: Mapping[str, str]) -> None:
         check=False,
     )
     if done.returncode:
-        raise DevError(f"the migrations failed: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+        raise DevError(f"the migrations failed: {(done.stderr.strip() or 'no error output').splitlines()[-1]}")
 
 
 def _listen(port: int, option: str) -> socket.socket:
@@ -210,13 +211,13 @@ def _listen(port: int, option: str) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise DevError(f"port {port} is not free ({error.strerror}): take another with {option}") from error
+        raise DevError(f"port {port} is in use ({error.strerror}): choose another with {option}") from error
     return listener
 
 
 @contextmanager
-def _signals_stop() -> Iterator[None]:
-    """Make Ctrl-C, a plain `kill` and a closed terminal raise _Stopped, once: what follows is bounded in time."""
+def _stop_on_signals() -> Iterator[None]:
+    """Raise _Stopped on SIGINT, SIGTERM or SIGHUP, and ignore further ones: the shutdown is bounded in time."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(_: int, __: FrameType | None) -> None:
@@ -253,8 +254,8 @@ def _welcome(port: int, settings: Settings, issuer: Issuer | None, database: str
     lines = {
         "API": f"{address} (documentation: {address}/docs)",
         "Better Auth": f"{issuer.url} (the reference issuer)" if issuer else f"{settings.better_auth_url} (yours)",
-        "PostgreSQL": "yours, by DATABASE_URL" if settings.database_url else database,
-        "Data": f"{data_dir}/ is kept; delete it to start afresh" if issuer or not settings.database_url else "yours",
+        "PostgreSQL": "yours (DATABASE_URL)" if settings.database_url else database,
+        "Data": f"{data_dir}/ (delete it to start with empty data)" if issuer or not settings.database_url else "yours",
         "Try": f'curl -s {address}/api/v1/tasks -H "Authorization: Bearer {bearer}"',
         "Stop": "Ctrl-C",
     }

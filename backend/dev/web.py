@@ -1,4 +1,4 @@
-"""The web app's production build: made when there is none of these very sources, and kept."""
+"""Builds the web app for production, again only when its sources have changed."""
 
 import fcntl
 import hashlib
@@ -16,29 +16,29 @@ WEB = CONTRACT / "web"
 _BUILT = WEB / ".next"
 _STAMP = _BUILT / "built-of"
 _NEXT = WEB / "node_modules" / "next" / "dist" / "bin" / "next"
-# What the app is made of, beside its own folder.
-_OTHERS = ("client.ts", "client/*.ts", "better-auth/*.ts", "package-lock.json")
-_NOT_OURS = {".data", ".next", "node_modules", "tests", "next-env.d.ts"}
+# Sources outside the app's own folder.
+_SHARED_SOURCES = ("client.ts", "client/*.ts", "better-auth/*.ts", "package-lock.json")
+_NOT_SOURCES = {".data", ".next", "node_modules", "tests", "next-env.d.ts"}
 
 
 def build(say: Callable[[str], None]) -> None:
-    """Build the app unless that has been done; half a minute, in which `say` is told what is going on.
+    """Build the app unless its build is up to date; takes about 30 s, which `say` announces.
 
-    Two builds of one checkout take turns. An interrupted one leaves nothing running, and counts as not done.
+    A lock keeps two builds of one checkout apart. An interrupted build leaves no process and no result.
 
-    Raises IssuerError with what Next.js last said.
+    Raises IssuerError with the last 20 lines of Next.js' output.
     """
     if not _NEXT.is_file():
         raise IssuerError(f"Next.js is not installed: run `npm ci` in {WEB}")
     node = find_node()
-    with _alone():
+    with _build_lock():
         sources = _digest()
         if _STAMP.is_file() and _STAMP.read_text() == sources:
             return
         _STAMP.unlink(missing_ok=True)
-        say("building the web app (once, until its sources change)")
+        say("building the web app (needed once per change of its sources)")
         with TemporaryFile() as output:
-            process = subprocess.Popen(  # noqa: S603 - a program of the checkout, by its full path
+            process = subprocess.Popen(  # noqa: S603 - a program of this checkout, by its full path
                 leash.arguments([node, _NEXT, "build"], grace=5),
                 cwd=WEB,
                 stdin=subprocess.PIPE,
@@ -53,19 +53,19 @@ def build(say: Callable[[str], None]) -> None:
                 process.communicate()
             if code:
                 output.seek(0)
-                said = output.read().decode(errors="replace").splitlines()[-20:]
-                raise IssuerError("the web app cannot be built:\n" + "\n".join(said))
+                end = output.read().decode(errors="replace").splitlines()[-20:]
+                raise IssuerError("the build of the web app failed:\n" + "\n".join(end))
         _STAMP.write_text(sources)
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    held = os.open(WEB, os.O_RDONLY)
+def _build_lock() -> Iterator[None]:
+    directory = os.open(WEB, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(directory, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(held)
+        os.close(directory)
 
 
 def _digest() -> str:
@@ -77,9 +77,9 @@ def _digest() -> str:
 
 def _sources() -> Iterator[Path]:
     for folder, folders, names in os.walk(WEB):
-        folders[:] = [name for name in folders if name not in _NOT_OURS]
-        yield from (Path(folder, name) for name in names if name not in _NOT_OURS and not name.endswith(".md"))
-    for pattern in _OTHERS:
+        folders[:] = [name for name in folders if name not in _NOT_SOURCES]
+        yield from (Path(folder, name) for name in names if name not in _NOT_SOURCES and not name.endswith(".md"))
+    for pattern in _SHARED_SOURCES:
         yield from CONTRACT.glob(pattern)
 
 

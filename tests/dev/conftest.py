@@ -1,4 +1,4 @@
-"""What the tests of a developer's machine share."""
+"""Fixtures of the tests of the development environment."""
 
 import subprocess
 import tempfile
@@ -13,7 +13,7 @@ from backend.settings import Settings
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that every user may pass through, unlike pytest's own: as root, PostgreSQL runs as somebody else."""
+    """A directory that every user can enter, unlike `tmp_path`: under root, PostgreSQL runs as another user."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o711)
         yield Path(name)
@@ -21,7 +21,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def made() -> Iterator[Path]:
-    """The embedded server's data as a first start leaves them: making them is most of what a test would take."""
+    """The embedded server's data after a first start, made once because initdb takes most of a test's time."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o711)
         with EmbeddedPostgres(Path(name, "data"), durable=False):
@@ -36,7 +36,7 @@ def copy_data(source: Path, target: Path) -> None:
 
 @pytest.fixture
 def no_settings(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory without `.env`, and an environment without the settings of whoever runs the tests."""
+    """A working directory without `.env`, and an environment without the developer's own settings."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(place)

@@ -1,4 +1,4 @@
-"""What tests of process trees need: who belongs to whom, and when all of them are gone."""
+"""Process trees for tests: list their members and wait for their end."""
 
 import os
 import select
@@ -8,7 +8,7 @@ import psutil  # type: ignore[import-untyped]  # it has no types; pixeltable-pgs
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all that descend from it; empty when it has ended."""
+    """A process and all its descendants; empty if it has ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -17,13 +17,13 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def children(pid: int) -> list[psutil.Process]:
-    """Whom a process has started itself."""
+    """The direct children of a process."""
     found: list[psutil.Process] = psutil.Process(pid).children()
     return found
 
 
 def await_end(processes: Iterable[psutil.Process], timeout: float = 20) -> list[str]:
-    """Wait until all have ended, reaped by their parent or not yet, and name those that have not."""
+    """Wait until all have ended, whether their parent has reaped them or not; return those that still run."""
     alive = [process for process in processes if process.is_running()]
     if hasattr(os, "pidfd_open"):
         return [str(process) for process in alive if not _ends(process.pid, timeout)]

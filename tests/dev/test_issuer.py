@@ -1,4 +1,4 @@
-"""The reference issuer is a real Better Auth server, found when it is ready and gone when it is not wanted."""
+"""The reference issuer is a real Better Auth server that ends with its parent process."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from backend.dev.issuer import Issuer, IssuerError, KeyAlgorithm, NodeMissing, f
 from backend.dev.people import People, Refused, Session, demo_token
 
 StartIssuer = Callable[..., Issuer]
-SECONDS = 30  # until a wait for an event that never comes is a failure
+SECONDS = 30  # timeout of a wait for an event
 
 
 def key_set(issuer: Issuer) -> jwt.PyJWKSet:
@@ -33,12 +33,12 @@ def kids(issuer: Issuer) -> set[str]:
 
 
 def verified(token: str, issuer: Issuer) -> dict[str, Any]:
-    """The claims, after a check of signature, issuer, audience and time against what the issuer publishes."""
+    """The claims, after verification of signature, issuer, audience and times with the issuer's published keys."""
     key = key_set(issuer)[jwt.get_unverified_header(token)["kid"]]
     return jwt.decode(token, key, algorithms=[key.algorithm_name], issuer=issuer.iss, audience=issuer.iss)
 
 
-async def test_a_cookie_and_a_bearer_get_a_token_of_the_same_person(better_auth: Issuer, people: People) -> None:
+async def test_cookie_and_bearer_get_a_jwt_for_the_same_user(better_auth: Issuer, people: People) -> None:
     session = await people.sign_up("grace@example.com", name="Grace")
     by_bearer = verified(await people.token(session), better_auth)
     by_cookie = verified(await people.token_by_cookie(session), better_auth)
@@ -53,7 +53,7 @@ async def test_a_cookie_and_a_bearer_get_a_token_of_the_same_person(better_auth:
     assert "image" not in by_bearer
 
 
-async def test_one_client_never_mixes_two_people(better_auth: Issuer, people: People) -> None:
+async def test_one_client_keeps_two_sessions_apart(better_auth: Issuer, people: People) -> None:
     first = await people.sign_up("first@example.com")
     second = await people.sign_up("second@example.com")
     assert verified(await people.token_by_cookie(first), better_auth)["sub"] == first.user_id
@@ -63,7 +63,7 @@ async def test_one_client_never_mixes_two_people(better_auth: Issuer, people: Pe
 
 
 @pytest.mark.parametrize("way", [People.token, People.token_by_cookie])
-async def test_no_token_after_signing_out(people: People, way: Callable[[People, Session], Any]) -> None:
+async def test_a_signed_out_session_gets_no_jwt(people: People, way: Callable[[People, Session], Any]) -> None:
     session = await people.sign_up(f"leaver-{way.__name__}@example.com")
     await people.sign_out(session)
     with pytest.raises(Refused) as refused:
@@ -71,37 +71,37 @@ async def test_no_token_after_signing_out(people: People, way: Callable[[People,
     assert (refused.value.status, refused.value.code) == (401, "UNAUTHORIZED")
 
 
-async def test_an_administrator_bans_and_appoints(better_auth: Issuer, people: People, admin: Session) -> None:
+async def test_an_administrator_sets_roles_and_bans(better_auth: Issuer, people: People, admin: Session) -> None:
     assert verified(await people.token(admin), better_auth)["role"] == "admin"
-    someone = await people.sign_up("someone@example.com")
-    before = verified(await people.token(someone), better_auth)
-    await people.request("POST", "/admin/set-role", admin.authorization, userId=someone.user_id, role=["admin", "user"])
-    after = verified(await people.token(someone), better_auth)
+    user = await people.sign_up("banned@example.com")
+    before = verified(await people.token(user), better_auth)
+    await people.request("POST", "/admin/set-role", admin.authorization, userId=user.user_id, role=["admin", "user"])
+    after = verified(await people.token(user), better_auth)
     assert after["role"] == "admin,user"
     assert after["updatedAt"] > before["updatedAt"]
-    await people.request("POST", "/admin/ban-user", admin.authorization, userId=someone.user_id)
+    await people.request("POST", "/admin/ban-user", admin.authorization, userId=user.user_id)
     with pytest.raises(Refused, match="401 UNAUTHORIZED"):
-        await people.token(someone)
+        await people.token(user)
     with pytest.raises(Refused, match="403 BANNED_USER"):
-        await people.sign_in("someone@example.com")
+        await people.sign_in("banned@example.com")
 
 
-async def test_an_anonymous_person_has_a_token_that_says_so(better_auth: Issuer, people: People) -> None:
+async def test_an_anonymous_users_jwt_has_is_anonymous(better_auth: Issuer, people: People) -> None:
     claims = verified(await people.token(await people.sign_in_anonymously()), better_auth)
     assert claims["isAnonymous"] is True
     assert claims["email"].endswith(".invalid")
 
 
-async def test_an_impersonator_is_named(better_auth: Issuer, people: People, admin: Session) -> None:
-    someone = await people.sign_up("impersonated@example.com")
-    response = await people.request("POST", "/admin/impersonate-user", admin.authorization, userId=someone.user_id)
+async def test_the_jwt_names_the_impersonator(better_auth: Issuer, people: People, admin: Session) -> None:
+    user = await people.sign_up("impersonated@example.com")
+    response = await people.request("POST", "/admin/impersonate-user", admin.authorization, userId=user.user_id)
     bearer = {"Authorization": f"Bearer {response.headers['set-auth-token']}"}
     token = (await people.request("GET", "/token", bearer)).json()["token"]
     claims = verified(token, better_auth)
-    assert (claims["sub"], claims["impersonatedBy"]) == (someone.user_id, admin.user_id)
+    assert (claims["sub"], claims["impersonatedBy"]) == (user.user_id, admin.user_id)
 
 
-def test_the_front_door_tells_where_to_go(better_auth: Issuer) -> None:
+def test_the_root_page_shows_the_addresses(better_auth: Issuer) -> None:
     about = httpx.get(better_auth.url).raise_for_status()
     assert about.json()["jwks"] == better_auth.jwks_url
     page = httpx.get(better_auth.url, headers={"Accept": "text/html,*/*"})
@@ -112,13 +112,13 @@ def test_the_front_door_tells_where_to_go(better_auth: Issuer) -> None:
     assert better_auth.base_url in missing.json()["message"]
 
 
-def test_only_this_machine_is_answered(better_auth: Issuer) -> None:
+def test_the_server_listens_on_loopback_only(better_auth: Issuer) -> None:
     socket.create_connection(("127.0.0.1", better_auth.port), timeout=SECONDS).close()
     with pytest.raises(OSError):  # noqa: PT011  # refused on Linux, unreachable elsewhere
         socket.create_connection(("127.0.0.2", better_auth.port), timeout=SECONDS)
 
 
-async def test_neither_password_nor_token_is_logged(start_issuer: StartIssuer, tmp_path: Path) -> None:
+async def test_passwords_and_tokens_are_not_logged(start_issuer: StartIssuer, tmp_path: Path) -> None:
     issuer = start_issuer(log=tmp_path / "log")
     async with People(issuer.base_url) as people:
         with pytest.raises(Refused):
@@ -138,7 +138,7 @@ def test_signs_with(algorithm: str, start_issuer: StartIssuer) -> None:
     assert verified(token, issuer)["email"] == "demo@example.com"
 
 
-def test_rotation_brings_a_new_key_and_keeps_the_old_one(start_issuer: StartIssuer) -> None:
+def test_rotation_creates_a_key_and_keeps_the_old_one(start_issuer: StartIssuer) -> None:
     issuer = start_issuer()
     old, token = kids(issuer), demo_token(issuer.base_url)
     issuer.rotate()
@@ -148,7 +148,7 @@ def test_rotation_brings_a_new_key_and_keeps_the_old_one(start_issuer: StartIssu
     assert verified(token, issuer)["sub"] == verified(new_token, issuer)["sub"]
 
 
-def test_a_removed_key_verifies_nothing(start_issuer: StartIssuer) -> None:
+def test_a_deleted_key_verifies_no_token(start_issuer: StartIssuer) -> None:
     issuer = start_issuer()
     token = demo_token(issuer.base_url)
     issuer.forget_keys()
@@ -158,7 +158,7 @@ def test_a_removed_key_verifies_nothing(start_issuer: StartIssuer) -> None:
 
 
 @pytest.mark.parametrize("rotation", [1, 0])
-def test_keys_expire_as_told(rotation: int, start_issuer: StartIssuer) -> None:
+def test_key_rotation_sets_the_expiry_of_keys(rotation: int, start_issuer: StartIssuer) -> None:
     issuer = start_issuer(key_rotation=rotation)
     with closing(sqlite3.connect(issuer.database)) as connection:
         [(lifetime,)] = connection.execute(
@@ -167,7 +167,7 @@ def test_keys_expire_as_told(rotation: int, start_issuer: StartIssuer) -> None:
     assert lifetime == (rotation or None)
 
 
-def test_an_address_with_a_path_of_its_own(start_issuer: StartIssuer) -> None:
+def test_a_url_with_a_path(start_issuer: StartIssuer) -> None:
     issuer = start_issuer(url="http://localhost:0/auth/v1")
     origin = f"http://localhost:{issuer.port}"
     assert issuer.url == issuer.base_url == f"{origin}/auth/v1"
@@ -176,14 +176,14 @@ def test_an_address_with_a_path_of_its_own(start_issuer: StartIssuer) -> None:
     assert httpx.get(f"{origin}/api/auth/jwks").status_code == 404
 
 
-def test_a_public_address_unlike_the_own(start_issuer: StartIssuer) -> None:
+def test_a_public_url_that_differs_from_the_local_address(start_issuer: StartIssuer) -> None:
     issuer = start_issuer(url="https://auth.example.com")
     internal = f"http://127.0.0.1:{issuer.port}/api/auth"
     assert issuer.jwks_url == "https://auth.example.com/api/auth/jwks"
     assert [key["kid"] for key in httpx.get(f"{internal}/jwks").json()["keys"]]
 
 
-def test_an_audience_of_choice(start_issuer: StartIssuer) -> None:
+def test_an_audience_can_be_set(start_issuer: StartIssuer) -> None:
     issuer = start_issuer(audience=["http://localhost:8000", "http://localhost:9000"])
     claims = jwt.decode(demo_token(issuer.base_url), options={"verify_signature": False})
     assert claims["aud"] == ["http://localhost:8000", "http://localhost:9000"]
@@ -196,7 +196,7 @@ def test_serial_ids(start_issuer: StartIssuer) -> None:
     assert verified(token, issuer)["sub"] == "1"
 
 
-async def test_the_cookie_cache_can_be_on(start_issuer: StartIssuer) -> None:
+async def test_the_cookie_cache_can_be_enabled(start_issuer: StartIssuer) -> None:
     issuer = start_issuer(cookie_cache=True)
     async with People(issuer.base_url) as people:
         session = await people.sign_up("ada@example.com")
@@ -206,16 +206,16 @@ async def test_the_cookie_cache_can_be_on(start_issuer: StartIssuer) -> None:
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_the_rate_limit_is_on_when_asked(on: bool, start_issuer: StartIssuer) -> None:
+def test_the_rate_limit_can_be_enabled(on: bool, start_issuer: StartIssuer) -> None:
     issuer = start_issuer(rate_limit=on)
     with httpx.Client() as client:
-        answers = [client.get(issuer.jwks_url) for _ in range(105)]
-    assert {answer.status_code for answer in answers} == ({200, 429} if on else {200})
-    assert ("X-Retry-After" in answers[-1].headers) is on
+        responses = [client.get(issuer.jwks_url) for _ in range(105)]
+    assert {answer.status_code for answer in responses} == ({200, 429} if on else {200})
+    assert ("X-Retry-After" in responses[-1].headers) is on
 
 
 @pytest.mark.parametrize("end", [Issuer.stop, Issuer.kill])
-def test_people_and_keys_outlive_a_restart(end: Callable[[Issuer], None], start_issuer: StartIssuer) -> None:
+def test_users_and_keys_survive_a_restart(end: Callable[[Issuer], None], start_issuer: StartIssuer) -> None:
     issuer = start_issuer()
     address, before, token = issuer.url, kids(issuer), demo_token(issuer.base_url)
     end(issuer)
@@ -227,7 +227,7 @@ def test_people_and_keys_outlive_a_restart(end: Callable[[Issuer], None], start_
     assert verified(token, issuer)["sub"] == verified(demo_token(issuer.base_url), issuer)["sub"]
 
 
-def test_another_secret_leaves_keys_that_cannot_sign(start_issuer: StartIssuer) -> None:
+def test_keys_cannot_sign_after_a_change_of_the_secret(start_issuer: StartIssuer) -> None:
     issuer = start_issuer(secret="a secret of more than 32 characters")
     before = kids(issuer)
     issuer.stop()
@@ -239,15 +239,17 @@ def test_another_secret_leaves_keys_that_cannot_sign(start_issuer: StartIssuer) 
     assert refused.value.status == 500
 
 
-def test_the_surroundings_do_not_reach_the_server(start_issuer: StartIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_does_not_inherit_better_auth_variables(
+    start_issuer: StartIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("BETTER_AUTH_URL", "BETTER_AUTH_SECRET", "NODE_OPTIONS", "TEST", "ISSUER_KEY_ALGORITHM"):
         monkeypatch.setenv(name, "--nonsense")
     issuer = start_issuer()
     refused = httpx.post(f"{issuer.base_url}/sign-out", headers={"Cookie": "better-auth.session_token=x"})
-    assert refused.status_code == 403  # with TEST set, Better Auth would not check where a cookie comes from
+    assert refused.status_code == 403  # with TEST set, Better Auth would not check the Origin
 
 
-def test_a_temporary_issuer_leaves_nothing() -> None:
+def test_a_temporary_issuer_deletes_its_files() -> None:
     with Issuer() as issuer:
         directory = issuer.database.parent
         assert issuer.database.is_file()
@@ -255,7 +257,7 @@ def test_a_temporary_issuer_leaves_nothing() -> None:
     issuer.close()
 
 
-def test_the_data_are_private_to_their_directory(start_issuer: StartIssuer) -> None:
+def test_the_secret_is_readable_by_its_owner_only(start_issuer: StartIssuer) -> None:
     issuer = start_issuer()
     secret = issuer.database.with_name("better-auth.secret")
     assert secret.stat().st_mode & 0o777 == 0o600
@@ -263,33 +265,33 @@ def test_the_data_are_private_to_their_directory(start_issuer: StartIssuer) -> N
 
 
 def test_a_second_start_is_refused(better_auth: Issuer) -> None:
-    with pytest.raises(IssuerError, match="runs already"):
+    with pytest.raises(IssuerError, match="already running"):
         better_auth.start()
 
 
-def test_a_taken_port_is_one_clear_line(start_issuer: StartIssuer, tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(start_issuer: StartIssuer, tmp_path: Path) -> None:
     taken = start_issuer().port
     with pytest.raises(IssuerError, match=r"code 1 .*\nissuer: port \d+ on 127.0.0.1 is taken.*ISSUER_PORT$"):
         start_issuer(data_dir=tmp_path / "other", port=taken)
 
 
-def test_a_wrong_setting_is_one_clear_line(start_issuer: StartIssuer) -> None:
+def test_an_invalid_url_is_named(start_issuer: StartIssuer) -> None:
     with pytest.raises(IssuerError, match=r'\nissuer: ISSUER_URL must be an http or https address, not "nonsense"$'):
         start_issuer(url="nonsense")
 
 
-def test_a_silent_start_is_given_up(start_issuer: StartIssuer) -> None:
-    with pytest.raises(IssuerError, match=r"said nothing for 0\.001 s"):
+def test_a_start_that_times_out_fails(start_issuer: StartIssuer) -> None:
+    with pytest.raises(IssuerError, match=r"not ready within 0\.001 s"):
         start_issuer(patience=0.001)
 
 
-def test_an_interrupt_is_for_the_parent(better_auth: Issuer) -> None:
+def test_ctrl_c_does_not_reach_the_server(better_auth: Issuer) -> None:
     assert better_auth.pid
     assert os.getpgid(better_auth.pid) != os.getpgid(0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_ends_when_told_even_with_a_connection_open(number: signal.Signals, start_issuer: StartIssuer) -> None:
+def test_a_signal_ends_it_despite_an_open_connection(number: signal.Signals, start_issuer: StartIssuer) -> None:
     issuer = start_issuer()
     assert issuer.pid
     with httpx.Client() as client:
@@ -299,7 +301,7 @@ def test_ends_when_told_even_with_a_connection_open(number: signal.Signals, star
 
 
 def wait_until_refused(port: int) -> None:
-    """A connection hangs as long as the server lives, which is a TimeoutError, and breaks when it dies."""
+    """Wait for the server's end: it keeps a connection open while it runs, and closes it when it ends."""
     while True:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
@@ -310,7 +312,7 @@ def wait_until_refused(port: int) -> None:
             return
 
 
-def test_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_kill_9_of_the_parent_ends_it(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from backend.dev.issuer import Issuer\n"
         "issuer = Issuer(data_dir=Path(sys.argv[1])); issuer.start()\n"
@@ -343,7 +345,7 @@ def test_without_node_the_error_names_the_package(monkeypatch: pytest.MonkeyPatc
         Issuer(data_dir=tmp_path).start()
 
 
-def test_the_node_on_the_path_is_taken_by_its_real_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_node_wrapper_is_resolved_to_the_real_executable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = find_node()
     fake_node(tmp_path / "bin", f'exec "{real}" "$@"')
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -351,13 +353,13 @@ def test_the_node_on_the_path_is_taken_by_its_real_name(monkeypatch: pytest.Monk
     assert find_node() == real
 
 
-def test_an_old_node_on_the_path_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_node_that_is_too_old_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_node(tmp_path / "bin", "printf '/usr/bin/node\\n20.20.2\\nfalse\\n'")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{Path(find_node()).parent}")
     assert Path(find_node()).parent != tmp_path / "bin"
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_installation_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "CONTRACT", tmp_path)
     with pytest.raises(IssuerError, match="checkout"):
         Issuer().start()
@@ -368,13 +370,13 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
         Issuer().start()
 
 
-def test_a_demo_person_is_signed_up_once(better_auth: Issuer) -> None:
+def test_a_demo_user_is_created_once(better_auth: Issuer) -> None:
     first, second = (verified(demo_token(better_auth.base_url, "once@example.com"), better_auth) for _ in range(2))
     assert first["sub"] == second["sub"]
     assert first["sid"] != second["sid"]
 
 
-async def test_a_demo_person_never_takes_over_an_account(people: People, better_auth: Issuer) -> None:
+async def test_an_account_with_another_password_is_not_taken_over(people: People, better_auth: Issuer) -> None:
     await people.sign_up("owner@example.com", "a password of their own")
     with pytest.raises(Refused, match="USER_ALREADY_EXISTS"):
         await to_thread.run_sync(demo_token, better_auth.base_url, "owner@example.com")
@@ -383,6 +385,6 @@ async def test_a_demo_person_never_takes_over_an_account(people: People, better_
 @pytest.mark.parametrize(
     "address", ["https://auth.example.com/api/auth", "http://192.0.2.1:3000", "http://localhost.example.com"]
 )
-def test_no_demo_people_on_a_server_that_others_reach(address: str) -> None:
+def test_demo_users_are_refused_on_a_public_server(address: str) -> None:
     with pytest.raises(ValueError, match="loopback"):
         demo_token(address)

@@ -1,4 +1,4 @@
-"""A leashed command ends with its starter, by the signal asked for, and takes everything of its own with it."""
+"""A command under the leash ends with its parent process, by the chosen signal, together with its children."""
 
 import signal
 import subprocess
@@ -15,7 +15,7 @@ from tests.dev.processes import await_end, family
 
 @pytest.fixture
 def start() -> Iterator[Any]:
-    """Run a shell script on a leash; whatever the test leaves is ended."""
+    """Run a shell script under the leash; processes that the test leaves are ended."""
     started = []
 
     def run(script: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -33,11 +33,11 @@ def start() -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
 )
-def test_the_exit_code_is_the_commands(start: Any, script: str, code: int) -> None:
+def test_the_exit_code_is_that_of_the_command(start: Any, script: str, code: int) -> None:
     assert start(script).wait() == code
 
 
-def test_a_missing_command_is_said() -> None:
+def test_a_missing_command_is_named() -> None:
     command = leash.arguments(["/nowhere/at/all"])
     done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (127, b"/nowhere/at/all: No such file or directory\n")
@@ -60,7 +60,7 @@ def test_a_signal_to_the_leash_stops_the_command(start: Any, number: signal.Sign
     assert process.wait() == 3
 
 
-def test_a_command_that_does_not_listen_is_killed_with_its_children(start: Any) -> None:
+def test_a_command_that_ignores_the_signal_is_killed_with_its_children(start: Any) -> None:
     process = start("trap '' TERM; sleep 600 & echo up; wait; wait", grace=0.1)
     assert process.stdout.readline() == b"up\n"
     processes = family(process.pid)
@@ -71,30 +71,30 @@ def test_a_command_that_does_not_listen_is_killed_with_its_children(start: Any) 
     assert await_end(processes) == []
 
 
-def test_children_that_a_command_leaves_behind_end_with_it(start: Any) -> None:
+def test_children_that_outlive_the_command_are_ended(start: Any) -> None:
     process = start("sleep 600 >&- & echo $!")
     left = family(int(process.stdout.readline()))
     assert process.wait() == 0
     assert await_end(left) == []
 
 
-def test_the_starters_sudden_death_ends_the_command() -> None:
+def test_kill_9_of_the_parent_ends_the_command() -> None:
     script = (
         "import subprocess, sys; from backend.dev import leash\n"
         "subprocess.Popen(leash.arguments(['/bin/sh', '-c', 'echo up; sleep 600']), stdin=subprocess.PIPE,"
         " start_new_session=True).wait()"
     )
-    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    assert starter.stdout
-    assert starter.stdout.readline() == b"up\n"
-    processes = family(starter.pid)
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert parent.stdout
+    assert parent.stdout.readline() == b"up\n"
+    processes = family(parent.pid)
     assert len(processes) >= 3
-    starter.kill()
+    parent.kill()
     assert await_end(processes) == []
-    starter.communicate()
+    parent.communicate()
 
 
-def test_readiness_is_told_once_even_when_its_text_comes_in_pieces(start: Any) -> None:
+def test_readiness_is_reported_once_even_if_its_text_arrives_in_pieces(start: Any) -> None:
     script = "printf 'it is re'; sleep 0.05; echo ady to serve; echo ready again; exec sleep 600"
     process = start(script, ready="ready to")
     assert int(process.stdout.readline()) > 0
@@ -104,14 +104,14 @@ def test_readiness_is_told_once_even_when_its_text_comes_in_pieces(start: Any) -
     assert process.communicate() == (b"", b"")
 
 
-def test_a_command_that_ends_before_it_is_ready_leaves_its_last_words(start: Any) -> None:
+def test_the_output_of_a_command_that_ends_before_it_is_ready_is_logged(start: Any) -> None:
     process = start("echo no >&2; exit 1", ready="ready")
     assert process.wait() == 1
     out, err = process.communicate()
     assert (out.count(b"\n"), err) == (1, b"no\n")
 
 
-def test_the_directory_goes_with_the_command(start: Any, tmp_path: Path) -> None:
+def test_the_directory_is_deleted_after_the_command(start: Any, tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
     (place / "file").touch()

@@ -1,4 +1,4 @@
-"""The embedded server: it starts anywhere, keeps what was committed, and never outlives its starter."""
+"""The embedded PostgreSQL starts in any directory, keeps committed data and ends with its parent process."""
 
 import fcntl
 import importlib.util
@@ -17,17 +17,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from backend.dev import postgres
+from backend.dev import postgres_binaries
 from backend.dev.postgres import EmbeddedPostgres, EmbeddedPostgresError
 from tests.dev.conftest import copy_data
 from tests.dev.processes import await_end, family
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user to become")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run PostgreSQL as another user")
 
 
 @pytest.fixture
 def data(place: Path, made: Path) -> Path:
-    """A data directory that has been used before."""
+    """The data directory of an earlier run."""
     copy_data(made, place / "data")
     return place / "data"
 
@@ -52,7 +52,7 @@ def notes(server: EmbeddedPostgres) -> Any:
     return ask(server, "SELECT array_agg(text ORDER BY text) FROM note")
 
 
-def test_a_throw_away_server_is_a_postgresql_18_and_leaves_nothing() -> None:
+def test_a_temporary_server_runs_postgresql_18_and_deletes_its_files() -> None:
     with start(None, max_connections=7, settings={"work_mem": "5MB"}) as server:
         assert ask(server, "SHOW server_version").startswith("18.")
         assert ask(server, "SELECT casefold('Straße ÀÉ')") == "strasse àé"
@@ -68,7 +68,7 @@ def test_a_throw_away_server_is_a_postgresql_18_and_leaves_nothing() -> None:
         _ = server.url
 
 
-def test_data_and_address_outlive_a_restart(place: Path) -> None:
+def test_data_and_url_survive_a_restart(place: Path) -> None:
     data_dir = place / "data"
     with start(data_dir, durable=True) as server:
         url = server.url
@@ -80,7 +80,7 @@ def test_data_and_address_outlive_a_restart(place: Path) -> None:
     server.close()
 
 
-def test_a_crash_loses_nothing_that_was_committed(data: Path) -> None:
+def test_committed_data_survive_a_crash(data: Path) -> None:
     with start(data, durable=True) as server:
         note(server, "kept")
         server.kill()
@@ -88,7 +88,7 @@ def test_a_crash_loses_nothing_that_was_committed(data: Path) -> None:
         assert notes(server) == ["kept"]
 
 
-def test_nobody_else_reaches_the_socket(data: Path) -> None:
+def test_only_the_owner_can_open_the_socket(data: Path) -> None:
     with start(data) as server:
         directory = Path(ask(server, "SHOW unix_socket_directories").strip('"'))
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
@@ -99,19 +99,21 @@ def test_nobody_else_reaches_the_socket(data: Path) -> None:
     ["a 'quoted' \"path\" 100% ünïcode $HOME #?&", "one, two", "long-" + "x" * 120],
     ids=["signs", "comma", "long"],
 )
-def test_any_path_will_do(place: Path, name: str) -> None:
+def test_unusual_paths_work(place: Path, name: str) -> None:
     with start(place / name / "data") as server:
         note(server, "here")
         assert (place / name / "data" / "cluster" / "PG_VERSION").exists()
         where = psycopg.conninfo.conninfo_to_dict(server.url)["host"]
         assert isinstance(where, str)
         assert len(f"{where}/.s.PGSQL.5432".encode()) < 104
-    assert Path(where).exists() == where.startswith(str(place)), "a socket that is elsewhere goes with the server"
+    assert Path(where).exists() == where.startswith(str(place)), (
+        "a socket outside the data directory is deleted with the server"
+    )
     with start(place / name / "data") as server:
         assert notes(server) == ["here"]
 
 
-def test_a_second_start_on_the_same_data_is_refused_in_one_line(data: Path) -> None:
+def test_a_second_start_on_the_same_data_is_refused(data: Path) -> None:
     with start(data) as server:
         with pytest.raises(
             EmbeddedPostgresError, match=rf"in use by process {os.getpid()}: .*another directory$"
@@ -121,8 +123,8 @@ def test_a_second_start_on_the_same_data_is_refused_in_one_line(data: Path) -> N
         assert ask(server, "SELECT 1") == 1
 
 
-def starter(data_dir: Path) -> tuple["subprocess.Popen[str]", list[Any]]:
-    """A process of its own that has started a server; and the whole family."""
+def start_in_child(data_dir: Path) -> tuple["subprocess.Popen[str]", list[Any]]:
+    """Start a server in a child process; return that process and all processes of its tree."""
     script = f"""
 from pathlib import Path
 from backend.dev.postgres import EmbeddedPostgres
@@ -137,8 +139,8 @@ with EmbeddedPostgres(Path({str(data_dir)!r})) as server:
     return process, family(process.pid)
 
 
-def test_it_ends_with_its_starter_even_after_kill_9(data: Path) -> None:
-    process, processes = starter(data)
+def test_it_ends_with_its_parent_even_after_kill_9(data: Path) -> None:
+    process, processes = start_in_child(data)
     assert len(processes) > 4
     process.kill()
     assert await_end(processes) == []
@@ -148,11 +150,11 @@ def test_it_ends_with_its_starter_even_after_kill_9(data: Path) -> None:
         assert ask(server, "SELECT 1") == 1
 
 
-def test_an_orphan_of_an_earlier_run_is_stopped_first(data: Path, caplog: pytest.LogCaptureFixture) -> None:
-    process, processes = starter(data)
-    minder = next(each for each in processes if any("leash.py" in word for word in each.cmdline()))
-    orphans = family(minder.pid)[1:]
-    minder.kill()
+def test_an_orphaned_server_of_an_earlier_run_is_stopped_first(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    process, processes = start_in_child(data)
+    leash = next(each for each in processes if any("leash.py" in word for word in each.cmdline()))
+    orphans = family(leash.pid)[1:]
+    leash.kill()
     process.kill()
     process.communicate()
     assert all(orphan.is_running() for orphan in orphans)
@@ -162,7 +164,7 @@ def test_an_orphan_of_an_earlier_run_is_stopped_first(data: Path, caplog: pytest
     assert "earlier run" in caplog.text
 
 
-def test_an_interrupted_initdb_leaves_nothing_that_looks_whole(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_initdb_is_repeated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(command: list[str | Path], _: Any) -> None:
         if Path(command[0]).name == "initdb":
             Path(command[2]).mkdir()
@@ -170,9 +172,9 @@ def test_an_interrupted_initdb_leaves_nothing_that_looks_whole(place: Path, monk
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(postgres, "_execute", interrupted)
-        patch.setattr(postgres, "_runs", lambda *_: True)
-        patch.setattr(postgres, "_may_enter", lambda *_: True)
+        patch.setattr(postgres_binaries, "execute", interrupted)
+        patch.setattr(postgres_binaries, "can_run", lambda *_: True)
+        patch.setattr(postgres_binaries, "can_enter", lambda *_: True)
         with pytest.raises(KeyboardInterrupt):
             start(place / "data").start()
     assert (place / "data" / "cluster.unfinished" / "PG_VERSION").exists()
@@ -181,7 +183,7 @@ def test_an_interrupted_initdb_leaves_nothing_that_looks_whole(place: Path, monk
     assert not (place / "data" / "cluster.unfinished").exists()
 
 
-def test_a_process_id_that_another_program_has_now_is_no_obstacle(data: Path) -> None:
+def test_a_postmaster_pid_that_another_program_has_taken_is_ignored(data: Path) -> None:
     cluster = data / "cluster"
     owner = cluster.stat()
     identity: dict[str, Any] = {"user": owner.st_uid, "group": owner.st_gid} if os.geteuid() == 0 else {}
@@ -207,7 +209,7 @@ def test_data_of_another_version_are_left_alone(place: Path) -> None:
     assert (cluster / "PG_VERSION").read_text() == "17\n"
 
 
-def test_what_the_server_says_when_it_cannot_start_is_the_error(data: Path) -> None:
+def test_the_error_of_a_failed_start_is_the_servers_own(data: Path) -> None:
     server = start(data, settings={"shared_buffers": "plenty"})
     with pytest.raises(EmbeddedPostgresError, match="shared_buffers") as caught:
         server.start()
@@ -216,55 +218,55 @@ def test_what_the_server_says_when_it_cannot_start_is_the_error(data: Path) -> N
         assert ask(server, "SELECT 1") == 1
 
 
-def test_a_start_that_takes_too_long_is_ended(data: Path) -> None:
+def test_a_start_that_times_out_leaves_no_server(data: Path) -> None:
     server = start(data, start_timeout=0)
-    with pytest.raises(EmbeddedPostgresError, match=r"not ready within 0 s"):
+    with pytest.raises(EmbeddedPostgresError, match=r"not ready in 0 s"):
         server.start()
     with (data / "server.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_a_platform_without_binaries_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+def test_a_platform_without_binaries_gets_a_remedy(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(EmbeddedPostgresError, match=r"set DATABASE_URL$"):
         start(place / "data").start()
 
 
-def test_binaries_that_do_not_run_here_are_told_apart(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    monkeypatch.setattr(postgres, "_runs", lambda *_: False)
+def test_binaries_that_cannot_run_get_their_own_error(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    monkeypatch.setattr(postgres_binaries, "can_run", lambda *_: False)
     with pytest.raises(EmbeddedPostgresError, match=r"does not run on this system: set DATABASE_URL$"):
         start(place / "data").start()
 
 
-def test_a_place_that_cannot_be_written_is_said(place: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_named(place: Path) -> None:
     (place / "file").touch()
-    with pytest.raises(EmbeddedPostgresError, match="cannot be made"):
+    with pytest.raises(EmbeddedPostgresError, match="cannot create"):
         start(place / "file" / "data").start()
 
 
 @needs_root
-def test_root_runs_it_as_the_owner_of_the_place_or_as_nobody(place: Path, data: Path) -> None:
+def test_root_runs_it_as_the_owner_of_the_directory_or_as_nobody(place: Path, data: Path) -> None:
     daemon = pwd.getpwnam("daemon")
     os.chown(place, daemon.pw_uid, daemon.pw_gid)
     with start(place / "of" / "daemon") as server:
         assert family(server.pid)[0].username() == "daemon"
     with start(data) as server:
-        assert family(server.pid)[0].username() == "nobody", "whose it already is"
+        assert family(server.pid)[0].username() == "nobody", "the owner of the existing data"
     os.chown(place, 54321, 54321)
-    assert postgres._account(place / "new") == postgres._account(Path("/new"))
+    assert postgres_binaries.account_for(place / "new") == postgres_binaries.account_for(Path("/new"))
 
 
-def test_a_user_without_a_name_is_told(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+def test_a_uid_without_a_user_name_is_refused(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
-    with pytest.raises(EmbeddedPostgresError, match=r"uid 54321, which has no name: set DATABASE_URL$"):
+    with pytest.raises(EmbeddedPostgresError, match=r"uid 54321, which has no user name: set DATABASE_URL$"):
         start(place / "data").start()
 
 
 @needs_root
-def test_root_opens_no_directory_to_others(
+def test_root_changes_no_directorys_permissions(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(postgres, "_SYSTEM_DIRECTORY", place / "system")
+    monkeypatch.setattr(postgres_binaries, "SYSTEM_DIRECTORY", place / "system")
     private = place / "private"
     private.mkdir(mode=0o700)
     caplog.set_level(logging.WARNING)
@@ -275,20 +277,20 @@ def test_root_opens_no_directory_to_others(
     with start(private / "project" / "data") as server:
         assert notes(server) == ["kept"]
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert len(re.findall(f"its data are in {place}/system", caplog.text)) == 1
+    assert len(re.findall(f"storing its data in {place}/system", caplog.text)) == 1
 
 
 @needs_root
-def test_root_copies_binaries_that_the_other_user_cannot_reach(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    binaries = postgres._binaries()
+def test_root_copies_binaries_that_the_other_user_cannot_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binaries = postgres_binaries.installed()
     package = binaries.parents[1]
     private = place / "private"
     private.mkdir(mode=0o700)
     for entry in (package, package.with_name(f"{package.name}.libs")):
         if entry.exists():
             (private / entry.name).symlink_to(entry)
-    monkeypatch.setattr(postgres, "_binaries", lambda: private / binaries.relative_to(package.parent))
-    monkeypatch.setattr(postgres, "_SYSTEM_DIRECTORY", place / "system")
+    monkeypatch.setattr(postgres_binaries, "installed", lambda: private / binaries.relative_to(package.parent))
+    monkeypatch.setattr(postgres_binaries, "SYSTEM_DIRECTORY", place / "system")
     for _ in range(2):
         with start(place / "data") as server:
             assert family(server.pid)[0].exe().startswith(str(place / "system"))
@@ -296,7 +298,7 @@ def test_root_copies_binaries_that_the_other_user_cannot_reach(place: Path, monk
     shutil.rmtree(place / "system")
 
 
-def test_a_stop_by_somebody_else_is_noticed(data: Path) -> None:
+def test_wait_returns_when_another_process_stops_the_server(data: Path) -> None:
     with start(data) as server:
         os.kill(server.pid, signal.SIGINT)
         assert server.wait() == 0

@@ -1,4 +1,4 @@
-"""`resource-server dev`: one command to a running system, and nothing left of it afterwards, however it ends."""
+"""`resource-server dev` starts the whole system and leaves no process, however it ends."""
 
 import http.client
 import json
@@ -31,7 +31,7 @@ PROGRAM = Path(sys.executable).with_name("resource-server")
 
 
 class Terminal:
-    """What a person at the terminal sees; `then` is what they do at the line that begins so."""
+    """Collects the lines printed at the terminal; `then` maps the start of a line to a reaction."""
 
     def __init__(self, **then: Callable[[str], Any]) -> None:
         self.lines: list[str] = []
@@ -53,14 +53,14 @@ def press_ctrl_c(_: str = "") -> None:
 
 
 def try_line(welcome: str) -> str:
-    """The command that the welcome offers."""
+    """The curl command in the start message."""
     found = re.search(r"Try +(curl .+)", welcome)
     assert found, welcome
     return found[1]
 
 
-async def sign_out_is_heard_of(api: str, issuer: str) -> None:
-    """The issuer tells the API that runs beside it."""
+async def check_sign_out_revokes_the_token(api: str, issuer: str) -> None:
+    """The issuer sends its security events to the API, which then rejects the token."""
     async with People(f"{issuer}/api/auth") as people, httpx.AsyncClient(trust_env=False) as client:
         session = await people.sign_up("leaving@example.com")
         bearer = {"Authorization": f"Bearer {await people.token(session)}"}
@@ -72,7 +72,7 @@ async def sign_out_is_heard_of(api: str, issuer: str) -> None:
 
 
 def shell(command: str, place: Path) -> str:
-    """What a command prints when a person pastes it."""
+    """The output of a shell command."""
     done = subprocess.run(["/bin/sh", "-c", command], cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -80,14 +80,14 @@ def shell(command: str, place: Path) -> str:
 
 @pytest.fixture
 def new() -> Callable[[], list[Any]]:
-    """The living processes that this one has started in this test, and theirs; not those of shared servers."""
+    """The running processes that this test has started, with their descendants, without those of shared fixtures."""
     before = children(os.getpid())
     return lambda: [each for child in children(os.getpid()) if child not in before for each in family(child.pid)]
 
 
 @pytest.fixture
 def own_servers(no_settings: Path, postgres: str) -> Path:
-    """A database and a Better Auth of one's own, named in `.env`."""
+    """A `.env` that names an existing database and Better Auth."""
     url = create_database(postgres, f"dev_{uuid4().hex[:8]}")
     (no_settings / ".env").write_text(f"DATABASE_URL={url}\nBETTER_AUTH_URL=http://localhost:9\n")
     return no_settings
@@ -95,14 +95,14 @@ def own_servers(no_settings: Path, postgres: str) -> Path:
 
 @pytest.fixture
 def used(place: Path, made: Path) -> Path:
-    """The data directory of somebody who has run it before."""
+    """The data directory of an earlier run."""
     copy_data(made, place / "data" / "postgres")
     return place / "data"
 
 
 @pytest.fixture
 def start(no_settings: Path) -> Iterator[Callable[..., tuple["subprocess.Popen[str]", str]]]:
-    """The command itself, in a process group of its own, and its welcome."""
+    """Run the command in a process group of its own; return it with its start message."""
     started = []
 
     def run(*options: str, command: str = "dev") -> tuple["subprocess.Popen[str]", str]:
@@ -125,13 +125,13 @@ def start(no_settings: Path) -> Iterator[Callable[..., tuple["subprocess.Popen[s
         process.stderr.close()
 
 
-def test_it_brings_up_what_it_says_keeps_the_data_and_leaves_no_process(place: Path, start: Any) -> None:
+def test_it_runs_the_system_keeps_the_data_and_leaves_no_process(place: Path, start: Any) -> None:
     process, welcome = start("--issuer-port=0")
     command = try_line(welcome)
     assert shell(command, place) == '{"items":[],"next_cursor":null}'
     body = """-H 'Content-Type: application/json' -d '{"title": "kept"}'"""
     assert '"title":"kept"' in shell(f"{command} {body}", place)
-    anyio.run(sign_out_is_heard_of, *re.findall(r"(http://\S+:\d+) \(", welcome))
+    anyio.run(check_sign_out_revokes_the_token, *re.findall(r"(http://\S+:\d+) \(", welcome))
     processes = family(process.pid)
     assert len(processes) > 8
     os.killpg(process.pid, signal.SIGINT)
@@ -145,12 +145,12 @@ def test_it_brings_up_what_it_says_keeps_the_data_and_leaves_no_process(place: P
     assert '"title":"kept"' in shell(try_line(welcome), place)
     processes = family(process.pid)
     process.kill()
-    assert await_end(processes) == [], "not even this leaves anything"
+    assert await_end(processes) == [], "no process is left even after SIGKILL"
 
 
 @pytest.mark.usefixtures("used")
 @pytest.mark.parametrize(
-    ("program", "part", "elsewhere"),
+    ("program", "component", "elsewhere"),
     [
         ("postgres -D", "PostgreSQL", "BETTER_AUTH_URL"),
         ("better-auth/server.ts", "the issuer", "DATABASE_URL"),
@@ -158,8 +158,8 @@ def test_it_brings_up_what_it_says_keeps_the_data_and_leaves_no_process(place: P
     ],
     ids=["postgres", "issuer", "api"],
 )
-def test_when_one_part_crashes_it_is_named_and_the_rest_ends(
-    own_servers: Path, new: Any, program: str, part: str, elsewhere: str
+def test_a_crashed_component_is_named_and_the_others_stop(
+    own_servers: Path, new: Any, program: str, component: str, elsewhere: str
 ) -> None:
     place = own_servers
     servers = (place / ".env").read_text().splitlines()
@@ -173,24 +173,26 @@ def test_when_one_part_crashes_it_is_named_and_the_rest_ends(
 
     terminal = Terminal(API=crash)
     assert run(place, terminal) == 1
-    assert re.fullmatch(f"{part} ended by itself \\(exit code -?\\d+\\): everything stops", terminal.lines[-1])
+    assert re.fullmatch(
+        f"{component} ended unexpectedly \\(exit code -?\\d+\\): stopping all components", terminal.lines[-1]
+    )
     assert await_end(processes, timeout=0) == []
 
 
 @pytest.mark.usefixtures("no_settings")
 @pytest.mark.parametrize("option", ["--port", "--issuer-port"])
-def test_a_taken_port_is_said_before_anything_starts(place: Path, option: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as somebody:
-        taken = somebody.getsockname()[1]
+def test_a_port_in_use_is_named_before_anything_starts(place: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
         ports = {"port": 0, "issuer_port": 0, option.strip("-").replace("-", "_"): taken}
-        with pytest.raises(DevError, match=f"^port {taken} is not free .*: take another with {option}$"):
+        with pytest.raises(DevError, match=f"^port {taken} is in use .*: choose another with {option}$"):
             up(**ports, data_dir=place / "data", settings=Settings(), say=Terminal())
     assert not (place / "data").exists()
 
 
 @pytest.mark.usefixtures("no_settings", "used")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_early_stop_leaves_nothing(
+def test_a_signal_during_the_start_leaves_no_process(
     place: Path, new: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     processes: list[Any] = []
@@ -209,7 +211,7 @@ def test_an_early_stop_leaves_nothing(
     assert signal.getsignal(number) is before
 
 
-def test_what_the_settings_name_is_not_started(own_servers: Path, new: Any) -> None:
+def test_servers_named_in_the_settings_are_not_started(own_servers: Path, new: Any) -> None:
     def look(welcome: str) -> None:
         assert len(new()) == 2, "the API and its leash"
         assert "http://localhost:9 (yours)" in welcome
@@ -220,14 +222,14 @@ def test_what_the_settings_name_is_not_started(own_servers: Path, new: Any) -> N
     assert not (own_servers / "data").exists()
 
 
-def test_a_database_that_cannot_be_migrated_is_one_line(own_servers: Path) -> None:
+def test_a_failed_migration_is_reported_in_one_line(own_servers: Path) -> None:
     (own_servers / ".env").write_text("DATABASE_URL=postgresql:///?host=/nowhere\nBETTER_AUTH_URL=http://localhost:9\n")
     with pytest.raises(DevError, match=r"^the migrations failed: cannot connect to the database: .*$"):
         run(own_servers, Terminal())
 
 
-def test_a_change_is_served_without_refusing_anyone(own_servers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a copy of the package, since this one is the one that runs."""
+def test_a_reload_fails_no_request(own_servers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a copy of the package, so that the running tests keep their sources."""
     copy = own_servers / "backend"
     shutil.copytree(Path(backend.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr("backend.dev.up._PACKAGE", copy)
@@ -249,24 +251,24 @@ def test_a_change_is_served_without_refusing_anyone(own_servers: Path, monkeypat
         version()
         source.write_text("this is no Python")
 
-    def mend(_: str) -> None:
-        def wait_for_the_new_one() -> None:
+    def repair(_: str) -> None:
+        def await_the_new_version() -> None:
             version()
             press_ctrl_c()
 
-        people.append(threading.Thread(target=wait_for_the_new_one))
+        people.append(threading.Thread(target=await_the_new_version))
         people[0].start()
         source.write_text(text.replace(backend.__version__, "9.9.9"))
 
-    terminal = Terminal(**{"API": welcomed, "the API does not start": mend})
+    terminal = Terminal(**{"API": welcomed, "the API failed to start": repair})
     assert run(own_servers, terminal) == 0
     people[0].join()
     assert seen == [backend.__version__, "9.9.9"]
     assert terminal.lines.count("reload: backend/__init__.py") == 2
-    assert terminal.lines.count("the API does not start: waiting for the next change") == 1
+    assert terminal.lines.count("the API failed to start; it will restart when a file changes") == 1
 
 
-def test_the_web_app_is_the_issuer_and_its_pages_may_call_the_api(used: Path, start: Any) -> None:
+def test_the_web_app_is_the_issuer_and_its_pages_can_call_the_api(used: Path, start: Any) -> None:
     process, welcome = start("--issuer-port=0", f"--data-dir={used}", command="web")
     app, api = re.search(r"Open +(\S+)", welcome), re.search(r"API +(\S+)", welcome)
     assert app
@@ -277,7 +279,7 @@ def test_the_web_app_is_the_issuer_and_its_pages_may_call_the_api(used: Path, st
     asked = {"Origin": app[1], "Access-Control-Request-Method": "GET"}
     allowed = httpx.options(f"{api[1]}/api/v1/tasks", headers=asked, trust_env=False)
     assert allowed.headers["access-control-allow-origin"] == app[1]
-    anyio.run(sign_out_is_heard_of, api[1], app[1])
+    anyio.run(check_sign_out_revokes_the_token, api[1], app[1])
     processes = family(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     _, rest = process.communicate()
@@ -288,5 +290,5 @@ def test_the_web_app_is_the_issuer_and_its_pages_may_call_the_api(used: Path, st
 
 def test_the_web_app_beside_another_issuer_is_refused(own_servers: Path) -> None:
     del own_servers
-    with pytest.raises(DevError, match=r"^BETTER_AUTH_URL is set, and the web app is an issuer of its own: unset it$"):
+    with pytest.raises(DevError, match=r"^BETTER_AUTH_URL is set, but the web app contains its own issuer: unset it$"):
         up(port=0, issuer_port=0, data_dir=Path("data"), settings=Settings(), say=Terminal(), web=True)
