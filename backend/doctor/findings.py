@@ -1,4 +1,4 @@
-"""What an examination finds: one line each, which says what to change where something is wrong."""
+"""The findings of an examination, one line each, with the remedy where something is wrong."""
 
 import json
 from enum import StrEnum
@@ -14,7 +14,7 @@ class Level(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of the report. `subject` is what was looked at, `text` what was seen and what to do about it."""
+    """One line of the report: the subject examined, the observation and the remedy."""
 
     level: Level
     subject: str
@@ -22,7 +22,7 @@ class Finding(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the next step can be taken."""
+        """Whether the examination can go on to the next step."""
         return self.level is not Level.FAILURE
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ def ok(subject: str, text: str) -> Finding:
 
 
 def warn(subject: str, text: str) -> Finding:
-    """It works, and probably not as it was meant to."""
+    """It works, but probably not as intended."""
     return Finding(Level.WARNING, subject, text)
 
 
@@ -43,7 +43,7 @@ def fail(subject: str, text: str) -> Finding:
 
 
 def shown(value: Any, longest: int = LONGEST) -> str:
-    """What others wrote, as a short part of one line: nothing in it can move a terminal's cursor."""
+    """Untrusted text, shortened and without control characters, so that it cannot manipulate a terminal."""
     text = value if isinstance(value, str) else json.dumps(value)
     line = "".join(character if character.isprintable() else "?" for character in text)
     return line if len(line) <= longest else f"{line[: longest - 3]}..."

@@ -1,4 +1,4 @@
-"""The way to the issuer's keys, from the name in the settings to the last key that cannot be used."""
+"""Examines the path to the issuer's keys: DNS, TCP, TLS, Better Auth's address, the JWKS, each key, the clock."""
 
 import asyncio
 import json
@@ -20,37 +20,37 @@ from backend.doctor.findings import Finding, fail, listed, ok, shown, warn
 from backend.settings import Settings
 
 LEEWAY: Final = 5  # seconds, as the verifier's
-# Where else Better Auth servers have their endpoints, and below these their keys.
+# Common addresses of Better Auth's endpoints, and of the keys below them.
 _BASES: Final = ("/api/auth", "/auth", "/auth/v1", "")
 _KEYS: Final = ("/jwks", "/.well-known/jwks.json", "/jwks.json", "/.well-known/jwks", "/keys")
 _MANY: Final = 5
 
 _NEW_KEY: Final = (
-    "let the jwt plugin make another (`jwks.keyPairConfig`), and delete this row of Better Auth's table jwks"
+    "let the jwt plugin generate another (`jwks.keyPairConfig`), and delete this row of Better Auth's table jwks"
 )
 _FEWER_KEYS: Final = (
-    "delete the expired rows of Better Auth's table jwks, and let them go sooner: "
+    "delete the expired rows of Better Auth's table jwks, and let keys expire sooner: "
     "a shorter `jwks.gracePeriod` or a longer `jwks.rotationInterval` in its jwt plugin"
 )
 
 
 @dataclass
 class Issuer:
-    """What is known of Better Auth so far."""
+    """What the examination has found out about Better Auth."""
 
     base_url: str
-    """Where its endpoints are for this machine; the public address may be another one."""
+    """The address of its endpoints from this machine; its public address may differ."""
     setting: str
-    """What says where its keys are."""
+    """The name of the setting that determines the address of its keys."""
     keys: KeySet | None = None
     ahead: float = 0
-    """Seconds between its clock and this machine's."""
+    """How far its clock is ahead of this machine's, in seconds."""
 
 
-class Road:
-    """Walks to the keys as the API does, and looks around where it does not get there.
+class IssuerExamination:
+    """Fetches the keys as the API does, and tries other addresses if that fails.
 
-    What was learnt is left in `issuer`. `clock` gives seconds since 1970.
+    Stores the results in `issuer`. `clock` returns seconds since 1970.
     """
 
     def __init__(self, settings: Settings, issuer: Issuer, *, clock: Callable[[], float]) -> None:
@@ -60,7 +60,7 @@ class Road:
         self._url = check_url(settings.jwks_url)
         self._setting = issuer.setting
 
-    async def walk(self) -> AsyncIterator[Finding]:
+    async def findings(self) -> AsyncIterator[Finding]:
         async for finding in self._reach():
             yield finding
             if not finding.holds:
@@ -68,22 +68,22 @@ class Road:
         async with new_client() as client:
             head = await _head(client, str(self._url))
             if head is None:
-                yield fail("better auth", f"nothing is answered at {self._url}: see its log, or mend {self._setting}")
+                yield fail("better auth", f"no response from {self._url}: see its log, or correct {self._setting}")
                 return
             clocks = self._compare_clocks(head)
             try:
                 body = (await fetch(client, self._url, self._clock)).body
-                missed = "a page, not keys," if body.lstrip().startswith(b"<") else ""
+                problem = "an HTML page instead of keys" if body.lstrip().startswith(b"<") else ""
             except FetchFailed as error:
-                missed = str(error)
+                problem = str(error)
             base = await self._find_better_auth(client)
             if base is not None:
                 self._issuer.base_url = base
-            if missed:
-                yield await self._miss(client, head, base, missed)
+            if problem:
+                yield await self._explain(client, head, base, problem)
             else:
                 if base == self._expected:
-                    yield ok("better auth", f"answers at {base}")
+                    yield ok("better auth", f"responds at {base}")
                 for finding in self._read(body):
                     yield finding
         for finding in clocks:
@@ -91,120 +91,96 @@ class Road:
 
     @property
     def _expected(self) -> str:
-        """Where Better Auth's endpoints are if the settings are right: on the host from which the keys come."""
+        """The address of Better Auth's endpoints if the settings are correct: on the same host as the keys."""
         return f"{_origin(str(self._url))}{urlsplit(self._settings.base_url).path}"
 
     async def _reach(self) -> AsyncIterator[Finding]:
         host, secure = self._url.host, self._url.scheme == "https"
         port = self._url.port or (443 if secure else 80)
-        elsewhere = "" if self._settings.better_auth_jwks_url else ", or set BETTER_AUTH_JWKS_URL to an inner address"
+        internal = "" if self._settings.better_auth_jwks_url else ", or set BETTER_AUTH_JWKS_URL to an internal address"
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            yield fail("dns", f"{host} is not known here ({_why(error)}): mend {self._setting}{elsewhere}")
+            yield fail("dns", f"{host} cannot be resolved ({_why(error)}): correct {self._setting}{internal}")
             return
-        yield ok("dns", f"{host} is {listed(sorted({entry[4][0] for entry in found}))}")
-        context = httpx.create_ssl_context(trust_env=False) if secure else None  # what the API trusts, and no more
+        yield ok("dns", f"{host} resolves to {listed(sorted({entry[4][0] for entry in found}))}")
+        context = httpx.create_ssl_context(trust_env=False) if secure else None  # the authorities that the API trusts
         try:
             async with asyncio.timeout(TOTAL_TIMEOUT):
                 _, writer = await asyncio.open_connection(host, port, ssl=context)
         except ssl.SSLCertVerificationError as error:
-            yield fail(
-                "tls",
-                f"{host}:{port}: {error.verify_message}: its certificate must be a public authority's, for the name "
-                f"in {self._setting}{elsewhere}",
-            )
+            needed = f"it needs a public authority's certificate for the name in {self._setting}"
+            yield fail("tls", f"{host}:{port}: {error.verify_message}: {needed}{internal}")
         except ssl.SSLError:
-            yield fail(
-                "tls", f"{host}:{port} does not speak TLS: {self._setting} must say the https address{elsewhere}"
-            )
+            yield fail("tls", f"{host}:{port} does not speak TLS: set {self._setting} to the https address{internal}")
         except (OSError, TimeoutError) as error:
-            yield fail(
-                "tcp",
-                f"nobody answers at {host}:{port} ({_why(error)}): start Better Auth, or mend "
-                f"{self._setting}{elsewhere}",
-            )
+            remedy = f"start Better Auth, or correct {self._setting}{internal}"
+            yield fail("tcp", f"no connection to {host}:{port} ({_why(error)}): {remedy}")
         else:
             writer.close()
-            yield ok("tls" if secure else "tcp", f"{host}:{port} takes connections")
+            yield ok("tls" if secure else "tcp", f"{host}:{port} accepts connections")
 
     async def _find_better_auth(self, client: httpx.AsyncClient) -> str | None:
-        """The first address at which it says that it is there; the expected one is asked first."""
+        """The first address at which Better Auth responds, beginning with the expected one; None if there is none."""
         origin = _origin(str(self._url))
         path = urlsplit(self._settings.base_url).path
         parts = urlsplit(str(self._url)).path.split("/")
-        # Someone may have copied any address of the server, so each part of its path is tried, too.
+        # The setting may hold any address copied from the server, so each prefix of its path is tried, too.
         above = ["/".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
         for candidate in dict.fromkeys([path, *above, *(f"{part}/api/auth" for part in above), *_BASES]):
             if await _is_better_auth(client, f"{origin}{candidate}", self._clock):
                 return f"{origin}{candidate}"
         return None
 
-    async def _miss(self, client: httpx.AsyncClient, head: httpx.Response, base: str | None, why: str) -> Finding:
-        """What to change when no keys came."""
+    async def _explain(self, client: httpx.AsyncClient, head: httpx.Response, base: str | None, why: str) -> Finding:
+        """The remedy if the keys could not be fetched."""
         subject, url = "key set", str(self._url)
         if head.has_redirect_location:
             target = urljoin(url, head.headers["location"])
             where = f"{url} redirects to {shown(target)}, which is not followed"
             if urlsplit(target).path != self._url.path:
-                return fail(
-                    subject,
-                    f"{where}: let its path pass by whatever asks for a sign-in there, such as the app's middleware; "
-                    f"or mend {self._setting}",
-                )
+                remedy = f"exempt this path from the app's sign-in check, or correct {self._setting}"
+                return fail(subject, f"{where}: {remedy}")
             wanted = target if self._setting == "BETTER_AUTH_JWKS_URL" else _short(target.removesuffix("/jwks"))
             return fail(subject, f"{where}: set {self._setting} to {shown(wanted)}")
         if head.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            return fail(
-                subject, f"{why} at {url}: exempt this path from Better Auth's `rateLimit`, or call from fewer places"
-            )
+            return fail(subject, f"{why} at {url}: exempt this path from Better Auth's `rateLimit`")
         if head.is_server_error:
-            return fail(subject, f"{why} at {url}: Better Auth's own log says what ails it")
+            return fail(subject, f"{why} at {url}: see Better Auth's log")
         if head.is_success and why.startswith("the body is over"):
             return fail(subject, f"{why} at {url}: {_FEWER_KEYS}")
         if base is None:
-            return fail(
-                subject,
-                f"{why} at {url}, and no Better Auth on {_origin(url)}: set BETTER_AUTH_URL to its `baseURL`, with the "
-                "path where its handler is mounted unless that is /api/auth",
-            )
+            remedy = "set BETTER_AUTH_URL to its `baseURL`, with its handler's path unless that is /api/auth"
+            return fail(subject, f"{why} at {url}, and no Better Auth on {_origin(url)}: {remedy}")
         if base != self._expected and self._setting == "BETTER_AUTH_URL":
             return fail(subject, f"{why} at {url}: Better Auth is at {base}: set BETTER_AUTH_URL to {_short(base)}")
         for path in _KEYS:
             if f"{base}{path}" != url and await _has_keys(client, f"{base}{path}", self._clock):
-                return fail(subject, f"{why} at {url}: set BETTER_AUTH_JWKS_URL to {base}{path}, where the keys are")
-        return fail(
-            subject,
-            f"{why} at {url}, though Better Auth is at {base}: give it the jwt plugin; if it has a `jwksPath`, set "
-            "BETTER_AUTH_JWKS_URL to that address",
-        )
+                return fail(subject, f"{why} at {url}: the keys are at {base}{path}: set BETTER_AUTH_JWKS_URL to it")
+        remedy = "add the jwt plugin to it, or set BETTER_AUTH_JWKS_URL to that plugin's `jwksPath`"
+        return fail(subject, f"{why} at {url}, though Better Auth is at {base}: {remedy}")
 
     def _read(self, body: bytes) -> Iterator[Finding]:
         subject = "keys"
         try:
             document: Any = decode_jwks(body)
         except ValueError:
-            yield fail(
-                "key set", f"not JSON at {self._url}: set {self._setting} so that it leads to Better Auth's keys"
-            )
+            yield fail("key set", f"no JSON at {self._url}: correct {self._setting}")
             return
         try:
             keys = KeySet.from_jwks(document)
         except UnusableKeys as error:
             entries = document.get("keys")
             if not isinstance(entries, list):
-                remedy = f"set {self._setting} so that it leads to Better Auth's keys"
-                yield fail("key set", f"{error} at {self._url}: {remedy}")
+                yield fail("key set", f"{error} at {self._url}: correct {self._setting}")
             elif not entries:
-                yield fail(
-                    subject, "the set is empty: Better Auth makes a key when it signs first: ask its /token once"
-                )
+                yield fail(subject, "the set is empty: request Better Auth's /token once, which creates the first key")
             elif str(error).startswith("more than"):
-                yield fail(subject, f"{error}, so none is read: {_FEWER_KEYS}")
+                yield fail(subject, f"{error}, so all are ignored: {_FEWER_KEYS}")
             else:
                 for entry in entries:
                     kid = entry.get("kid") if isinstance(entry, dict) else None
-                    reason = _unsound(entry) or "several keys share this kid"
+                    reason = _defect(entry) or "several keys share this kid"
                     yield fail(subject, f"{_name(kid)} cannot be used: {reason}: {_NEW_KEY}")
             return
         self._issuer.keys = keys
@@ -216,22 +192,22 @@ class Road:
 
     def _compare_clocks(self, head: httpx.Response) -> list[Finding]:
         try:
-            # Of a second only its beginning is told.
+            # `Date` is truncated to seconds; half a second is the mean error.
             there = parsedate_to_datetime(head.headers["date"]).timestamp() + 0.5
         except (KeyError, ValueError):
             return []
         self._issuer.ahead = ahead = there - self._clock()
         if ahead > LEEWAY:
-            said = f"{ahead:.0f} s ahead of this machine's, so that its tokens are not valid here yet: set both by NTP"
-            return [fail("clock", f"Better Auth's is {said}")]
+            effect = "so its tokens are not valid here yet: synchronise both by NTP"
+            return [fail("clock", f"Better Auth's is {ahead:.0f} s ahead of this machine's, {effect}")]
         if ahead < -LEEWAY:
-            said = f"{-ahead:.0f} s behind this machine's, so that its tokens expire sooner: set both by NTP"
-            return [warn("clock", f"Better Auth's is {said}")]
+            effect = "so its tokens expire too early here: synchronise both by NTP"
+            return [warn("clock", f"Better Auth's is {-ahead:.0f} s behind this machine's, {effect}")]
         return [ok("clock", "Better Auth's and this machine's agree")]
 
 
 async def _head(client: httpx.AsyncClient, url: str) -> httpx.Response | None:
-    """The head of an answer, whatever follows it; None when there is none."""
+    """Status and headers of the response, even if its body is unusable; None without a response."""
     try:
         async with asyncio.timeout(TOTAL_TIMEOUT), client.stream("GET", url, follow_redirects=False) as response:
             return response
@@ -254,7 +230,8 @@ async def _has_keys(client: httpx.AsyncClient, url: str, clock: Callable[[], flo
     return True
 
 
-def _unsound(entry: object) -> str:
+def _defect(entry: object) -> str:
+    """Why this entry of the JWKS is not usable; empty if it is."""
     try:
         read_key(entry)
     except UnusableKeys as error:
@@ -272,12 +249,12 @@ def _origin(url: str) -> str:
 
 
 def _short(base: str) -> str:
-    """As BETTER_AUTH_URL wants it: the origin alone where the endpoints are under /api/auth."""
+    """The value for BETTER_AUTH_URL: without the path if that is the default, /api/auth."""
     origin = _origin(base)
     return origin if base == f"{origin}/api/auth" else base
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return "no answer"
+        return "no response"
     return shown(error.strerror or type(error).__name__) if isinstance(error, OSError) else "not a host name"

@@ -1,32 +1,22 @@
-"""What the verifier says of a token, and which setting would have it say something else."""
+"""Examines a token with the API's verifier and explains each rejection with its remedy."""
 
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
-import httpx
-
-from backend.auth import (
-    InvalidToken,
-    Key,
-    KeySet,
-    KeysUnavailable,
-    Principal,
-    Reason,
-    TokenVerifier,
-    decode_object,
-)
+from backend.auth import Principal, Reason
 from backend.auth.claims import parse_role
-from backend.auth.encoding import decode_base64url
-from backend.auth.fetch import TOTAL_TIMEOUT, check_url, new_client
 from backend.auth.jwk import CANONICAL
+from backend.doctor.addresses import client_id_listed, is_client_id
+from backend.doctor.exchange import exchange
 from backend.doctor.findings import Finding, fail, listed, ok, shown, warn
 from backend.doctor.issuer import LEEWAY, Issuer
+from backend.doctor.rejections import audiences_in, decode_part, find_rejections
 from backend.settings import Settings
 
 LONGEST_LIFETIME: Final = 86400  # seconds, of TOKEN_MAX_LIFETIME
 
-# What the verifier looks at, in its order.
+# The verifier's checks in their order.
 STEPS: Final[Mapping[str, frozenset[Reason]]] = {
     "form": frozenset({Reason.TOO_LONG, Reason.MALFORMED, Reason.OPAQUE_SESSION, Reason.BAD_HEADER}),
     "algorithm": frozenset({Reason.BAD_ALGORITHM}),
@@ -49,30 +39,10 @@ _KINDS: Final = {
 }
 
 
-class _Keys:
-    """The set that was fetched a moment ago."""
-
-    def __init__(self, keys: KeySet | None) -> None:
-        self._keys = keys
-
-    def current(self, kid: str) -> Key | None:
-        return self._keys.keys.get(kid) if self._keys else None
-
-    async def get(self, kid: str) -> Key:
-        if self._keys is None:
-            raise KeysUnavailable("there are none")
-        if key := self.current(kid):
-            return key
-        raise InvalidToken(Reason.UNKNOWN_KEY)
-
-    async def replacement(self, _: Key, /) -> Key | None:
-        return None
-
-
 class TokenExamination:
-    """Judges a token by the API's own verifier, once more after each mismatch as if that were mended.
+    """Reports every reason to reject a token, not only the first.
 
-    `principal` is whose it is, once everything but what was named has proved good.
+    `principal` is set by `findings` if the token is valid apart from the reported reasons.
     """
 
     def __init__(self, token: str, settings: Settings, issuer: Issuer, *, clock: Callable[[], float]) -> None:
@@ -80,21 +50,22 @@ class TokenExamination:
         self._settings = settings
         self._issuer = issuer
         self._clock = clock
-        self._header = _part(token, 0)
-        self._claims = _part(token, 1)
+        self._header = decode_part(token, 0)
+        self._claims = decode_part(token, 1)
         self._exchangeable = True
         self.principal: Principal | None = None
 
     async def findings(self) -> AsyncIterator[Finding]:
-        refused, unjudged = await self._judge()
+        rejections = await find_rejections(self._token, self._settings, self._issuer.keys, self._clock)
+        refused, self.principal = rejections.reasons, rejections.principal
         for step, reasons in STEPS.items():
             found = [reason for reason in refused if reason in reasons]
             for reason in found:
                 yield fail(step, self._explain(reason))
-            if refused and refused[-1] in reasons and self.principal is None and not unjudged:
+            if refused and refused[-1] in reasons and self.principal is None and not rejections.keys_missing:
                 break
-            if step == "key" and unjudged:
-                yield fail(step, "cannot be looked up without the issuer's keys: see above")
+            if step == "key" and rejections.keys_missing:
+                yield fail(step, "cannot be checked without the issuer's keys: see above")
                 break
             if not found:
                 yield ok(step, self._describe(step))
@@ -102,155 +73,111 @@ class TokenExamination:
             async for finding in self._exchange():
                 yield finding
         if self.principal is not None:
-            for finding in self._look_at(self.principal):
+            for finding in self._examine_principal(self.principal):
                 yield finding
-
-    async def _judge(self) -> tuple[list[Reason], bool]:
-        """Every reason to refuse it, and whether there were no keys to judge it by."""
-        options: dict[str, Any] = {
-            "issuers": self._settings.issuers,
-            "audiences": self._settings.audiences,
-            "max_lifetime": self._settings.token_max_lifetime,
-            "clock": self._clock,
-        }
-        refused: list[Reason] = []
-        while True:
-            try:
-                self.principal = await TokenVerifier(keys=_Keys(self._issuer.keys), **options).verify(self._token)
-            except KeysUnavailable:
-                return refused, True
-            except InvalidToken as error:
-                if error.reason in refused:
-                    return refused, False  # its times contradict each other
-                refused.append(error.reason)
-                mended = self._mended(error.reason, options)
-                if mended is None:
-                    return refused, False
-                options |= mended
-            else:
-                return refused, False
-
-    def _mended(self, reason: Reason, options: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The verifier's options with which this reason would go away; None when none would."""
-        claims = self._claims
-        match reason:
-            case Reason.EXPIRED if claims["exp"] >= claims["iat"]:
-                return {"clock": lambda: claims["exp"]}
-            case Reason.NOT_YET_VALID:
-                return {"clock": lambda: max(claims["iat"], claims.get("nbf", claims["iat"]))}
-            case Reason.LIVES_TOO_LONG:
-                return {"max_lifetime": math.inf}
-            case Reason.BAD_ISSUER if isinstance(claims.get("iss"), str) and claims["iss"]:
-                return {"issuers": [*options["issuers"], claims["iss"]]}
-            case Reason.BAD_AUDIENCE if named := _audience(claims):
-                return {"audiences": [*options["audiences"], named[0]]}
-        return None
 
     def _explain(self, reason: Reason) -> str:
         header, claims, settings = self._header, self._claims, self._settings
-        get_another = f"send what Better Auth's {self._issuer.base_url}/token gives"
+        get_another = f"send a JWT from Better Auth's {self._issuer.base_url}/token"
         now = self._clock()
         match reason:
             case Reason.TOO_LONG:
-                return f"{reason} Better Auth's own payload is the whole user row, pictures too: give `definePayload`"
+                return f"{reason} By default the payload is the whole user row with its image: set `definePayload`"
             case Reason.OPAQUE_SESSION:
                 return (
                     f"this is a session token, not a JWT: exchange it at {self._issuer.base_url}/token "
-                    "(as the bearer), and send what comes back"
+                    "(as the bearer token), and send the JWT in the response"
                 )
             case Reason.MALFORMED:
-                return f'this is no JWT: {get_another} as "token", without quotes, `Bearer` or line breaks'
+                return f'this is not a JWT: {get_another} (its "token"), without quotes, `Bearer` or line breaks'
             case Reason.BAD_HEADER:
-                return f"{reason} It was not made by the jwt plugin: {get_another}"
+                return f"{reason} The jwt plugin does not issue such tokens: {get_another}"
             case Reason.BAD_ALGORITHM:
                 return (
-                    f"alg is {shown(header.get('alg'))}: let the jwt plugin sign with {', '.join(CANONICAL)} (its "
-                    f"`jwks.keyPairConfig`); if it does, the token is not its own: {get_another}"
+                    f"alg is {shown(header.get('alg'))}: set the jwt plugin's `jwks.keyPairConfig` to one of "
+                    f"{', '.join(CANONICAL)}; if it is, another program issued the token: {get_another}"
                 )
             case Reason.BAD_KEY_ID:
-                return f"the header names no usable kid, so the token is not the jwt plugin's: {get_another}"
+                return f"the header has no usable kid, so the jwt plugin did not issue the token: {get_another}"
             case Reason.BAD_TYPE:
-                kind = _KINDS.get(str(header.get("typ")).lower(), "no access token")
+                kind = _KINDS.get(str(header.get("typ")).lower(), "not an access token")
                 return f"typ is {shown(header.get('typ'))}, {kind}: {get_another}"
             case Reason.BAD_TIMES:
                 return (
-                    f"exp is {shown(claims.get('exp'))}, iat is {shown(claims.get('iat'))}: both must be numbers, and "
-                    f"`signJWT` adds no iat: {get_another}"
+                    f"exp is {shown(claims.get('exp'))}, iat is {shown(claims.get('iat'))}; both must be numbers "
+                    f"(`signJWT` adds no iat): {get_another}"
                 )
             case Reason.EXPIRED if claims["exp"] < claims["iat"]:
-                return 'exp is before iat: a number as `expirationTime` of the jwt plugin is a date: write "15m"'
+                return 'exp is before iat: the jwt plugin reads a number in `expirationTime` as a date; write "15m"'
             case Reason.EXPIRED:
                 behind = " (this machine's clock is ahead: see clock)" if self._issuer.ahead < -LEEWAY else ""
                 return f"it expired {now - claims['exp']:.0f} s ago{behind}: {get_another}"
             case Reason.NOT_YET_VALID:
                 start = max(claims["iat"], claims.get("nbf", claims["iat"]))
-                return f"it is good in {start - now:.0f} s: set this machine's clock by NTP, and Better Auth's"
+                return f"it becomes valid in {start - now:.0f} s: synchronise both machines' clocks by NTP"
             case Reason.LIVES_TOO_LONG:
                 life = math.ceil(claims["exp"] - claims["iat"])
                 setting = f", or set TOKEN_MAX_LIFETIME to {life}" if life <= LONGEST_LIFETIME else ""
                 return (
-                    f"it lives {life} s, accepted are {settings.token_max_lifetime}: "
-                    f"shorten `expirationTime` of the jwt plugin{setting}"
+                    f"its lifetime is {life} s, the maximum is {settings.token_max_lifetime} s: "
+                    f"shorten the jwt plugin's `expirationTime`{setting}"
                 )
             case Reason.BAD_ISSUER:
                 return self._explain_issuer(claims.get("iss"))
             case Reason.BAD_AUDIENCE:
                 return self._explain_audience()
             case Reason.BAD_SUBJECT:
-                return f"sub is {shown(claims.get('sub'))}: let `getSubject` of the jwt plugin give the user's id"
+                return f"sub is {shown(claims.get('sub'))}: let the jwt plugin's `getSubject` return the user's id"
             case Reason.SENDER_CONSTRAINED:
-                return (
-                    "it is bound to a key of the client (DPoP, `cnf`), which is not checked here: ask for one without"
-                )
+                return "it is bound to a client's key (DPoP, `cnf`), which is not supported: request an unbound token"
             case Reason.INCOMPLETE:
-                return "an access token (at+jwt) needs client_id and jti: it was not made by the oauth-provider plugin"
+                return "an access token (at+jwt) needs client_id and jti: the oauth-provider plugin did not issue it"
             case Reason.UNKNOWN_KEY:
                 return self._explain_unknown_key(header["kid"], get_another)
             case Reason.BAD_SIGNATURE:
                 key = self._issuer.keys and self._issuer.keys.keys.get(header["kid"])
                 if key and CANONICAL[header["alg"]] != key.algorithm:
-                    return f"alg is {header['alg']}, that of the published key {key.algorithm}: {get_another}"
+                    return f"alg is {header['alg']}, but the published key has {key.algorithm}: {get_another}"
                 return (
-                    f"kid {shown(header['kid'])} is published, but another key signed this: the token is older than "
-                    f"Better Auth's database, or {self._issuer.setting} leads to another server: {get_another}"
+                    f"kid {shown(header['kid'])} is published, but another key signed the token: it is older than "
+                    f"Better Auth's database, or {self._issuer.setting} names another server: {get_another}"
                 )
         return str(reason)
 
     def _explain_unknown_key(self, kid: str, get_another: str) -> str:
         keys = self._issuer.keys
-        assert keys is not None  # it was looked up in them
+        assert keys is not None  # the reason implies a lookup in them
         for skipped in keys.skipped:
             if skipped.kid == kid:
                 return f"kid {shown(kid)} is published, but cannot be used: {skipped.reason}: see keys"
         return (
-            f"kid {shown(kid)} is not published at {self._settings.jwks_url}, but {listed(keys.keys)}: the token is "
-            f"older than these, or of another Better Auth: {get_another}; if it was, mend {self._issuer.setting}"
+            f"kid {shown(kid)} is not published at {self._settings.jwks_url}, only {listed(keys.keys)}: the token is "
+            f"older than these keys: {get_another}; or from another Better Auth: correct {self._issuer.setting}"
         )
 
     def _explain_issuer(self, issuer: object) -> str:
         accepted = self._settings.issuers
-        said = f"iss is {shown(issuer)}, accepted are {listed(accepted)}"
+        mismatch = f"iss is {shown(issuer)}, accepted: {listed(accepted)}"
         if not isinstance(issuer, str) or not issuer:
-            return f"{said}: the token is not the jwt plugin's"
-        near = {name.rstrip("/").casefold() for name in accepted}
-        if issuer.rstrip("/").casefold() in near:
-            return f"{said}: case and a slash at the end count: set BETTER_AUTH_ISSUERS to it, letter by letter"
+            return f"{mismatch}: the jwt plugin did not issue the token"
+        if issuer.rstrip("/").casefold() in {name.rstrip("/").casefold() for name in accepted}:
+            return f"{mismatch}: case and a trailing slash matter: set BETTER_AUTH_ISSUERS to exactly the token's iss"
         return (
-            f"{said}: if that is a name of this Better Auth (its `baseURL`), set BETTER_AUTH_URL to it, and "
+            f"{mismatch}: if it is this Better Auth's `baseURL`, set BETTER_AUTH_URL to it, and "
             f"BETTER_AUTH_JWKS_URL to {self._settings.jwks_url}; or add it to BETTER_AUTH_ISSUERS"
         )
 
     def _explain_audience(self) -> str:
-        settings, named = self._settings, _audience(self._claims)
-        said = f"aud is {shown(self._claims.get('aud'))}, accepted are {listed(settings.audiences)}"
+        settings, named = self._settings, audiences_in(self._claims)
+        mismatch = f"aud is {shown(self._claims.get('aud'))}, accepted: {listed(settings.audiences)}"
         resource = settings.public_url
         if any(is_client_id(name) for name in named):
-            return f"{said}: an ID token, for a client: send the access token, asked for with resource={resource}"
+            return f"{mismatch}: this is an ID token: send the access token, requested with resource={resource}"
         if not named:
-            return f'{said}: let the jwt plugin name this API: `audience: "{resource}"`'
+            return f'{mismatch}: name this API in the jwt plugin: `audience: "{resource}"`'
         return (
-            f"{said}: add it to BETTER_AUTH_AUDIENCES if such tokens are meant for this API; "
-            f'else let the jwt plugin say `audience: "{resource}"`, as PUBLIC_URL does'
+            f"{mismatch}: add it to BETTER_AUTH_AUDIENCES if such tokens are meant for this API; "
+            f'otherwise set `audience: "{resource}"` (this PUBLIC_URL) in the jwt plugin'
         )
 
     def _describe(self, step: str) -> str:
@@ -263,123 +190,54 @@ class TokenExamination:
             case "kid":
                 return shown(header["kid"])
             case "typ":
-                return shown(header.get("typ", "none, as the jwt plugin has it"))
+                return shown(header.get("typ", "none, as usual for the jwt plugin"))
             case "times":
-                return f"good for {claims['exp'] - self._clock():.0f} s more"
+                return f"valid for another {claims['exp'] - self._clock():.0f} s"
             case "lifetime":
-                return f"{claims['exp'] - claims['iat']:.0f} s of {self._settings.token_max_lifetime}"
+                return f"{claims['exp'] - claims['iat']:.0f} s, the maximum is {self._settings.token_max_lifetime} s"
             case "issuer":
                 return shown(claims["iss"])
             case "audience":
-                return listed(_audience(claims))
+                return listed(audiences_in(claims))
             case "subject":
                 return shown(claims["sub"])
             case "key":
                 return "published"
-        return "good"
+        return "valid"
 
     async def _exchange(self) -> AsyncIterator[Finding]:
-        """Have Better Auth make the JWT of a session token, and judge that."""
-        url = f"{self._issuer.base_url}/token"
-        try:
-            check_url(url)
-        except ValueError:
-            yield warn("exchange", f"a session token is not sent over {url}: neither https nor a loopback address")
-            return
-        try:
-            async with new_client() as client:
-                answer = await client.get(
-                    url,
-                    headers={"Authorization": f"Bearer {self._token}"},
-                    follow_redirects=False,
-                    timeout=TOTAL_TIMEOUT,
-                )
-            jwt = str(answer.json()["token"]) if answer.is_success else ""
-        except httpx.HTTPError as error:
-            yield fail("exchange", f"{url} cannot be asked ({type(error).__name__}): see above")
-        except (ValueError, KeyError, TypeError):
-            yield fail("exchange", f"{url} answers with no token: set BETTER_AUTH_URL to Better Auth's `baseURL`")
-        else:
-            if not answer.is_success:
-                yield fail(
-                    "exchange",
-                    f"HTTP {answer.status_code} at {url}: {_why_no_token(answer, self._settings.public_url)}",
-                )
-                return
-            yield ok("exchange", "Better Auth made a JWT of it, which is judged from here on")
-            judged = TokenExamination(jwt, self._settings, self._issuer, clock=self._clock)
-            judged._exchangeable = False
-            async for finding in judged.findings():
+        """Exchange the session token for a JWT and examine that."""
+        jwt, finding = await exchange(self._token, self._issuer.base_url, self._settings.public_url)
+        yield finding
+        if jwt:
+            examination = TokenExamination(jwt, self._settings, self._issuer, clock=self._clock)
+            examination._exchangeable = False
+            async for finding in examination.findings():
                 yield finding
-            self.principal = judged.principal
+            self.principal = examination.principal
 
-    def _look_at(self, principal: Principal) -> Iterator[Finding]:
-        """What routes will say of somebody whose token is good."""
+    def _examine_principal(self, principal: Principal) -> Iterator[Finding]:
+        """Which routes will reject this principal although the token is valid."""
         named = self._claims.get("client_id") or self._claims.get("azp")
         if named in self._settings.audiences:
             yield client_id_listed(str(named))
         if principal.is_machine:
-            yield warn(
-                "person", "it speaks for an OAuth client and no person (client_credentials): routes for people are 403"
-            )
+            yield warn("person", "this is an OAuth client without a user (client_credentials): user routes return 403")
         if principal.is_banned(self._clock()):
-            yield warn("person", "Better Auth has banned this account: every route is 403 until it is unbanned there")
+            yield warn("person", "Better Auth has banned this account: all routes return 403 until the ban is lifted")
         if principal.scopes is not None:
-            yield ok("scopes", f"{listed(sorted(principal.scopes))}: routes for others are 403 insufficient_scope")
+            yield ok("scopes", f"{listed(sorted(principal.scopes))}; other routes return 403 insufficient_scope")
         elif parse_role(principal.claims.get("role")) is None:
             yield warn(
                 "roles",
-                f"`role` is {shown(self._claims['role'])}, and counts as no role at all: let `definePayload` give "
+                f"`role` is {shown(self._claims['role'])}, which counts as no role: let `definePayload` return "
                 "a string with commas or an array of strings",
             )
         elif principal.roles is None:
             yield warn(
                 "roles",
-                "there is no `role`, so no administrator's route is open to anybody: "
-                "add the admin plugin, and `role` to `definePayload` if there is one",
+                "the token has no `role`, so the administrators' routes are closed: "
+                "add the admin plugin, and `role` to `definePayload` if that is set",
             )
         else:
             yield ok("roles", listed(principal.roles))
-
-
-def is_client_id(name: str) -> bool:
-    """Whether an audience looks like an OAuth client of Better Auth: 32 letters, and no address."""
-    return len(name) == 32 and name.isascii() and name.isalnum()
-
-
-def client_id_listed(name: str) -> Finding:
-    return warn(
-        "audiences",
-        f"{shown(name)} is an OAuth client, so that its ID tokens pass for access tokens: "
-        "take it out of BETTER_AUTH_AUDIENCES",
-    )
-
-
-def _why_no_token(answer: httpx.Response, resource: str) -> str:
-    if answer.is_server_error and not answer.content:
-        return (
-            "Better Auth cannot read its own key, as after a change of BETTER_AUTH_SECRET: "
-            "set the old secret there again, or delete the rows of its table jwks"
-        )
-    if answer.status_code == httpx.codes.UNAUTHORIZED:
-        return (
-            "the session has ended, the account is banned, or Better Auth lacks the bearer plugin, whose "
-            "`requireSignature` wants what the header set-auth-token gave; or it is an opaque access token: "
-            f"ask for one with resource={resource}"
-        )
-    if answer.status_code == httpx.codes.NOT_FOUND:
-        return "give Better Auth the jwt plugin"
-    return "Better Auth's own log says what ails it"
-
-
-def _audience(claims: Mapping[str, Any]) -> list[str]:
-    found = claims.get("aud")
-    return [name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str) and name]
-
-
-def _part(token: str, index: int) -> dict[str, Any]:
-    """The header or the claims, unverified; nothing when they cannot be read."""
-    try:
-        return decode_object(decode_base64url(token.split(".")[index]))
-    except (ValueError, IndexError):
-        return {}

@@ -1,4 +1,4 @@
-"""Addresses that cannot be meant are named without asking anybody."""
+"""Mistakes in the configured addresses are found without network access."""
 
 import pytest
 
@@ -13,13 +13,17 @@ PUBLIC = {"better_auth_url": "https://app.example.com", "public_url": "https://a
 @pytest.mark.parametrize(
     ("settings", "level", "words"),
     [
-        ({"better_auth_url": "https://app.example.com"}, Level.WARNING, ["this machine alone", "set PUBLIC_URL"]),
-        (PUBLIC | {"public_url": "http://api.example.com"}, Level.WARNING, ["in the clear", "set PUBLIC_URL", "https"]),
-        (PUBLIC | {"public_url": "https://app.example.com"}, Level.WARNING, ["Better Auth's own", "set PUBLIC_URL"]),
+        ({"better_auth_url": "https://app.example.com"}, Level.WARNING, ["this machine only", "set PUBLIC_URL"]),
+        (PUBLIC | {"public_url": "http://api.example.com"}, Level.WARNING, ["unencrypted", "set PUBLIC_URL", "https"]),
+        (
+            PUBLIC | {"public_url": "https://app.example.com"},
+            Level.WARNING,
+            ["Better Auth's address", "set PUBLIC_URL"],
+        ),
         (
             PUBLIC | {"cors_origins": ("https://app.example.com:443",)},
             Level.FAILURE,
-            ["no browser says https://app.example.com:443", "write https://app.example.com in CORS_ORIGINS"],
+            ["browsers never send https://app.example.com:443", "write https://app.example.com in CORS_ORIGINS"],
         ),
         (
             PUBLIC | {"cors_origins": ("https://App.example.com",)},
@@ -29,17 +33,17 @@ PUBLIC = {"better_auth_url": "https://app.example.com", "public_url": "https://a
         (
             PUBLIC | {"cors_origins": ("https://app.example.com", "http://localhost:3000")},
             Level.WARNING,
-            ["http://localhost:3000", "anybody's own machine", "CORS_ORIGINS"],
+            ["http://localhost:3000", "a user's machine", "CORS_ORIGINS"],
         ),
         (
             PUBLIC | {"cors_origins": ("https://app.example.com", "http://www.example.com")},
             Level.WARNING,
-            ["http://www.example.com", "https into CORS_ORIGINS"],
+            ["http://www.example.com", "use https in CORS_ORIGINS"],
         ),
         (
             PUBLIC | {"cors_origins": ("https://www.example.com",)},
             Level.WARNING,
-            ["https://app.example.com may not call", "CORS_ORIGINS"],
+            ["https://app.example.com cannot call", "CORS_ORIGINS"],
         ),
         (
             PUBLIC | {"better_auth_audiences": ("abcdefghijklmnopqrstuvwxyzABCDEF",)},
@@ -48,7 +52,7 @@ PUBLIC = {"better_auth_url": "https://app.example.com", "public_url": "https://a
         ),
     ],
 )
-def test_what_cannot_be_meant(settings: dict[str, object], level: Level, words: list[str]) -> None:
+def test_a_mistake_is_named(settings: dict[str, object], level: Level, words: list[str]) -> None:
     found = [
         finding
         for finding in examine_addresses(Settings(_env_file=None, **settings))  # type: ignore[arg-type]  # as read
@@ -69,6 +73,6 @@ def test_what_cannot_be_meant(settings: dict[str, object], level: Level, words: 
         {"better_auth_url": "https://example.com", "public_url": "https://example.com/tasks"},
     ],
 )
-def test_what_can(settings: dict[str, object]) -> None:
+def test_correct_addresses(settings: dict[str, object]) -> None:
     found = list(examine_addresses(Settings(_env_file=None, **settings)))  # type: ignore[arg-type]  # as read
     assert {finding.level for finding in found} == {Level.OK}

@@ -1,4 +1,4 @@
-"""Wherever the way to the keys ends, the doctor says which setting has to lead elsewhere, and where."""
+"""If the keys cannot be fetched, the doctor names the setting and its correct value."""
 
 import asyncio
 import datetime as dt
@@ -29,7 +29,7 @@ from tests.doctor.report import Report, names
 StartIssuer = Callable[..., Issuer]
 
 
-async def test_with_a_real_better_auth_all_is_well(better_auth: Issuer, database_url: str) -> None:
+async def test_a_real_better_auth_passes(better_auth: Issuer, database_url: str) -> None:
     token = await asyncio.to_thread(demo_token, better_auth.base_url, "doctor@example.com")
     report = await Report.of(token, better_auth_url=better_auth.url, database_url=database_url)
     assert report.wrong() == []
@@ -42,32 +42,35 @@ async def test_with_a_real_better_auth_all_is_well(better_auth: Issuer, database
 
 
 class TestAddress:
-    async def test_a_name_that_nobody_knows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_an_unknown_host_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def unknown(*_: object, **__: object) -> None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-        monkeypatch.setattr(socket, "getaddrinfo", unknown)  # no name server is asked by a test
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)  # tests send no DNS queries
         report = await Report.of(better_auth_url="https://auth.internal")
         (line,) = report.failures()
-        names(line, ["FAIL  dns", "auth.internal is not known", "mend BETTER_AUTH_URL, or set BETTER_AUTH_JWKS_URL"])
+        names(
+            line,
+            ["FAIL  dns", "auth.internal cannot be resolved", "correct BETTER_AUTH_URL, or set BETTER_AUTH_JWKS_URL"],
+        )
         report = await Report.of(better_auth_jwks_url="https://auth.internal/jwks")
         (line,) = report.failures()
-        assert line.endswith("mend BETTER_AUTH_JWKS_URL")
+        assert line.endswith("correct BETTER_AUTH_JWKS_URL")
 
-    async def test_nobody_is_there(self) -> None:
+    async def test_a_refused_connection(self) -> None:
         with socket.socket() as nobody:
             nobody.bind(("127.0.0.1", 0))
             port = nobody.getsockname()[1]
             (line,) = (await Report.of(better_auth_url=f"http://127.0.0.1:{port}")).failures()
-        names(line, ["FAIL  tcp", f"127.0.0.1:{port}", "start Better Auth, or mend BETTER_AUTH_URL"])
+        names(line, ["FAIL  tcp", f"127.0.0.1:{port}", "start Better Auth, or correct BETTER_AUTH_URL"])
 
-    async def test_whoever_is_there_says_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_server_that_does_not_respond(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("backend.doctor.issuer.TOTAL_TIMEOUT", 0.2)
         async with serving(hangs) as (url, _):
             (line,) = (await Report.of(better_auth_jwks_url=url)).failures()
-        names(line, ["FAIL  better auth", url, "mend BETTER_AUTH_JWKS_URL"])
+        names(line, ["FAIL  better auth", url, "correct BETTER_AUTH_JWKS_URL"])
 
-    async def test_a_certificate_of_ones_own(self, tmp_path: Path) -> None:
+    async def test_a_self_signed_certificate(self, tmp_path: Path) -> None:
         async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.close()
 
@@ -75,28 +78,31 @@ class TestAddress:
         async with server:
             port = server.sockets[0].getsockname()[1]
             (line,) = (await Report.of(better_auth_url=f"https://localhost:{port}")).failures()
-        names(line, ["FAIL  tls", "self-signed certificate", "for the name in BETTER_AUTH_URL"])
+        names(line, ["FAIL  tls", "self-signed certificate", "name in BETTER_AUTH_URL"])
 
-    async def test_https_where_http_is_spoken(self, better_auth: Issuer) -> None:
+    async def test_https_to_an_http_port(self, better_auth: Issuer) -> None:
         url = better_auth.url.replace("http:", "https:")
         (line,) = (await Report.of(better_auth_url=url)).failures()
         names(line, ["FAIL  tls", "does not speak TLS", "BETTER_AUTH_URL"])
 
 
 class TestPath:
-    async def test_a_jwks_path_of_its_own(self) -> None:
+    async def test_a_custom_jwks_path(self) -> None:
         with better_auth_with('jwt({ jwks: { jwksPath: "/.well-known/jwks.json" } })') as url:
             (line,) = (await Report.of(better_auth_url=url)).failures()
             new = f"{url}/api/auth/.well-known/jwks.json"
-            names(line, ["FAIL  key set", f"HTTP 404 at {url}/api/auth/jwks", f"set BETTER_AUTH_JWKS_URL to {new},"])
+            names(
+                line,
+                ["FAIL  key set", f"HTTP 404 at {url}/api/auth/jwks", f"keys are at {new}: set BETTER_AUTH_JWKS_URL"],
+            )
             assert (await Report.of(better_auth_url=url, better_auth_jwks_url=new)).failures() == []
 
     async def test_no_jwt_plugin(self) -> None:
         with better_auth_with("") as url:
             (line,) = (await Report.of(better_auth_url=url)).failures()
-        names(line, ["FAIL  key set", "HTTP 404", "give it the jwt plugin", "`jwksPath`", "BETTER_AUTH_JWKS_URL"])
+        names(line, ["FAIL  key set", "HTTP 404", "add the jwt plugin to it", "`jwksPath`", "BETTER_AUTH_JWKS_URL"])
 
-    async def test_a_base_path_of_its_own(self, start_issuer: StartIssuer) -> None:
+    async def test_a_custom_base_path(self, start_issuer: StartIssuer) -> None:
         better_auth = start_issuer(url="http://localhost:0/auth/v1")
         origin = better_auth.url.removesuffix("/auth/v1")
         (line,) = (await Report.of(better_auth_url=origin)).failures()
@@ -104,7 +110,7 @@ class TestPath:
         assert (await Report.of(better_auth_url=better_auth.url)).failures() == []
 
     @pytest.mark.parametrize("path", ["/app", "/api", "/api/auth/jwks", "/api/auth/token"])
-    async def test_an_address_that_says_too_much(self, better_auth: Issuer, path: str) -> None:
+    async def test_a_url_with_a_superfluous_path(self, better_auth: Issuer, path: str) -> None:
         (line,) = (await Report.of(better_auth_url=f"{better_auth.url}{path}")).failures()
         names(line, ["FAIL  key set", f"set BETTER_AUTH_URL to {better_auth.url}"])
         assert line.endswith(better_auth.url)
@@ -114,13 +120,21 @@ class TestPath:
         async with serving(page) as (url, _):
             origin = url.removesuffix("/jwks")
             (line,) = (await Report.of(better_auth_url=origin)).failures()
-        names(line, ["FAIL  key set", "a page, not keys", f"no Better Auth on {origin}", "set BETTER_AUTH_URL to its"])
+        names(
+            line,
+            [
+                "FAIL  key set",
+                "an HTML page instead of keys",
+                f"no Better Auth on {origin}",
+                "set BETTER_AUTH_URL to its",
+            ],
+        )
 
     @pytest.mark.parametrize(
         ("where", "words"),
         [
             ("https://auth.example.com/api/auth/jwks", "set BETTER_AUTH_URL to https://auth.example.com"),
-            ("/sign-in?next=%2Fapi%2Fauth%2Fjwks", "asks for a sign-in there"),
+            ("/sign-in?next=%2Fapi%2Fauth%2Fjwks", "sign-in check"),
         ],
     )
     async def test_a_redirect(self, where: str, words: str) -> None:
@@ -128,7 +142,7 @@ class TestPath:
             (line,) = (await Report.of(better_auth_url=url.removesuffix("/jwks"))).failures()
         names(line, ["FAIL  key set", "redirects to", "which is not followed", words, "BETTER_AUTH_URL"])
 
-    async def test_a_redirect_of_the_keys_alone(self) -> None:
+    async def test_a_redirect_of_the_jwks_url(self) -> None:
         async with serving(says("301 Moved Permanently", headers={"Location": "https://keys.example.com/jwks"})) as (
             url,
             _,
@@ -136,7 +150,7 @@ class TestPath:
             (line,) = (await Report.of(better_auth_jwks_url=url)).failures()
         assert line.endswith("set BETTER_AUTH_JWKS_URL to https://keys.example.com/jwks")
 
-    async def test_too_many_have_asked(self, start_issuer: StartIssuer) -> None:
+    async def test_an_exceeded_rate_limit(self, start_issuer: StartIssuer) -> None:
         better_auth = start_issuer(rate_limit=True)
         async with httpx.AsyncClient(trust_env=False) as client:
             for _ in range(101):
@@ -151,7 +165,7 @@ class TestPath:
 
 
 def weak(kid: str) -> dict[str, Any]:
-    key = rsa.generate_private_key(65537, 1024)  # noqa: S505  # which is the point
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505  # a weak key on purpose
     return {**RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "alg": "RS256", "kid": kid}
 
 
@@ -160,7 +174,7 @@ class TestKeys:
         async with serving(says_json({"keys": keys})) as (url, _):
             return await Report.of(better_auth_jwks_url=url)
 
-    async def test_each_key_that_cannot_be_used_is_named_beside_those_that_can(self) -> None:
+    async def test_unusable_keys_are_named_beside_usable_ones(self) -> None:
         good = SigningKey.generate("EdDSA", "good").jwk
         report = await self.keys(good, weak("weak"), {"kty": "oct", "k": "c2VjcmV0", "kid": "shared"}, {"kty": "RSA"})
         assert report.failures() == []
@@ -168,13 +182,13 @@ class TestKeys:
         names(report.on("keys"), ["kid weak cannot be used: modulus under 2048", "`jwks.keyPairConfig`"])
         names(report.on("keys"), ["kid shared cannot be used: private or symmetric", "a key without a kid"])
 
-    async def test_none_can_be_used(self) -> None:
+    async def test_no_usable_key(self) -> None:
         other = {**SigningKey.generate("ES256", "other").jwk, "alg": "ES384"}
         lines = (await self.keys(weak("weak"), other)).failures()
         names(lines[0], ["kid weak", "modulus", "`jwks.keyPairConfig`"])
         names(lines[1], ["kid other", "the algorithm (alg)"])
 
-    async def test_one_kid_for_two_keys(self) -> None:
+    async def test_two_keys_with_the_same_kid(self) -> None:
         twice = [SigningKey.generate("EdDSA", "1").jwk for _ in range(2)]
         lines = (await self.keys(*twice)).failures()
         assert len(lines) == 2
@@ -182,31 +196,31 @@ class TestKeys:
         report = await self.keys(*twice, SigningKey.generate("EdDSA", "2").jwk)
         names(report.on("keys"), ["1 can be used: 2 (EdDSA)", "warn", "kid 1 cannot be used: several keys"])
 
-    async def test_too_many(self) -> None:
+    async def test_too_many_keys(self) -> None:
         (line,) = (
             await self.keys(*[SigningKey.generate("EdDSA", str(number)).jwk for number in range(257)])
         ).failures()
         names(line, ["more than 256 keys", "`jwks.gracePeriod`", "`jwks.rotationInterval`"])
 
-    async def test_too_long(self) -> None:
+    async def test_an_oversized_key_set(self) -> None:
         (line,) = (await self.keys({"kid": "x" * 300_000})).failures()
         names(line, ["the body is over 256 KiB", "`jwks.gracePeriod`", "`jwks.rotationInterval`"])
 
-    async def test_there_is_none_yet(self) -> None:
+    async def test_an_empty_key_set(self) -> None:
         (line,) = (await self.keys()).failures()
         names(line, ["the set is empty", "/token"])
 
     @pytest.mark.parametrize("body", [b"oops", b"[]", b'{"keys": {}}', b'{"code": "OK"}'])
-    async def test_something_else(self, body: bytes) -> None:
+    async def test_another_document(self, body: bytes) -> None:
         async with serving(says("200 OK", body)) as (url, _):
             (line,) = (await Report.of(better_auth_jwks_url=url)).failures()
-        names(line, ["FAIL  key set", url, "set BETTER_AUTH_JWKS_URL"])
+        names(line, ["FAIL  key set", url, "correct BETTER_AUTH_JWKS_URL"])
 
-    async def test_of_many_the_newest_are_shown(self) -> None:
+    async def test_only_the_newest_keys_are_listed(self) -> None:
         report = await self.keys(*[SigningKey.generate("EdDSA", f"key{number}").jwk for number in range(9)])
         names(report.on("keys"), ["9 can be used", "key4 (EdDSA)", "key8 (EdDSA) and 4 more"])
 
-    async def test_what_an_issuer_says_moves_no_cursor(self) -> None:
+    async def test_control_characters_of_an_issuer_are_removed(self) -> None:
         (line,) = (await self.keys({"kid": "\x1b[2J", "kty": "RSA"})).failures()
         names(line, ["kid ?[2J cannot be used: no usable kid"])
 
@@ -218,13 +232,13 @@ class TestKeys:
         (3600, ["warn  clock", "3600 s behind this machine's", "NTP"]),
     ],
 )
-async def test_clocks_that_differ(better_auth: Issuer, seconds: float, words: list[str]) -> None:
+async def test_different_clocks(better_auth: Issuer, seconds: float, words: list[str]) -> None:
     report = await Report.of(better_auth_url=better_auth.url, clock=lambda: round(time.time() + seconds))
     names(report.on("clock").replace("3601 s", "3600 s").replace("3599 s", "3600 s"), words)
 
 
 def self_signed(folder: Path) -> ssl.SSLContext:
-    """A server's side of TLS, with a certificate for localhost that no authority has signed."""
+    """A server's TLS context with a self-signed certificate for localhost."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)
@@ -270,7 +284,7 @@ process.stdin.once("end", () => process.exit()).resume();
 
 @contextmanager
 def better_auth_with(plugin: str) -> Iterator[str]:
-    """A real Better Auth with this one plugin, which is JavaScript; its address."""
+    """Run a real Better Auth with one plugin, given as JavaScript; yields its address."""
     program = SERVER.replace("PLUGIN", plugin)
     with subprocess.Popen(
         [find_node(), "--input-type=module", "--eval", program],

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a token, the doctor names it, and the setting that would have it accepted or made well."""
+"""The doctor names each defect of a token and the setting that corrects it."""
 
 import sqlite3
 import time
@@ -34,9 +34,9 @@ HOUR = 3600
         (
             lambda issuer: issuer.token(iss=f"{issuer.url}/"),
             "issuer",
-            [f"iss is {LocalIssuer().url[:4]}", "a slash at the end", "set BETTER_AUTH_ISSUERS to it"],
+            [f"iss is {LocalIssuer().url[:4]}", "a trailing slash", "set BETTER_AUTH_ISSUERS to exactly"],
         ),
-        (lambda issuer: issuer.token(omit=["iss"]), "issuer", ["iss is null", "not the jwt plugin's"]),
+        (lambda issuer: issuer.token(omit=["iss"]), "issuer", ["iss is null", "the jwt plugin did not issue"]),
         (
             lambda issuer: issuer.token(aud="https://other.example.com"),
             "audience",
@@ -46,62 +46,62 @@ HOUR = 3600
         (
             lambda issuer: issuer.token(aud="aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeF"),
             "audience",
-            ["an ID token", "send the access token", "resource=http://localhost:8000"],
+            ["this is an ID token", "send the access token", "resource=http://localhost:8000"],
         ),
         (
             lambda issuer: issuer.token(key=SigningKey.generate("EdDSA", "elsewhere")),
             "key",
-            ["kid elsewhere is not published", "but key", "another Better Auth", "mend BETTER_AUTH_JWKS_URL"],
+            ["kid elsewhere is not published", "only key", "another Better Auth", "correct BETTER_AUTH_JWKS_URL"],
         ),
         (
             lambda issuer: issuer.token(key=SigningKey.generate("EdDSA", issuer.key.kid)),
             "signature",
-            ["another key signed this", "BETTER_AUTH_JWKS_URL leads to another server"],
+            ["another key signed the token", "BETTER_AUTH_JWKS_URL names another server"],
         ),
         (
             lambda issuer: issuer.token(key=SigningKey.generate("ES256", issuer.key.kid)),
             "signature",
-            ["alg is ES256, that of the published key EdDSA"],
+            ["alg is ES256, but the published key has EdDSA"],
         ),
         (lambda issuer: issuer.token(header={"alg": "HS256"}), "algorithm", ["alg is HS256", "`jwks.keyPairConfig`"]),
-        (lambda issuer: issuer.token(header={"alg": "none"}), "algorithm", ["alg is none", "/token gives"]),
-        (lambda issuer: issuer.sign({"alg": "EdDSA"}, {}), "kid", ["no usable kid", "/token gives"]),
+        (lambda issuer: issuer.token(header={"alg": "none"}), "algorithm", ["alg is none", "send a JWT from"]),
+        (lambda issuer: issuer.sign({"alg": "EdDSA"}, {}), "kid", ["no usable kid", "send a JWT from"]),
         (
             lambda issuer: issuer.token(header={"typ": "logout+jwt"}),
             "typ",
             ["typ is logout+jwt, a back-channel logout"],
         ),
         (lambda issuer: issuer.token(header={"typ": "better-auth.session-cache+jwt"}), "typ", ["cookie cache"]),
-        (lambda issuer: issuer.security_event(), "typ", ["typ is secevent+jwt, a security event", "/token gives"]),
-        (lambda issuer: issuer.token(header={"crit": ["b64"]}), "form", ["/token gives"]),
+        (lambda issuer: issuer.security_event(), "typ", ["typ is secevent+jwt, a security event", "send a JWT from"]),
+        (lambda issuer: issuer.token(header={"crit": ["b64"]}), "form", ["send a JWT from"]),
         (
             lambda issuer: issuer.token(iat=int(time.time()) - HOUR, exp=int(time.time()) - 600),
             "times",
-            ["it expired 60", "s ago", "/token gives"],
+            ["it expired 60", "s ago", "send a JWT from"],
         ),
-        (lambda issuer: issuer.token(exp=900), "times", ["a number as `expirationTime`", '"15m"']),
+        (lambda issuer: issuer.token(exp=900), "times", ["a number in `expirationTime`", '"15m"']),
         (lambda issuer: issuer.token(omit=["iat"]), "times", ["iat is null", "`signJWT` adds no iat"]),
         (lambda issuer: issuer.token(exp="soon"), "times", ["exp is soon", "must be numbers"]),
         (
             lambda issuer: issuer.token(iat=int(time.time()) + HOUR, exp=int(time.time()) + HOUR + 900),
             "times",
-            ["it is good in 3", "NTP"],
+            ["it becomes valid in 3", "NTP"],
         ),
         (
             lambda issuer: issuer.token(expires_in=2 * HOUR),
             "lifetime",
-            ["it lives 7200 s, accepted are 3600", "`expirationTime`", "set TOKEN_MAX_LIFETIME to 7200"],
+            ["its lifetime is 7200 s, the maximum is 3600 s", "`expirationTime`", "set TOKEN_MAX_LIFETIME to 7200"],
         ),
         (lambda issuer: issuer.token(sub=""), "subject", ["`getSubject`"]),
         (lambda issuer: issuer.token(cnf={"jkt": "x"}), "subject", ["DPoP"]),
         (lambda issuer: issuer.access_token(omit=["jti"]), "subject", ["needs client_id and jti", "oauth-provider"]),
         (lambda issuer: issuer.token(image=f"data:{'x' * 30_000}"), "form", ["longer than 32 KiB", "`definePayload`"]),
-        (lambda _: "Bearer abc", "form", ["this is no JWT", "without quotes, `Bearer` or line breaks"]),
-        (lambda _: "x" * 40, "form", ["this is no JWT"]),
+        (lambda _: "Bearer abc", "form", ["this is not a JWT", "without quotes, `Bearer` or line breaks"]),
+        (lambda _: "x" * 40, "form", ["this is not a JWT"]),
         (lambda _: f"{encode_base64url(b'{}')}..", "algorithm", ["alg is null"]),
     ],
 )
-async def test_a_mismatch_is_named_with_what_to_change(
+async def test_a_mismatch_is_named_with_its_remedy(
     issuer: LocalIssuer, jwks_url: str, forge: Forge, step: str, words: list[str]
 ) -> None:
     report = await Report.of(forge(issuer), **at(issuer, jwks_url))
@@ -110,14 +110,14 @@ async def test_a_mismatch_is_named_with_what_to_change(
     names(line, words)
 
 
-async def test_a_longer_life_than_any_setting_allows(issuer: LocalIssuer, jwks_url: str) -> None:
+async def test_a_lifetime_beyond_the_settings_maximum(issuer: LocalIssuer, jwks_url: str) -> None:
     (line,) = (await Report.of(issuer.token(expires_in=90_000), **at(issuer, jwks_url))).failures()
     assert "`expirationTime`" in line
     assert "TOKEN_MAX_LIFETIME" not in line
 
 
-async def test_all_of_several_mismatches_are_named_at_once(issuer: LocalIssuer, jwks_url: str) -> None:
-    """As if each were mended when the next is looked for, down to the signature."""
+async def test_several_mismatches_are_all_reported(issuer: LocalIssuer, jwks_url: str) -> None:
+    """Each check runs as if the earlier mismatches were corrected, including the signature."""
     now = int(time.time())
     claims: dict[str, Any] = {"iat": now - 4 * HOUR, "exp": now - 60, "iss": "https://else.example", "aud": ["x", "y"]}
     report = await Report.of(issuer.token(**claims), **at(issuer, jwks_url))
@@ -129,13 +129,13 @@ async def test_all_of_several_mismatches_are_named_at_once(issuer: LocalIssuer, 
     assert (await Report.of(forged, **at(issuer, jwks_url))).failures()[-1].startswith("FAIL  signature")
 
 
-async def test_times_that_contradict_each_other_come_to_an_end(issuer: LocalIssuer, jwks_url: str) -> None:
+async def test_contradictory_times_end_the_examination(issuer: LocalIssuer, jwks_url: str) -> None:
     now = int(time.time())
     report = await Report.of(issuer.token(iat=now, exp=now + 60, nbf=now + 100), **at(issuer, jwks_url))
     assert report.on("times").count("FAIL") == 2
 
 
-async def test_a_key_that_is_published_and_cannot_be_used() -> None:
+async def test_a_published_key_that_cannot_be_used() -> None:
     issuer = LocalIssuer("http://issuer.test")
     odd = SigningKey.generate("RS256", "odd")
     async with serving(says_json({"keys": [*issuer.jwks["keys"], {**odd.jwk, "use": "enc"}]})) as (url, _):
@@ -143,14 +143,14 @@ async def test_a_key_that_is_published_and_cannot_be_used() -> None:
     names(line, ["FAIL  key", "kid odd is published, but cannot be used: not for signatures (use)"])
 
 
-async def test_without_keys_the_rest_is_judged_all_the_same(issuer: LocalIssuer) -> None:
+async def test_without_keys_the_claims_are_examined(issuer: LocalIssuer) -> None:
     async with serving(says_json({"keys": []})) as (url, _):
         report = await Report.of(issuer.token(aud="elsewhere"), **at(issuer, url))
     assert [finding.subject for finding in report if not finding.holds] == ["keys", "audience", "key"]
     assert report.on("subject").startswith("ok")
 
 
-class TestWhatRoutesWillSay:
+class TestPrincipal:
     async def test_a_ban(self, issuer: LocalIssuer, jwks_url: str) -> None:
         report = await Report.of(issuer.token(banned=True), **at(issuer, jwks_url))
         assert report.failures() == []
@@ -192,11 +192,11 @@ class TestRealTokens:
         return await people.sign_up(f"{uuid4().hex}@example.com")
 
     async def test_a_session_token_is_exchanged(self, better_auth: Issuer, session: Session) -> None:
-        """It is no JWT, and the doctor goes on with the one that Better Auth makes of it."""
+        """The doctor goes on with the JWT that Better Auth issues for the session."""
         report = await Report.of(session.bearer, better_auth_url=better_auth.url)
         (line,) = report.failures()
         names(line, ["FAIL  form", "a session token, not a JWT", f"exchange it at {better_auth.base_url}/token"])
-        names(report.on("exchange"), ["ok", "made a JWT of it"])
+        names(report.on("exchange"), ["ok", "issued a JWT for this session"])
         assert report.on("signature").startswith("ok")
         assert report.on("subject").endswith(session.user_id)
 
@@ -205,14 +205,14 @@ class TestRealTokens:
         report = await Report.of(session.bearer, better_auth_url=better_auth.url)
         names(report.on("exchange"), ["FAIL", "HTTP 401", "the session has ended", "bearer plugin", "set-auth-token"])
 
-    async def test_a_session_token_goes_nowhere_in_the_clear(self, jwks_url: str, session: Session) -> None:
+    async def test_a_session_token_is_not_sent_unencrypted(self, jwks_url: str, session: Session) -> None:
         report = await Report.of(
             session.bearer, better_auth_url="http://auth.example.com", better_auth_jwks_url=jwks_url
         )
-        names(report.on("exchange"), ["warn", "not sent over http://auth.example.com", "https"])
+        names(report.on("exchange"), ["warn", "not sent to http://auth.example.com", "https"])
 
-    async def test_a_secret_that_was_changed(self, start_issuer: StartIssuer) -> None:
-        """Better Auth cannot read its private key any more, and still publishes the other half."""
+    async def test_a_changed_secret(self, start_issuer: StartIssuer) -> None:
+        """Better Auth can no longer decrypt its private key, but still publishes the public key."""
         better_auth = start_issuer(secret="a" * 32)
         async with People(better_auth.base_url) as people:
             await people.token(await people.sign_up("ada@example.com"))
@@ -224,8 +224,8 @@ class TestRealTokens:
         assert report.on("keys").startswith("ok")
         names(report.on("exchange"), ["FAIL", "HTTP 500", "BETTER_AUTH_SECRET", "delete the rows of its table jwks"])
 
-    async def test_the_public_name_is_not_the_inner_address(self, start_issuer: StartIssuer) -> None:
-        """As in containers and behind proxies: what the doctor says to set is what makes all well."""
+    async def test_the_public_address_differs_from_the_internal_one(self, start_issuer: StartIssuer) -> None:
+        """As in containers and behind proxies. The settings that the doctor recommends solve the problem."""
         better_auth = start_issuer(url="https://auth.example.com")
         inner = f"http://127.0.0.1:{better_auth.port}"
         async with People(f"{inner}/api/auth") as people:
@@ -234,13 +234,13 @@ class TestRealTokens:
         names(issuer, ["iss is https://auth.example.com", "set BETTER_AUTH_URL to it"])
         names(issuer, [f"BETTER_AUTH_JWKS_URL to {inner}/api/auth/jwks", "BETTER_AUTH_ISSUERS"])
         names(audience, ["aud is https://auth.example.com", "BETTER_AUTH_AUDIENCES"])
-        mended: dict[str, Any] = {
+        corrected: dict[str, Any] = {
             "better_auth_url": "https://auth.example.com",
             "better_auth_jwks_url": f"{inner}/api/auth/jwks",
         }
-        assert (await Report.of(token, **mended)).failures() == []
+        assert (await Report.of(token, **corrected)).failures() == []
 
-    async def test_a_database_made_anew_with_serial_ids(self, start_issuer: StartIssuer) -> None:
+    async def test_a_recreated_database_with_serial_ids(self, start_issuer: StartIssuer) -> None:
         better_auth = start_issuer(serial_ids=True)
         async with People(better_auth.base_url) as people:
             old = await people.token(await people.sign_up("ada@example.com"))
@@ -248,9 +248,9 @@ class TestRealTokens:
         better_auth.database.unlink()
         better_auth.start()
         (line,) = (await Report.of(old, better_auth_url=better_auth.url)).failures()
-        names(line, ["FAIL  signature", "kid 1 is published, but another key signed this", "BETTER_AUTH_URL"])
+        names(line, ["FAIL  signature", "kid 1 is published, but another key signed the token", "BETTER_AUTH_URL"])
 
-    async def test_keys_that_rotate_and_one_that_was_taken_away(self, start_issuer: StartIssuer) -> None:
+    async def test_rotated_and_deleted_keys(self, start_issuer: StartIssuer) -> None:
         better_auth = start_issuer()
         async with People(better_auth.base_url) as people:
             session = await people.sign_up("ada@example.com")
@@ -264,9 +264,9 @@ class TestRealTokens:
             better_auth.forget_keys()
             await people.token(session)
         (line,) = (await Report.of(tokens[1], better_auth_url=better_auth.url)).failures()
-        names(line, ["FAIL  key", "is not published at", better_auth.jwks_url, "mend BETTER_AUTH_URL"])
+        names(line, ["FAIL  key", "is not published at", better_auth.jwks_url, "correct BETTER_AUTH_URL"])
 
-    async def test_somebody_banned_with_sql(self, better_auth: Issuer, session: Session) -> None:
+    async def test_a_user_banned_with_sql(self, better_auth: Issuer, session: Session) -> None:
         with closing(sqlite3.connect(better_auth.database, timeout=10)) as connection, connection:
             connection.execute("UPDATE user SET banned = 1 WHERE id = ?", [session.user_id])
         report = await Report.of(session.bearer, better_auth_url=better_auth.url)
@@ -283,12 +283,12 @@ class TestOAuth:
         answer = await oauth.authorization_code(session, scope="openid tasks:read", resource="http://localhost:8000")
         report = await Report.of(answer["access_token"], better_auth_url=better_auth_oauth.url)
         assert report.wrong() == ["warn  database     " + report.on("database").partition("database     ")[2]]
-        names(report.on("scopes"), ["openid, tasks:read: routes for others are 403 insufficient_scope"])
+        names(report.on("scopes"), ["openid, tasks:read; other routes return 403 insufficient_scope"])
 
     async def test_an_id_token(self, better_auth_oauth: Issuer, oauth: OAuthClient, session: Session) -> None:
         token = (await oauth.authorization_code(session, scope="openid"))["id_token"]
         report = await Report.of(token, better_auth_url=better_auth_oauth.url)
-        names(report.on("audience"), ["FAIL", "an ID token", "resource=http://localhost:8000"])
+        names(report.on("audience"), ["FAIL", "this is an ID token", "resource=http://localhost:8000"])
 
     async def test_an_opaque_access_token(
         self, better_auth_oauth: Issuer, oauth: OAuthClient, session: Session
@@ -298,25 +298,25 @@ class TestOAuth:
         names(report.on("form"), ["FAIL", "not a JWT"])
         names(report.on("exchange"), ["FAIL", "an opaque access token", "resource=http://localhost:8000"])
 
-    async def test_a_client_is_listed_as_an_audience(
+    async def test_an_oauth_client_among_the_audiences(
         self, better_auth_oauth: Issuer, oauth: OAuthClient, session: Session
     ) -> None:
-        """Its ID tokens would pass for access tokens; without a token the doctor sees it by its looks."""
+        """Its ID tokens would be accepted; without a token the doctor recognises the form of the id."""
         client = better_auth_oauth.client["client_id"]
         settings: dict[str, Any] = {"better_auth_url": better_auth_oauth.url}
         settings["better_auth_audiences"] = (client, "http://localhost:8000")
-        words = ["warn", f"{client} is an OAuth client", "take it out of BETTER_AUTH_AUDIENCES"]
+        words = ["warn", f"{client} is an OAuth client", "remove it from BETTER_AUTH_AUDIENCES"]
         names((await Report.of(**settings)).on("audiences"), words)
         answer = await oauth.authorization_code(session, scope="openid", resource="http://localhost:8000")
         for name in "id_token", "access_token":
             names((await Report.of(answer[name], **settings)).on("audiences"), words)
 
-    async def test_a_client_with_a_name_of_its_own(self, issuer: LocalIssuer, jwks_url: str) -> None:
+    async def test_an_oauth_client_with_a_custom_id(self, issuer: LocalIssuer, jwks_url: str) -> None:
         settings = at(issuer, jwks_url) | {"better_auth_audiences": ("web", issuer.audience)}
         report = await Report.of(issuer.access_token(client_id="web"), **settings)
         names(report.on("audiences"), ["warn", "web is an OAuth client"])
 
-    async def test_a_machine(self, better_auth_oauth: Issuer, oauth: OAuthClient) -> None:
+    async def test_a_machine_client(self, better_auth_oauth: Issuer, oauth: OAuthClient) -> None:
         answer = await oauth.client_credentials(scope="tasks:read", resource="http://localhost:8000")
         report = await Report.of(answer["access_token"], better_auth_url=better_auth_oauth.url)
         names(report.on("person"), ["warn", "client_credentials", "403"])
