@@ -1,6 +1,6 @@
-"""Which pinned packages are known to be vulnerable, as the registries say; a registry that says nothing is named.
+"""Checks the pinned packages for vulnerabilities known to their registries.
 
-Exit code 1: some are. 2: some could not be asked about, which is no all-clear.
+Exit code 0: none are known. 1: some are. 2: some packages could not be checked.
 """
 
 import json
@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = ("dev", "postgres", "node", "containers")  # dev holds what runtime does
+REQUIREMENTS = ("dev", "postgres", "node", "containers")  # dev includes runtime
 
 
-class Verdict(NamedTuple):
-    """What is known of some pinned packages."""
+class Result(NamedTuple):
+    """The result for one set of pinned packages."""
 
     what: str
     vulnerable: Sequence[str] = ()
-    """One line a package."""
+    """One line for each vulnerability."""
     unknown: str = ""
-    """Why nothing, or not everything, is known."""
+    """Why some or all packages could not be checked."""
 
     @property
     def code(self) -> int:
@@ -32,21 +32,21 @@ class Verdict(NamedTuple):
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        verdicts = [audit_python(pip_audit(Path(folder)))]
+        results = [audit_python(pip_audit(Path(folder)))]
     locks = sorted(
         [*ROOT.glob("frontend-contract/**/package-lock.json"), *ROOT.glob("benchmarks/**/package-lock.json")]
     )
-    verdicts += [audit_node(lock.parent) for lock in locks if "node_modules" not in lock.parts]
-    for verdict in verdicts:
-        say(verdict)
-    codes = {verdict.code for verdict in verdicts}
+    results += [audit_node(lock.parent) for lock in locks if "node_modules" not in lock.parts]
+    for result in results:
+        say(result)
+    codes = {result.code for result in results}
     return 1 if 1 in codes else max(codes)
 
 
 def pip_audit(folder: Path) -> list[str]:
-    """How to start it: it is needed here alone, so it is installed in `folder`."""
+    """Install pip-audit in `folder`, since nothing else needs it, and return its command line."""
     install = ["-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-user", "--target", str(folder)]
-    subprocess.run([sys.executable, "-I", *install, "pip-audit"], check=False)  # noqa: S603 - our own Python
+    subprocess.run([sys.executable, "-I", *install, "pip-audit"], check=False)  # noqa: S603 - this Python
     return [
         sys.executable,
         "-c",
@@ -54,45 +54,45 @@ def pip_audit(folder: Path) -> list[str]:
     ]
 
 
-def audit_python(program: Sequence[str]) -> Verdict:
-    """Ask the package index about every requirement, with pip-audit as `program`."""
+def audit_python(program: Sequence[str]) -> Result:
+    """Check every Python requirement; `program` is the command line of pip-audit."""
     what = "requirements/*.txt"
     options = ["--disable-pip", "--require-hashes", "--format", "json", "--progress-spinner", "off"]
     files = [word for name in REQUIREMENTS for word in ("--requirement", f"requirements/{name}.txt")]
-    report, said = ask([*program, *options, *files])
+    report, message = query([*program, *options, *files])
     if "dependencies" not in report:
-        return Verdict(what, unknown=said)
+        return Result(what, unknown=message)
     vulnerable, skipped = [], []
     for package in report["dependencies"]:
         if "skip_reason" in package:
             skipped.append(package["name"])
         for found in package.get("vulns", ()):
             fixed = ", ".join(found["fix_versions"]) or "no version"
-            vulnerable.append(f"{package['name']} {package['version']}: {found['id']}, mended in {fixed}")
+            vulnerable.append(f"{package['name']} {package['version']}: {found['id']}, fixed in {fixed}")
     if skipped:
-        reason = f"the index tells nothing of {len(skipped)} of {len(report['dependencies'])} packages"
-        return Verdict(
+        reason = f"the index has no data on {len(skipped)} of {len(report['dependencies'])} packages"
+        return Result(
             what, vulnerable, f"{reason} ({', '.join(skipped[:3])} ...): is it a mirror without that service?"
         )
     if not report["dependencies"]:
-        return Verdict(what, unknown="no packages were found")
-    return Verdict(what, vulnerable)
+        return Result(what, unknown="no packages were found")
+    return Result(what, vulnerable)
 
 
-def audit_node(folder: Path, npm: Sequence[str] = ("npm",)) -> Verdict:
-    """Ask the npm registry about every package of a lock."""
+def audit_node(folder: Path, npm: Sequence[str] = ("npm",)) -> Result:
+    """Check every package of a lock file with `npm audit`."""
     what = str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else folder.name
-    report, said = ask([*npm, "audit", "--json"], folder)
+    report, message = query([*npm, "audit", "--json"], folder)
     if not isinstance(found := report.get("vulnerabilities"), dict):
-        return Verdict(what, unknown=report.get("message") or said)
-    return Verdict(what, [f"{name} {entry['range']}: {entry['severity']}" for name, entry in found.items()])
+        return Result(what, unknown=report.get("message") or message)
+    return Result(what, [f"{name} {entry['range']}: {entry['severity']}" for name, entry in found.items()])
 
 
-def ask(command: Sequence[str], folder: Path = ROOT) -> tuple[Mapping[str, Any], str]:
-    """The JSON object that a program prints, empty when it does not, and the last line that it said beside it."""
+def query(command: Sequence[str], folder: Path = ROOT) -> tuple[Mapping[str, Any], str]:
+    """Run a program; return the JSON object on its stdout, empty if there is none, and the last line on its stderr."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     try:
-        done = subprocess.run(  # noqa: S603 - programs named above
+        done = subprocess.run(  # noqa: S603 - programs named in this file
             command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
         )
     except OSError as error:
@@ -105,13 +105,13 @@ def ask(command: Sequence[str], folder: Path = ROOT) -> tuple[Mapping[str, Any],
     return report if isinstance(report, dict) else {}, lines[-1] if lines else f"exit code {done.returncode}"
 
 
-def say(verdict: Verdict) -> None:
-    for line in verdict.vulnerable:
-        sys.stdout.write(f"VULNERABLE   {verdict.what}: {line}\n")
-    if verdict.unknown:
-        sys.stdout.write(f"NOT AUDITED  {verdict.what}: {verdict.unknown}\n")
-    elif not verdict.vulnerable:
-        sys.stdout.write(f"ok           {verdict.what}: nothing is known against it\n")
+def say(result: Result) -> None:
+    for line in result.vulnerable:
+        sys.stdout.write(f"VULNERABLE   {result.what}: {line}\n")
+    if result.unknown:
+        sys.stdout.write(f"NOT AUDITED  {result.what}: {result.unknown}\n")
+    elif not result.vulnerable:
+        sys.stdout.write(f"ok           {result.what}: no known vulnerabilities\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The audit fails on what is known, and takes no silent registry for an all-clear; what registries say is scripted."""
+"""The audit fails on known vulnerabilities and on registries without data. Scripts stand in for the registries."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ops import audit
-from ops.audit import Verdict
+from ops.audit import Result
 
 GOOD = {"name": "anyio", "version": "4.16.0", "vulns": []}
 BAD = {
@@ -21,7 +21,7 @@ UNKNOWN = {"name": "mako", "skip_reason": "Dependency not found on PyPI and coul
 
 
 def saying(report: object, error: str = "", code: int = 0) -> list[str]:
-    """A program that prints this, whatever it is asked."""
+    """The command line of a program that prints this report."""
     text = report if isinstance(report, str) else json.dumps(report)
     return [sys.executable, "-c", f"import sys; print({text!r}); print({error!r}, file=sys.stderr); sys.exit({code})"]
 
@@ -29,19 +29,19 @@ def saying(report: object, error: str = "", code: int = 0) -> list[str]:
 @pytest.mark.parametrize(
     ("packages", "code", "words"),
     [
-        ([GOOD], 0, "ok           requirements/*.txt: nothing is known against it"),
-        ([GOOD, BAD], 1, "VULNERABLE   requirements/*.txt: jinja2 2.4: PYSEC-2014-8, mended in 2.7.2"),
-        ([GOOD, UNKNOWN], 2, "NOT AUDITED  requirements/*.txt: the index tells nothing of 1 of 2 packages (mako ...)"),
+        ([GOOD], 0, "ok           requirements/*.txt: no known vulnerabilities"),
+        ([GOOD, BAD], 1, "VULNERABLE   requirements/*.txt: jinja2 2.4: PYSEC-2014-8, fixed in 2.7.2"),
+        ([GOOD, UNKNOWN], 2, "NOT AUDITED  requirements/*.txt: the index has no data on 1 of 2 packages (mako ...)"),
         ([BAD, UNKNOWN], 1, "VULNERABLE   requirements/*.txt: jinja2"),
         ([], 2, "NOT AUDITED  requirements/*.txt: no packages were found"),
     ],
 )
-def test_what_the_package_index_says(
+def test_python_packages(
     capsys: pytest.CaptureFixture[str], packages: list[dict[str, Any]], code: int, words: str
 ) -> None:
-    verdict = audit.audit_python(saying({"dependencies": packages, "fixes": []}, code=code))
-    audit.say(verdict)
-    assert verdict.code == code
+    result = audit.audit_python(saying({"dependencies": packages, "fixes": []}, code=code))
+    audit.say(result)
+    assert result.code == code
     assert words in capsys.readouterr().out
 
 
@@ -59,49 +59,49 @@ def test_what_the_package_index_says(
         ("no JSON", 2, "NOT AUDITED  lock: npm says why"),
     ],
 )
-def test_what_the_npm_registry_says(
+def test_node_packages(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, report: object, code: int, words: str
 ) -> None:
     folder = tmp_path / "lock"
     folder.mkdir()
-    verdict = audit.audit_node(folder, saying(report, "npm says why", code))
-    audit.say(verdict)
-    assert verdict.code == code
+    result = audit.audit_node(folder, saying(report, "npm says why", code))
+    audit.say(result)
+    assert result.code == code
     assert words in capsys.readouterr().out
 
 
-def test_a_program_that_is_not_there_is_no_all_clear(tmp_path: Path) -> None:
-    for verdict in audit.audit_node(tmp_path, ["no-npm-here"]), audit.audit_python(["no-pip-audit-here"]):
-        assert verdict.code == 2
-        assert "No such file" in verdict.unknown
+def test_a_missing_program_is_reported(tmp_path: Path) -> None:
+    for result in audit.audit_node(tmp_path, ["no-npm-here"]), audit.audit_python(["no-pip-audit-here"]):
+        assert result.code == 2
+        assert "No such file" in result.unknown
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "code"),
+    ("results", "code"),
     [
-        ([Verdict("a"), Verdict("b")], 0),
-        ([Verdict("a", unknown="?"), Verdict("b", ["bad"])], 1),
-        ([Verdict("a"), Verdict("b", unknown="?")], 2),
+        ([Result("a"), Result("b")], 0),
+        ([Result("a", unknown="?"), Result("b", ["bad"])], 1),
+        ([Result("a"), Result("b", unknown="?")], 2),
     ],
 )
-def test_what_is_known_outweighs_what_is_not(
-    monkeypatch: pytest.MonkeyPatch, verdicts: list[Verdict], code: int
+def test_a_vulnerability_outweighs_missing_data(
+    monkeypatch: pytest.MonkeyPatch, results: list[Result], code: int
 ) -> None:
     monkeypatch.setattr(audit, "pip_audit", lambda _: [])
-    monkeypatch.setattr(audit, "audit_python", lambda _: verdicts[0])
-    monkeypatch.setattr(audit, "audit_node", lambda _: verdicts[1])
+    monkeypatch.setattr(audit, "audit_python", lambda _: results[0])
+    monkeypatch.setattr(audit, "audit_node", lambda _: results[1])
     assert audit.main() == code
 
 
-def test_every_lock_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_lock_file_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
 
-    def note(folder: Path) -> Verdict:
+    def note(folder: Path) -> Result:
         folders.append(folder)
-        return Verdict("node")
+        return Result("node")
 
     monkeypatch.setattr(audit, "pip_audit", lambda _: [])
-    monkeypatch.setattr(audit, "audit_python", lambda _: Verdict("python"))
+    monkeypatch.setattr(audit, "audit_python", lambda _: Result("python"))
     monkeypatch.setattr(audit, "audit_node", note)
     audit.main()
     assert {folder.name for folder in folders} >= {"frontend-contract", "better-auth-oauth", "load"}
