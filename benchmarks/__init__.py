@@ -1,1 +1,1 @@
-"""This API and its peers, side by side under load: `python3 bootstrap.py bench [--quick]`."""
+"""Benchmarks of this API and of comparable servers under load: `python3 bootstrap.py bench [--quick]`."""

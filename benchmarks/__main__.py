@@ -1,8 +1,8 @@
 """`python -m benchmarks [--quick]`: seed, measure, print; a full run is written to benchmarks/results/latest.*
 
-Every server finds the same 200,000 tasks of 1,000 people in one PostgreSQL with durable settings, and 100 of those
-people call. This API runs as in production: row-level security, all middleware, its structured log, which goes to
-/dev/null as a fast collector would take it. No client asks for compression.
+Every server uses the same PostgreSQL with durable settings and 200,000 tasks of 1,000 users, 100 of whom send
+requests. This API runs as in production: row-level security, all middleware, and its structured log, which goes to
+/dev/null in place of a fast collector. No client requests compression.
 """
 
 import argparse
@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks", description="This API and its peers, side by side under load.")
     names, kinds = [peer.name for peer in PEERS], [workload.name for workload in WORKLOADS]
-    parser.add_argument("--quick", action="store_true", help="two short rounds, and no latency of one connection")
-    parser.add_argument("--peer", action="append", choices=names, help="compare with this one alone, or these")
-    parser.add_argument("--workload", action="append", choices=kinds, help="this one alone, or these")
-    parser.add_argument("--verbose", action="store_true", help="let the servers' own logs through")
+    parser.add_argument("--quick", action="store_true", help="two short rounds, without the latency of one connection")
+    parser.add_argument("--peer", action="append", choices=names, help="compare only with this peer; can be repeated")
+    parser.add_argument("--workload", action="append", choices=kinds, help="run only this workload; can be repeated")
+    parser.add_argument("--verbose", action="store_true", help="print the servers' logs")
     options = parser.parse_args(arguments)
     try:
         run(options)
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     peers = [OURS, *(peer for peer in PEERS if not options.peer or peer.name in options.peer)]
     workloads = [each for each in WORKLOADS if not options.workload or each.name in options.workload]
     for peer in peers:
-        peer.command(0)  # what is not installed is said before anything takes its time
+        peer.command(0)  # reports a missing installation before the slow steps
     issuer = LocalIssuer(ISSUER, audience=AUDIENCE)
     busy_before = os.getloadavg()[0]
     say(f"seeding {data.TASKS:,} tasks of {data.USERS:,} people")
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def circumstances(paced: str, *, generator: load.Generator, database_url: str, busy_before: float) -> dict[str, str]:
-    """What a result has to say of itself: revision, `paced` (the rounds), versions, machine, and what was measured."""
+    """The conditions of a result: revision, `paced` (the rounds), versions, machine, and the subject of the figures."""
     with psycopg.connect(database_url) as connection:
         version = connection.info.parameter_status("server_version")
     return {
@@ -114,15 +114,15 @@ def circumstances(paced: str, *, generator: load.Generator, database_url: str, b
 
 
 def revision() -> str:
-    """The version, and the commit where git knows it: `dirty` when what ran is not what was committed.
+    """The version, and the commit in a git checkout, with `-dirty` if there are uncommitted changes.
 
-    Results do not run, so what an earlier measurement has written is no matter.
+    Changes of result files do not count.
     """
     git = shutil.which("git")
 
     def ask(*words: str) -> str:
         command = [git or "", "-C", str(ROOT), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603  # our words
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603  # fixed
 
     commit = ask("describe", "--always", "--exclude=*") if git else ""
     dirty = "-dirty" if commit and ask("status", "--porcelain", "--", ".", ":!benchmarks/results") else ""

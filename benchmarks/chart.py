@@ -1,4 +1,4 @@
-"""Requests per second of every server under every workload, as an SVG that is readable on light and on dark pages."""
+"""Draws the requests per second of every server under every workload as an SVG for light and dark pages."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,13 +9,13 @@ from benchmarks.rounds import Samples
 from benchmarks.workloads import Workload
 
 WIDTH = 880
-NAMES = 170  # where the bars begin
-LONGEST = 520  # of the longest bar, or its whisker
+NAMES = 170  # left end of the bars
+LONGEST = 520  # of the longest bar or whisker
 ROW = 22
 HEAD = 40  # above the bars of a workload
 BAR = 14
 
-# The page's own background shows through, so that only what is written on it changes with the theme.
+# The background is transparent, so only the colours of texts and bars depend on the theme.
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 .title { font-weight: 600 }
@@ -32,7 +32,7 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 
 
 def svg(samples: Samples, workloads: Sequence[Workload], revision: str) -> str:
-    """The chart. Each workload has a scale of its own, from 0: what is refused is refused many times as fast."""
+    """The chart. Each workload has its own scale from 0, because refusals are many times as fast as the others."""
     drawn, y = [], 28
     note = f"Requests per second: median of all rounds, least and greatest. {revision}"
     drawn.append(f'<text x="0" y="{y - 10}">{escape(note)}</text>')
@@ -55,7 +55,7 @@ def svg(samples: Samples, workloads: Sequence[Workload], revision: str) -> str:
 
 
 def _bars(rates: Mapping[str, Figure], top: int) -> list[str]:
-    """The fastest first."""
+    """The bars of one workload, the fastest server first."""
     scale = LONGEST / max((rate.greatest for rate in rates.values()), default=1)
     drawn = []
     for row, (name, rate) in enumerate(sorted(rates.items(), key=lambda each: -each[1].median)):

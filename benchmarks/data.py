@@ -1,4 +1,4 @@
-"""200,000 tasks of 1,000 people, the same for every server at every turn."""
+"""Seeds the same 200,000 tasks of 1,000 users for every server, and restores them after each turn."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, %s, 'user
 FROM generate_series(0, %s - 1) n
 """
 
-# Oldest first, each person's tasks far apart in the heap, as they are when many people write at once.
+# Oldest first, each user's tasks scattered over the heap, as when many users write at once.
 _TASKS: LiteralString = """
 INSERT INTO tasks (owner_id, n, title, description, status, priority, due_at, completed_at, created_at, updated_at)
 SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n %% %(users)s), 12, '0'))::uuid, n + 1, %(title)s, %(description)s,
@@ -38,7 +38,7 @@ SELECT t.id FROM tasks t JOIN users u ON u.id = t.owner_id WHERE u.subject = %s 
 
 
 def seed(url: str, issuer: str, *, users: int = USERS, tasks: int = TASKS) -> None:
-    """Migrate and fill the empty database at `url`; its people are `user0`, `user1` and so on, of `issuer`."""
+    """Migrate and fill the empty database at `url` with users `user0`, `user1` and so on of `issuer`."""
     migrations.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(_USERS, (issuer, users))
@@ -50,7 +50,7 @@ def seed(url: str, issuer: str, *, users: int = USERS, tasks: int = TASKS) -> No
 
 @contextmanager
 def numbered(connection: psycopg.Connection) -> Iterator[None]:
-    """Tasks bring their own numbers and names of tags meanwhile, as if each had been written by itself."""
+    """Disable the triggers: inserted tasks contain their own change numbers and tag names."""
     connection.execute("ALTER TABLE tasks DISABLE TRIGGER number_change")
     connection.execute("ALTER TABLE task_tags DISABLE TRIGGER USER")
     yield
@@ -60,14 +60,14 @@ def numbered(connection: psycopg.Connection) -> Iterator[None]:
 
 
 def newest(url: str, subject: str, count: int) -> list[UUID]:
-    """The ids of the newest `count` tasks of one person."""
+    """The ids of one user's newest `count` tasks."""
     with psycopg.connect(url) as connection:
         return [id for (id,) in connection.execute(_OWN, (subject, count))]
 
 
 def restore(url: str) -> None:
-    """Take away what was added since `seed`, and what that left behind, so that nobody's turn pays for another's."""
+    """Delete the tasks added since `seed`, and vacuum, so that no server is slowed down by another's writes."""
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DELETE FROM tasks WHERE due_at = %s", (NEW_TASK["due_at"],))  # none that is seeded has it
+        connection.execute("DELETE FROM tasks WHERE due_at = %s", (NEW_TASK["due_at"],))  # no seeded task has this date
         connection.execute("VACUUM (ANALYZE) tasks, change_counters")
         connection.execute("CHECKPOINT")

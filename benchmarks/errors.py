@@ -1,5 +1,5 @@
-"""What ends a benchmark without a result."""
+"""The error that ends a benchmark without a result."""
 
 
 class BenchmarkError(Exception):
-    """Something does not answer as it must, or is not there; the message says what in one line."""
+    """A server responded incorrectly, or a program is missing; the message says so in one line."""

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.growth [--quick] [--only NAME]`: what more tasks, pages, people, workers and requests cost.
+"""`python -m benchmarks.growth [--quick] [--only NAME]`: the cost of more tasks, pages, users, workers and requests.
 
-Each measurement compares this API with itself, in turns on one durable PostgreSQL, and has beside it what was to be
-reached, and in full amounts a file of its own: benchmarks/results/growth-NAME.md.
+Each measurement compares this API with itself, in turns on one durable PostgreSQL, and shows its goals. A full run is
+written to benchmarks/results/growth-NAME.md.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from benchmarks.issuer import AUDIENCE, serve_keys
 from benchmarks.report import ratio
 from benchmarks.rounds import CONNECTIONS, Pace
 from benchmarks.servers import Server
-from benchmarks.turns import Amounts, Finding, Goal, Stage, beside, report, told
+from benchmarks.turns import Amounts, Finding, Goal, Stage, beside, figures_table, report
 from benchmarks.worker import forged, memory, start
 from benchmarks.workloads import LIST, ONE, Person, Request, Workload, bearer
 
-EACH = 200  # tasks of one person
-MANY = 256  # connections: of few that are opened at once, one worker may take all
+EACH = 200  # tasks of one user
+MANY = 256  # connections; with few, one worker might accept all of them
 SHARE = 0.25  # of a processor, for a worker on a slow core
-CALLS = 20_000  # of people who call when they like, before they begin anew
+CALLS = 20_000  # random requests before the generator repeats them
 
 FULL = Amounts(
     Pace(rounds=5, warm_up=1, loaded=5, alone=0),
@@ -65,7 +65,7 @@ QUICK = Amounts(
 
 
 def tasks(stage: Stage) -> Finding:
-    """The same listing among few tasks and among many, of people who have as many here as there."""
+    """Compare the same listing in a small and in a large table; each user has equally many tasks in both."""
     urls = {owners: stage.tagged(owners, owners * EACH, EACH) for owners in stage.amounts.owners}
     with ExitStack() as stack:
         sides = []
@@ -80,14 +80,14 @@ def tasks(stage: Stage) -> Finding:
         "few tasks and many",
         f"`{LIST.title}` by {PEOPLE} people with {EACH} tasks each, far apart in the heap, a tenth of them in the bin.",
         beside(f"{rows[1]} tasks against {rows[0]}", few, many, most=1.3),
-        told(sides, [few, many]),
+        figures_table(sides, [few, many]),
     )
 
 
 def pages(stage: Stage) -> Finding:
-    """The first page of one person and one far behind it; and the first page of somebody with few tasks."""
+    """Compare one user's first page with a late page, and with the first page of a user with few tasks."""
     page, most, (owners, _) = stage.amounts.page, stage.amounts.most, stage.amounts.usual
-    url = stage.tagged(owners, 5 * most, most)  # every fifth is theirs
+    url = stage.tagged(owners, 5 * most, most)  # every fifth task is the owner's
     skipped = 20 * (page - 1)
     with psycopg.connect(url) as connection:
         owner, other = plans.people(connection)
@@ -119,25 +119,25 @@ def pages(stage: Stage) -> Finding:
             *beside(f"page {page:,} against page 1", of_many, late, most=1.2),
             *beside(f"page 1 of {owner.name} against that of {other.name}", of_few, of_many),
         ],
-        told(sides, found),
+        figures_table(sides, found),
     )
 
 
 def walk(server: Server, person: Person, skipped: int) -> str:
-    """The cursor behind so many of somebody's tasks."""
+    """The cursor after a user's first `skipped` tasks."""
     cursor: dict[str, str] = {}
     with httpx.Client(base_url=server.url, headers=bearer(person), trust_env=False) as http:
         while skipped:
             limit = min(100, skipped)
-            answer = http.get("/api/v1/tasks", params={"limit": limit, **cursor}).raise_for_status().json()
-            if answer["next_cursor"] is None:
+            page = http.get("/api/v1/tasks", params={"limit": limit, **cursor}).raise_for_status().json()
+            if page["next_cursor"] is None:
                 raise BenchmarkError(f"{skipped:,} tasks are missing before the late page")
-            cursor, skipped = {"cursor": answer["next_cursor"]}, skipped - limit
+            cursor, skipped = {"cursor": page["next_cursor"]}, skipped - limit
     return cursor["cursor"]
 
 
 def workers(stage: Stage) -> Finding:
-    """One worker and two, for a list and for one task: each on a slow core of its own, and as many as there are."""
+    """Compare one worker with two, for a list and for one task, on slow cores of their own and on shared cores."""
     url = stage.plain(*stage.amounts.usual)
     people = stage.people(url, PEOPLE)
     cores = {"shared cores": None} if cpu.running() is None else {"slow cores": SHARE, "shared cores": None}
@@ -170,12 +170,12 @@ def workers(stage: Stage) -> Finding:
         f" when it has had {SHARE:.0%} of a processor (SIGSTOP, SIGCONT), as if it had a slow core of its own, and the"
         " rest is left to PostgreSQL and the load. Beside it the same with all sharing what there is.",
         goals,
-        told(list(sides.values()), list(found.values())),
+        figures_table(list(sides.values()), list(found.values())),
     )
 
 
 def users(stage: Stage) -> Finding:
-    """A few people who call, and more than a worker remembers."""
+    """Compare a few calling users with more than a worker caches."""
     most = max(stage.amounts.users)
     url = stage.plain(most, 20 * most)
     with ExitStack() as stack:
@@ -183,7 +183,7 @@ def users(stage: Stage) -> Finding:
         for count in stage.amounts.users:
             requests = ONE.requests(stage.people(url, count))
             server = stack.enter_context(stage.server(url))
-            anyone = random.Random(count).choices(requests, k=CALLS)  # noqa: S311  # nothing to guess
+            anyone = random.Random(count).choices(requests, k=CALLS)  # noqa: S311  # not a secret
             sides.append(stage.side(f"{count:,} people", server, ONE, anyone))
         found = stage.turns(*sides)
     return Finding(
@@ -195,7 +195,7 @@ def users(stage: Stage) -> Finding:
             for side, turns in zip(sides[1:], found[1:], strict=True)
             for goal in beside(f"{side.title} against {sides[0].title}", found[0], turns)
         ],
-        told(sides, found),
+        figures_table(sides, found),
     )
 
 
@@ -205,11 +205,11 @@ MEASUREMENTS: Mapping[str, Callable[[Stage], Finding]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write down, and return the exit code; goals that are missed are no failure."""
+    """Measure, print, write the result, and return the exit code; a missed goal is not a failure."""
     parser = argparse.ArgumentParser(prog="benchmarks.growth", description="What more of everything costs this API.")
     parser.add_argument("--quick", action="store_true", help="small amounts, in short rounds")
-    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="this measurement, or these")
-    parser.add_argument("--verbose", action="store_true", help="let the servers' own logs through")
+    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="only this measurement; can be repeated")
+    parser.add_argument("--verbose", action="store_true", help="print the servers' logs")
     options = parser.parse_args(arguments)
     try:
         for name in options.only or MEASUREMENTS:
@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(amounts: Amounts, name: str, *, verbose: bool = False) -> str:
-    """Take one measurement; what is told of it."""
+    """Run one measurement; its report in Markdown."""
     generator = load.choose()
     busy_before = os.getloadavg()[0]
     issuer = LocalIssuer(ISSUER, audience=AUDIENCE)

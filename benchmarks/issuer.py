@@ -1,4 +1,4 @@
-"""An issuer for the servers under test: its keys over HTTP on loopback, and tokens of its people."""
+"""Serves the test issuer's keys over HTTP on loopback."""
 
 import json
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from typing import Any
 from backend.auth.testing import LocalIssuer
 
 AUDIENCE = "http://localhost:8000"
-LIFETIME = 3600  # seconds, the most that is accepted: a whole benchmark takes less
+LIFETIME = 3600  # seconds, the longest lifetime accepted; a whole benchmark takes less
 
 
 @contextmanager
 def serve_keys(issuer: LocalIssuer) -> Iterator[str]:
-    """Publish the key set of each moment while the context lasts; its URL."""
+    """Serve the issuer's current key set while the context lasts; yields its URL."""
 
     class Keys(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # the name that http.server calls
+        def do_GET(self) -> None:  # name required by http.server
             body = json.dumps(issuer.jwks).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.plans [--rows N]`: how PostgreSQL reads each listing that is offered, among N tasks.
+"""`python -m benchmarks.plans [--rows N]`: PostgreSQL's plans for each listing of the API, with N tasks.
 
-Every combination of filters, sort, direction, page and bin is planned as a request would run it, under row-level
-security, as a custom and as a generic plan. It exits with 1 when one of them reads a whole table, or rows of others.
+Plans every combination of filters, sort, direction, page and trash as a request would run it, under row-level
+security, as a custom and as a generic plan. Exits with 1 if a plan reads a whole table or rows of other users.
 A full run is written to benchmarks/results/plans.md.
 """
 
@@ -40,7 +40,7 @@ from benchmarks.servers import environment, running
 
 ROWS = 5_000_000
 OWNERS = 5_000
-MOST = 10_000  # tasks of the one who has the most
+MOST = 10_000  # tasks of the largest owner
 CHUNK = 250_000
 REPEATS = 50
 
@@ -56,7 +56,7 @@ VALUES: dict[str, Any] = {
     "q": "milk",
     "tag": ["tag 1", "TAG 2"],
 }
-# Some are made in a second each, up to the moment of seeding, which may be long after this one: from among them.
+# Cursor values from among the seeded ones. Tasks are created one second apart, up to the time of seeding.
 AFTER = {"created_at": NOW - timedelta(hours=2), "updated_at": NOW, "due_at": NOW, "priority": "normal", "title": "7"}
 
 _USERS: LiteralString = """
@@ -66,8 +66,8 @@ FROM generate_series(0, %s - 1) n
 """
 _TAGS: LiteralString = "INSERT INTO tags (owner_id, name) SELECT id, 'Tag ' || n FROM users, generate_series(1, 10) n"
 
-# Each owner's rows far apart in the heap, as they are when many write at once, and no column telling of another; about
-# a tenth is in the bin.
+# Each owner's rows are scattered over the heap, as when many users write at once; the columns are independent of each
+# other; about a tenth is in the trash.
 _TASKS: LiteralString = """
 INSERT INTO tasks (owner_id, n, title, description, status, priority, due_at, created_at, updated_at, deleted_at,
                    tag_names)
@@ -94,7 +94,7 @@ WHERE hashtext(t.n || g.name) %% 20 = 0
 
 
 class Shape(NamedTuple):
-    """One way to ask for a listing."""
+    """One combination of a listing's parameters."""
 
     filters: frozenset[str]
     sort: str
@@ -115,7 +115,7 @@ class Shape(NamedTuple):
 
 
 def shapes(most_filters: int = len(statements.FILTERS)) -> Iterator[Shape]:
-    """Every one that is offered, with at most so many filters at once."""
+    """Every combination that the API supports, with at most `most_filters` filters."""
     sizes = range(most_filters + 1)
     sets = [frozenset(chosen) for size in sizes for chosen in combinations(statements.FILTERS, size)]
     flags = False, True
@@ -123,7 +123,7 @@ def shapes(most_filters: int = len(statements.FILTERS)) -> Iterator[Shape]:
 
 
 def seed(connection: psycopg.Connection, *, rows: int, owners: int, most: int) -> None:
-    """Fill a migrated database with tasks of so many owners, the first of whom has about `most` more than others."""
+    """Fill a migrated database with tasks of `owners` users; the first has about `most` more than the others."""
     connection.autocommit = True
     indexes = connection.execute(
         "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'tasks' AND indexname <> 'tasks_pkey'"
@@ -145,19 +145,19 @@ def seed(connection: psycopg.Connection, *, rows: int, owners: int, most: int) -
 
 
 def subject(person: UUID) -> str:
-    """Of one whom `seed` has made."""
+    """The subject of a user created by `seed`."""
     return str(person.int % 16**12)
 
 
 def become(connection: psycopg.Connection, owner: UUID) -> None:
-    """For this transaction: as a request of this owner's."""
+    """Run the rest of this transaction as a request of this user."""
     connection.execute("SELECT set_config('role', 'api_user', true), set_config('app.caller', %s, true)", (str(owner),))
 
 
 def explain(
     connection: psycopg.Connection, statement: Statement, values: Mapping[str, object], owner: UUID, mode: Mode
 ) -> list[dict[str, Any]]:
-    """The nodes of the plan of a statement that is prepared, as one with known values or as one for any."""
+    """The plan nodes of a prepared statement: a custom plan for these values, or a generic one."""
     bound = statement.bind(Actor.user(owner), values)
     connection.execute("SELECT set_config('plan_cache_mode', %s, true)", (f"force_{mode}_plan",))
     connection.execute(f"PREPARE listing AS {statement.sql}".encode())
@@ -181,16 +181,16 @@ _INDEX_SCANS = "Index Scan", "Index Only Scan", "Bitmap Index Scan"
 
 
 def reads(plan: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The nodes that read an owned table, or an index; a bitmap's heap is read through its index."""
+    """The nodes that read an owned table or an index."""
     return [node for node in plan if node["Node Type"] in _INDEX_SCANS or node.get("Relation Name") in OWNED]
 
 
 def strays(plan: list[dict[str, Any]]) -> list[str]:
-    """What reads rows that are not the owner's, or might."""
+    """Descriptions of the nodes that read, or may read, rows of other users."""
     found = []
     for node in reads(plan):
         kind, place = node["Node Type"], node.get("Index Name") or node["Relation Name"]
-        if kind == "Bitmap Heap Scan":
+        if kind == "Bitmap Heap Scan":  # its bitmap's index is another node
             continue
         column = OWNED.get(node.get("Relation Name", ""), "owner_id")
         if kind not in _INDEX_SCANS or not re.search(rf"\b{column} = ", node.get("Index Cond", "")):
@@ -199,7 +199,7 @@ def strays(plan: list[dict[str, Any]]) -> list[str]:
 
 
 def way(plan: list[dict[str, Any]]) -> str:
-    """How the tasks of a listing are found, in a few words."""
+    """How a plan finds the tasks of a listing, in a few words."""
     if any(node.get("Index Name") == "tasks_by_text" for node in plan):
         return "the first 200, and then the index of all texts"
     # Tags of one task are always sorted; only a sort of the tasks themselves costs more with every task.
@@ -215,12 +215,12 @@ class Owner(NamedTuple):
     id: UUID
 
 
-# What is listed, how it is found; and by whose listing and which mode, how often.
+# (kind of listing, access path) -> how often, by owner and plan mode.
 Ways = dict[tuple[str, str], Counter[str]]
 
 
 def check(connection: psycopg.Connection, owners: list[Owner]) -> tuple[Ways, list[str]]:
-    """How every listing is read, and the strays."""
+    """Plan every listing; return the access paths and the plans that read rows of other users."""
     ways: Ways = defaultdict(Counter)
     found = []
     for shape, owner, mode in product(shapes(), owners, get_args(Mode)):
@@ -231,8 +231,8 @@ def check(connection: psycopg.Connection, owners: list[Owner]) -> tuple[Ways, li
 
 
 def medians(work: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """The median time in milliseconds of each: in turns, and each time in another order, so that a busy moment is
-    nobody's alone, and nobody always comes after the one that fills the processor's memory with other things.
+    """The median time of each in milliseconds. Each round has another order, so that other load and the state of the
+    processor's caches affect all alike.
     """
     times: list[list[float]] = [[] for _ in work]
     turn = list(zip(times, work, strict=True))
@@ -241,17 +241,17 @@ def medians(work: Sequence[Callable[[], object]], repeats: int) -> list[float]:
             started = time.perf_counter()
             do()
             each.append((time.perf_counter() - started) * 1000)
-        random.Random(len(times[0])).shuffle(turn)  # noqa: S311  # the same for all who measure
-    return [median(each[1:]) for each in times]  # the first time finds nothing in memory
+        random.Random(len(times[0])).shuffle(turn)  # noqa: S311  # reproducible
+    return [median(each[1:]) for each in times]  # without the first round, which warms up
 
 
 def beside(took: Sequence[float]) -> list[str]:
-    """Times, and their ratio to the first."""
+    """Times with their ratio to the first."""
     return [f"{each:.2f} ms ({each / took[0]:.1f}x)" for each in took]
 
 
 def timed(connection: psycopg.Connection, owners: list[Owner]) -> list[tuple[str, ...]]:
-    """Rows of a table: what is asked for, and for each owner the milliseconds and their ratio to the plain listing."""
+    """Rows of a table: the listing, and for each owner its time and the ratio to the plain listing's."""
 
     def ask(
         *filters: str, sort: str = "-created_at", continued: bool = False, counted: bool = False, **values: object
@@ -298,7 +298,7 @@ SEARCHES: dict[str, dict[str, str]] = {
 
 
 def served(url: str, owners: list[Owner]) -> list[tuple[str, ...]]:
-    """The like of `timed`, of the whole API over HTTP: one request after another, the kinds of them in turns."""
+    """The same as `timed` for the whole API over HTTP, one request at a time."""
     issuer = LocalIssuer(ISSUER, audience=AUDIENCE)
     columns = []
 
@@ -335,12 +335,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if found else 0
 
 
-# What an index of millions of rows is built in, and the part of it that a server of that size would keep.
+# Memory for building indexes over millions of rows, and for caching the usual part of them.
 ROOMY = {"shared_buffers": "1GB", "maintenance_work_mem": "1GB", "max_wal_size": "8GB"}
 
 
 def people(connection: psycopg.Connection) -> list[Owner]:
-    """The one who has the most, and one like all others."""
+    """The largest owner, and one of the usual size."""
     found = connection.execute("SELECT owner_id, count(*) FROM tasks GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 2").fetchall()
     return [Owner(f"{count:,} tasks", id) for id, count in found]
 

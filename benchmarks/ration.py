@@ -1,4 +1,4 @@
-"""Gives the processes of a server slow processors of their own."""
+"""Limits each worker of a server to a share of a processor."""
 
 import os
 import signal
@@ -9,30 +9,30 @@ from threading import Event, Thread
 
 from benchmarks import cpu
 
-LOOK, WINDOW = 0.0005, 0.01  # seconds: how often it is looked, and for how long, who has had a share
+LOOK, WINDOW = 0.0005, 0.01  # seconds: interval of the checks, and length of an accounting window
 
 
 @contextmanager
 def rationed(root: int, share: float) -> Iterator[None]:
-    """Let each process of a server that serves use but a share of a processor: who has had it is stopped for a while.
+    """Stop each worker of a server with SIGSTOP whenever it has used its share of a processor in a window.
 
-    So each has a slow processor of its own, and leaves others as much as if it were another machine's.
+    Each worker then behaves as on a slow processor of its own, and leaves the rest to other processes.
     """
     pids = cpu.last(root, cpu.running() or {})
     ended = Event()
 
     def used(pid: int) -> float:
-        """Seconds of its first thread, which does all that a worker does; /proc/<pid>/stat counts in hundredths."""
+        """Processor seconds of the main thread, which does all the work; /proc/<pid>/stat is too coarse (10 ms)."""
         return int((cpu.PROC / str(pid) / "schedstat").read_text().split()[0]) / 1e9
 
     def ration() -> None:
         while not ended.is_set():
-            # What was not used in one window is lost.
+            # Unused time of a window is not carried over.
             began, before = time.monotonic(), {pid: used(pid) for pid in pids}
             while not ended.wait(LOOK) and time.monotonic() - began < WINDOW:
                 for pid in pids:
-                    has_had_it = used(pid) - before[pid] > share * (time.monotonic() - began)
-                    os.kill(pid, signal.SIGSTOP if has_had_it else signal.SIGCONT)
+                    is_over_share = used(pid) - before[pid] > share * (time.monotonic() - began)
+                    os.kill(pid, signal.SIGSTOP if is_over_share else signal.SIGCONT)
 
     thread = Thread(target=ration)
     thread.start()

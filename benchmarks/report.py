@@ -1,4 +1,4 @@
-"""Medians with their range, and how this API compares with each peer: as a table, and as JSON for machines."""
+"""Reports medians with their ranges, and this API's ratio to each peer, as Markdown and as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +24,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of all rounds, the least and the greatest."""
+    """Median, minimum and maximum of all rounds."""
 
     median: float
     least: float
@@ -36,7 +36,7 @@ class Figure:
 
     @property
     def spread(self) -> float:
-        """How far the rounds lie apart, as a share of the median."""
+        """The range of the rounds divided by the median."""
         return (self.greatest - self.least) / self.median
 
     def text(self, form: str) -> str:
@@ -45,22 +45,20 @@ class Figure:
 
 
 def figure(samples: Sequence[Sample], name: str) -> Figure | None:
-    """One figure of a server over all rounds; None where it could not be measured."""
+    """One figure of a server over all rounds; None if it was not measured."""
     values = [value for sample in samples if (value := getattr(sample, name)) is not None]
     return Figure.of(values) if values else None
 
 
 def ratio(over: Sequence[Sample], under: Sequence[Sample], name: str) -> Figure | None:
-    """One server's figure divided by another's, round by round: two turns of a round are close in time, so that what
-    else the machine does weighs on both."""
+    """One server's figure divided by another's, round by round: other load on the machine affects both turns alike."""
     pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(over, under, strict=True)]
     values = [a / b for a, b in pairs if a is not None and b]
     return Figure.of(values) if values else None
 
 
 def ratios(servers: Mapping[str, Sequence[Sample]], name: str) -> dict[str, Figure | None]:
-    """How many times more requests this API answers than a peer, and how many times less processor time it takes for
-    one: above 1 is in this API's favour."""
+    """This API's advantage over a peer in requests per second and in processor time per request; 1 is parity."""
     ours, theirs = servers[OURS.name], servers[name]
     return {
         "requests_per_second": ratio(ours, theirs, "requests_per_second"),
@@ -69,9 +67,9 @@ def ratios(servers: Mapping[str, Sequence[Sample]], name: str) -> dict[str, Figu
 
 
 def document(samples: Samples, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that was measured: each round, and what was made of them."""
+    """All results for machines: each round, the figures and the ratios."""
 
-    def told(figures: Mapping[str, Figure | None]) -> dict[str, Any]:
+    def as_dicts(figures: Mapping[str, Figure | None]) -> dict[str, Any]:
         return {name: found and asdict(found) for name, found in figures.items()}
 
     return {
@@ -79,8 +77,8 @@ def document(samples: Samples, about: Mapping[str, Any]) -> dict[str, Any]:
         "workloads": {
             workload: {
                 name: {
-                    "figures": told({column: figure(taken, column) for column in FIGURES}),
-                    "times_ours": told(ratios(servers, name)),
+                    "figures": as_dicts({column: figure(taken, column) for column in FIGURES}),
+                    "times_ours": as_dicts(ratios(servers, name)),
                     "rounds": [asdict(sample) for sample in taken],
                 }
                 for name, taken in servers.items()
@@ -91,7 +89,7 @@ def document(samples: Samples, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(samples: Samples, workloads: Sequence[Workload], peers: Sequence[Peer], about: Mapping[str, Any]) -> str:
-    """The same for people, in Markdown."""
+    """All results in Markdown."""
     lines = ["# This API and its peers", ""]
     lines += ["One worker each, one at a time, in turns. Medians of all rounds (least-greatest).", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
@@ -112,7 +110,7 @@ def table(samples: Samples, workloads: Sequence[Workload], peers: Sequence[Peer]
 
 
 def noise(samples: Samples) -> dict[str, float]:
-    """The largest spread of any server's ratio, of each kind."""
+    """The largest spread of the servers' ratios, for each kind of ratio."""
     found = [ratios(servers, name) for servers in samples.values() for name in servers]
     return {
         title: max((kind.spread for each in found if (kind := each[name])), default=0.0)

@@ -1,4 +1,4 @@
-"""Turns: A B C A B C ..., each server alone, fresh, and on the same data."""
+"""Measures the servers in rounds, A B C A B C ...: each alone, newly started, and on the same data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ CONNECTIONS = 32
 
 @dataclass(frozen=True)
 class Pace:
-    """How many rounds, and how many seconds of each: warm-up, under load, and with one connection for its latency (0:
-    that is left out)."""
+    """The number of rounds, and seconds of warm-up, of load, and of the latency test with one connection (0: none)."""
 
     rounds: int
     warm_up: int
@@ -41,16 +40,16 @@ class Sample:
     server_cpu: float | None
     postgres_cpu: float | None
     body: int
-    """Bytes of one answer's body."""
+    """Bytes of one response body."""
 
 
 Samples = dict[str, dict[str, list[Sample]]]
-"""Of each workload's name, of each peer's: one for each round."""
+"""By workload, then by peer: one sample per round."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What all servers share: the database and the process that runs it, the settings, the requests."""
+    """The parts that all servers share: PostgreSQL's URL and process id, the settings, the requests."""
 
     database_url: str
     postgres: int
@@ -64,7 +63,7 @@ class Scene:
 def measure(
     scene: Scene, peers: Sequence[Peer], workloads: Sequence[Workload], pace: Pace, say: Callable[[str], None]
 ) -> Samples:
-    """Load every peer with every workload that it has. Raises BenchmarkError at the first wrong answer."""
+    """Load every peer with each of its workloads. Raises BenchmarkError at the first wrong response."""
     samples: Samples = {workload.name: {} for workload in workloads}
     for number in range(pace.rounds):
         for peer in peers:
@@ -80,7 +79,7 @@ def measure(
 
 
 def take(scene: Scene, server: Server, workload: Workload, pace: Pace) -> Sample:
-    """Warm up, load, and load with one connection."""
+    """Take one sample: warm up, load, and load with one connection."""
     refused = workload.status >= 400
     body = server.check(workload, scene.requests[workload.name][0])
 

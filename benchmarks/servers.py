@@ -1,4 +1,4 @@
-"""Starts one server for its turn, on a leash, and knows what it has cost."""
+"""Starts and stops the servers under test."""
 
 import os
 import socket
@@ -18,11 +18,11 @@ from benchmarks.peers import Peer
 from benchmarks.workloads import Request, Workload
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 30.0  # seconds for a server to answer
+PATIENCE = 30.0  # seconds until a server must respond
 
 
 class Server:
-    """A peer that is running. `pid` is the root of its processes, `url` where it answers."""
+    """A running peer. `pid` is the root of its process tree."""
 
     def __init__(self, peer: Peer, port: int, pid: int) -> None:
         self.peer = peer
@@ -34,7 +34,7 @@ class Server:
             return http.request(request.method, request.path, headers=request.headers, content=request.body)
 
     def check(self, workload: Workload, request: Request) -> int:
-        """The length of the answer's body. Raises BenchmarkError unless it is the one that the workload is about."""
+        """The length of the response body. Raises BenchmarkError unless the response is what the workload expects."""
         answer = self.ask(request)
         if answer.status_code != workload.status or not workload.fits(answer.json()):
             raise BenchmarkError(
@@ -45,7 +45,7 @@ class Server:
 
 
 def environment(database_url: str, issuer: str, jwks_url: str, audience: str) -> dict[str, str]:
-    """What every server is given: this API's settings, every optional piece of middleware among them."""
+    """The environment of every server: this API's settings, with all optional middleware enabled."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "PYTHONPATH": str(ROOT),
@@ -64,14 +64,14 @@ def environment(database_url: str, issuer: str, jwks_url: str, audience: str) ->
 
 @contextmanager
 def running(peer: Peer, variables: Mapping[str, str], *, show_log: bool = False) -> Iterator[Server]:
-    """Start a peer, wait until it answers, and stop it at the end.
+    """Start a peer, wait until it responds, and stop it at the end. Raises BenchmarkError.
 
-    Its standard error, where this API writes a line for each request, goes to /dev/null; with `show_log` to ours.
-    The working directory is an empty one: no `.env` is read. Raises BenchmarkError.
+    Its log on standard error goes to /dev/null, with `show_log` to this process's standard error. Its working
+    directory is empty, so that it reads no `.env`.
     """
     port = _free_port()
     with TemporaryDirectory(prefix="benchmark-") as empty:
-        process = subprocess.Popen(  # noqa: S603 - our own words
+        process = subprocess.Popen(  # noqa: S603 - fixed program and arguments
             leash.arguments(peer.command(port)),
             env=dict(variables),
             cwd=empty,
@@ -85,7 +85,7 @@ def running(peer: Peer, variables: Mapping[str, str], *, show_log: bool = False)
             _await(server, process)
             yield server
         finally:
-            process.communicate()  # the leash ends with its standard input
+            process.communicate()  # closes standard input, at which the leash stops the server
 
 
 def _await(server: Server, process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.streams [--streams N]`: what open streams of live events cost one worker of `serve`.
+"""`python -m benchmarks.streams [--streams N]`: the cost of open event streams for one worker of `serve`.
 
-Memory, processor time, connections and statements before and with the streams, and how long a change takes to each
-reader. Over real sockets, on a durable PostgreSQL, with the settings of production. A full run is written to
+Measures memory, processor time, connections and statements with and without the streams, and the delay of a change
+to each reader, over real sockets, on a durable PostgreSQL, with production settings. A full run is written to
 benchmarks/results/streams.md.
 """
 
@@ -42,7 +42,7 @@ PATIENCE = 60.0
 
 
 class State(NamedTuple):
-    """Of the worker while nothing happens. `memory`: bytes that it alone has; `transactions`: in a second."""
+    """The idle worker's state. `memory`: its private bytes; `transactions`: per second."""
 
     streams: int
     memory: int
@@ -52,7 +52,7 @@ class State(NamedTuple):
 
 
 class Reader:
-    """One stream: when each of its events came, by the task's title."""
+    """The client of one event stream."""
 
     async def open(self, port: int, token: str) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
@@ -62,8 +62,8 @@ class Reader:
             raise BenchmarkError(f"a stream was refused: {head.decode()}")
         await self._reader.readuntil(b"\n\n")
 
-    async def told(self) -> float:
-        """When the next event comes."""
+    async def next_event(self) -> float:
+        """Wait for the next event; the time of its arrival."""
         while not (await self._reader.readuntil(b"\n\n")).partition(b"event: task\n")[1]:
             pass
         return time.perf_counter()
@@ -81,17 +81,17 @@ async def send(writer: asyncio.StreamWriter, method: str, path: str, token: str,
 
 
 async def change(port: int, token: str) -> None:
-    """Make a task; its answer is awaited, so it is committed."""
+    """Create a task and wait for the response, which follows the commit."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     await send(writer, "POST", "/api/v1/tasks", token, json.dumps(NEW_TASK))
     head = await reader.readuntil(b"\r\n\r\n")
     writer.close()
     if not head.startswith(b"HTTP/1.1 201"):
-        raise BenchmarkError(f"a task was refused: {head.decode()}")
+        raise BenchmarkError(f"creating a task failed: {head.decode()}")
 
 
 def memory(pid: int) -> int:
-    """Bytes that a process tree has in memory and shares with nobody (proc_pid_smaps(5))."""
+    """Private memory of a process tree in bytes (proc_pid_smaps(5))."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     own = sum(int(kilobytes) for kilobytes in re.findall(r"^Private_\w+: +(\d+) kB", rollup, re.MULTILINE))
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -99,7 +99,7 @@ def memory(pid: int) -> int:
 
 
 async def idle(pid: int, url: str, streams: int, seconds: float) -> State:
-    """Look on while nothing happens."""
+    """Measure the worker's state while no request arrives."""
     with psycopg.connect(url, autocommit=True) as connection:
 
         def transactions(after: float) -> int:
@@ -110,7 +110,7 @@ async def idle(pid: int, url: str, streams: int, seconds: float) -> State:
             assert row
             return int(row[0])
 
-        first = transactions(11)  # a connection that has nothing to do tells within 10 s what it has done
+        first = transactions(11)  # an idle connection reports its statistics within 10 s
         started, before = time.perf_counter(), cpu.seconds(pid)
         await asyncio.sleep(seconds)
         after, took = cpu.seconds(pid), time.perf_counter() - started
@@ -121,18 +121,18 @@ async def idle(pid: int, url: str, streams: int, seconds: float) -> State:
         ).fetchone()
         assert row
         busy = None if before is None or after is None else (after - before) / took
-        ours = 2  # as `transactions` looks twice
+        ours = 2  # the two queries of `transactions`
         return State(streams, memory(pid), busy, row[0], max(0.0, (last - first - ours) / lasted))
 
 
 async def latencies(port: int, tokens: Sequence[str], readers: Sequence[Sequence[Reader]]) -> list[float]:
-    """Each person makes a task, at once; the seconds from the answer of each to each reader."""
+    """All users create a task at the same time; the seconds from each response to each of its readers."""
 
     async def one(token: str, theirs: Sequence[Reader]) -> list[float]:
-        told = asyncio.gather(*(reader.told() for reader in theirs))
+        events = asyncio.gather(*(reader.next_event() for reader in theirs))
         await change(port, token)
-        made = time.perf_counter()
-        return [at - made for at in await told]
+        created = time.perf_counter()
+        return [arrival - created for arrival in await events]
 
     async with asyncio.timeout(PATIENCE):
         found = await asyncio.gather(*(one(*pair) for pair in zip(tokens, readers, strict=True)))
@@ -178,7 +178,7 @@ def summary(seconds: Sequence[float]) -> tuple[float, float, float]:
 
 async def run(pid: int, port: int, url: str, tokens: Sequence[str], seconds: float) -> str:
     readers: list[list[Reader]] = [[] for _ in tokens]
-    for token in tokens:  # everybody is known, so that they add nothing later
+    for token in tokens:  # creates the user rows before the measurement
         await change(port, token)
     states = [await idle(pid, url, 0, seconds)]
     for half in (slice(None, len(tokens) // 2), slice(len(tokens) // 2, None)):
@@ -201,10 +201,10 @@ async def run(pid: int, port: int, url: str, tokens: Sequence[str], seconds: flo
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.streams", description="What open streams cost one worker.")
     parser.add_argument("--streams", type=int, default=STREAMS)
-    parser.add_argument("--idle", type=float, default=IDLE, help="seconds to look on each time")
+    parser.add_argument("--idle", type=float, default=IDLE, help="seconds of each measurement")
     options = parser.parse_args(arguments)
     if most_connections() < options.streams + 100:
-        say("this process may not open as many files")
+        say("the limit of open files is too low")
         return 1
     issuer = LocalIssuer(ISSUER, audience=AUDIENCE)
     people = max(2, options.streams // MAX_STREAMS)

@@ -1,4 +1,4 @@
-"""This API beside itself: sides that are asked in turns, A B A B ..., and what is told of them."""
+"""Compares this API with itself: loads several sides in turns, A B A B ..., and reports their ratios."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,14 +33,14 @@ SELECT u.subject, (
 
 @dataclass(frozen=True)
 class Turn(Sample):
-    """As a peer's, and the megabytes that the server has in memory at its end (None: there is no /proc)."""
+    """A sample with the server's memory at its end, in megabytes (None: no /proc)."""
 
     memory: float | None
 
 
 @dataclass(frozen=True)
 class Side:
-    """One server, and what it is asked."""
+    """One server with its workload."""
 
     title: str
     server: Server
@@ -48,21 +48,21 @@ class Side:
     workload: Workload
     connections: int = CONNECTIONS
     share: float | None = None
-    """So much of a processor has each of its workers; None: as much as there is."""
+    """The share of a processor for each of its workers; None: unlimited."""
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much of everything that is measured.
+    """The amounts of everything that is measured.
 
-    usual: people and tasks, where their number is not what is measured.
-    owners: people of the small table and the large one.
-    most: about so many tasks has the one who has the most, of whose pages `page` is the late one.
-    users: people who call, on each side.
-    requests, tokens: how many of them a worker has seen when its memory is looked at, first and last, and of how many
-        people in all.
-    starts: how often the server is started.
-    checks: how often a signature is verified in a round.
+    usual: users and tasks in measurements of something else.
+    owners: users in the small and in the large table.
+    most: about how many tasks the largest owner has; `page` is the number of that owner's late page.
+    users: the number of calling users, for each side.
+    requests: after how many requests a worker's memory is measured, first and last.
+    tokens: the number of users in that measurement.
+    starts: the number of server starts.
+    checks: the number of signature verifications in a round.
     """
 
     pace: Pace
@@ -79,7 +79,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Stage:
-    """What all measurements share. Databases are filled when they are asked for, and then kept."""
+    """The parts that all measurements share. Databases are seeded at their first use and kept."""
 
     amounts: Amounts
     postgres_url: str
@@ -92,13 +92,12 @@ class Stage:
     _filled: dict[str, str] = field(default_factory=dict)
 
     def plain(self, people: int, tasks: int) -> str:
-        """The URL of a database with so many tasks, as many for each."""
+        """The URL of a database with `tasks` tasks, distributed evenly over `people` users."""
         fill = partial(data.seed, issuer=self.issuer.url, users=people, tasks=tasks)
         return self._database(f"plain_{people}_{tasks}", fill)
 
     def tagged(self, owners: int, tasks: int, most: int) -> str:
-        """The URL of a database as plans are tried in: with tags, a bin, and about `most` tasks of the one who has the
-        most."""
+        """The URL of a database like that of `benchmarks.plans`: with tags, trash, and one owner of `most` tasks."""
 
         def fill(url: str) -> None:
             migrations.upgrade(url)
@@ -120,7 +119,7 @@ class Stage:
         return self._filled[name]
 
     def server(self, url: str, *, workers: int = 1) -> AbstractContextManager[Server]:
-        """This API as in production, on one of the databases; only, it does not wait before it stops."""
+        """Run this API with production settings, except DRAIN_SECONDS=0, on one of the databases."""
         peer = replace(OURS, command=partial(serve, workers=workers))
         variables = environment(url, self.issuer.url, self.jwks_url, AUDIENCE) | {"DRAIN_SECONDS": "0"}
         return running(peer, variables, show_log=self.verbose)
@@ -129,7 +128,7 @@ class Stage:
         return self.issuer.token(sub=subject, expires_in=LIFETIME)
 
     def people(self, url: str, count: int) -> list[Person]:
-        """The first so many of a database, each with the newest of their tasks."""
+        """The first `count` users of a database, each with the newest task."""
         with psycopg.connect(url) as connection:
             return [Person(self.token(name), [task]) for name, task in connection.execute(_PEOPLE, (count,))]
 
@@ -148,14 +147,14 @@ class Stage:
         return Side(title, server, scene, workload)
 
     def turn(self, side: Side) -> Turn:
-        """Warm up, and load. Raises BenchmarkError at a wrong answer."""
+        """Warm up and load. Raises BenchmarkError for a wrong response."""
         with ration.rationed(side.server.pid, side.share) if side.share else nullcontext():
             pace = replace(self.amounts.pace, connections=side.connections)
             sample = take(side.scene, side.server, side.workload, pace)
         return Turn(**vars(sample), memory=resident(side.server.pid))
 
     def turns(self, *sides: Side) -> list[list[Turn]]:
-        """Of each side its turns, one in each round. The first round of all warms up, and is thrown away."""
+        """The turns of each side, one per round. An extra first round warms up and is discarded."""
         by_round = []
         for number in range(self.amounts.pace.rounds + 1):
             by_round.append([self.turn(side) for side in sides])
@@ -166,7 +165,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Goal:
-    """What was found (None: it could not be measured), and what was to be reached, if anything."""
+    """A measured figure (None: not measured) with its goal, if there is one."""
 
     what: str
     found: Figure | None
@@ -176,7 +175,7 @@ class Goal:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the median is. None: there is no goal, or no figure."""
+        """Whether the median meets the goal. None: no goal or no figure."""
         if self.found is None or (self.most is None and self.least is None):
             return None
         middle = self.found.median
@@ -196,7 +195,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Finding:
-    """One measurement: how it was made, what came of it, and the rows of a table, of which the first is its head."""
+    """One measurement: its method, its goals, and the rows of a table, beginning with the head."""
 
     title: str
     method: str
@@ -205,7 +204,7 @@ class Finding:
 
 
 def beside(what: str, one: Sequence[Turn], other: Sequence[Turn], most: float | None = None) -> list[Goal]:
-    """What the other side costs in comparison with the one, round by round."""
+    """The cost of the other side relative to the first, round by round."""
     return [
         Goal(f"{what}: fewer requests/s", ratio(one, other, "requests_per_second"), most=most),
         Goal(f"{what}: server's processor time", ratio(other, one, "server_cpu")),
@@ -221,8 +220,8 @@ COLUMNS = {
 }
 
 
-def told(sides: Sequence[Side], found: Sequence[Sequence[Turn]]) -> list[tuple[str, ...]]:
-    """A row for each side, below the head; processor time is that of one request."""
+def figures_table(sides: Sequence[Side], found: Sequence[Sequence[Turn]]) -> list[tuple[str, ...]]:
+    """The head and a row for each side; processor time is per request."""
 
     def cell(found: Figure | None) -> str:
         return "not measured" if found is None else found.text(",.0f")
@@ -235,7 +234,7 @@ def told(sides: Sequence[Side], found: Sequence[Sequence[Turn]]) -> list[tuple[s
 
 
 def resident(pid: int) -> float | None:
-    """The megabytes in memory of all that a leash holds, as `VmRSS` counts them (proc_pid_status(5))."""
+    """Resident memory of all descendants of a leash in megabytes: the sum of `VmRSS` (proc_pid_status(5))."""
     if not cpu.PROC.exists():
         return None
     children = (cpu.PROC / str(pid) / "task" / str(pid) / "children").read_text().split()
@@ -248,7 +247,7 @@ def _kilobytes(pid: int) -> int:
 
 
 def report(finding: Finding, about: Mapping[str, str]) -> str:
-    """A finding in Markdown: how it was found, and what came of it."""
+    """A finding in Markdown."""
     lines = [f"# This API compared with itself: {finding.title}", "", finding.method, ""]
     lines += ["Medians of all rounds, least and greatest; ratios are taken round by round.", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]

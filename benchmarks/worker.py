@@ -1,4 +1,4 @@
-"""What one worker costs: until its first answer, for each forged token, and in memory after many requests."""
+"""Measures one worker: time to its first response, cost of a forged token, memory after many requests."""
 
 import asyncio
 import time
@@ -18,15 +18,15 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.report import Figure
 from benchmarks.rounds import CONNECTIONS
 from benchmarks.servers import Server
-from benchmarks.turns import Finding, Goal, Stage, Turn, resident, told
+from benchmarks.turns import Finding, Goal, Stage, Turn, figures_table, resident
 from benchmarks.workloads import ONE, REFUSED, Person, Request, Workload, bearer
 
-PARTS = 10  # of the tokens: one part after another is called, and never again
+PARTS = 10  # the tokens are used in so many parts, one after the other
 LONGEST = 60  # seconds
 
 
 def memory(stage: Stage) -> Finding:
-    """What a worker has in memory after some requests, and after many, with more tokens than it may remember."""
+    """Compare a worker's memory after few and after many requests, with more tokens than it caches."""
     tokens, (first, last) = stage.amounts.tokens, stage.amounts.requests
     url = stage.plain(tokens, tokens)
     say(f"making {tokens:,} tokens")
@@ -58,7 +58,7 @@ def memory(stage: Stage) -> Finding:
 
 
 def _ask(stage: Stage, server: Server, file: Path, count: int) -> int:
-    """Ask at least so often; how often it was."""
+    """Send at least `count` requests; return the number sent."""
     done, seconds = 0, 1
     while done < count:
         found = load.run(stage.generator, server.url, file, connections=CONNECTIONS, seconds=seconds, refused=False)
@@ -70,12 +70,12 @@ def _ask(stage: Stage, server: Server, file: Path, count: int) -> int:
 def _memory(server: Server) -> float:
     found = resident(server.pid)
     if found is None:
-        raise BenchmarkError("memory is measured by /proc, which is not here")
+        raise BenchmarkError("memory cannot be measured: there is no /proc")
     return found
 
 
 def forged(stage: Stage) -> Finding:
-    """A forged token of a known key, beside no token at all, and beside the check of one signature."""
+    """Compare a forged token with a known key id to a request without a token, and to one signature check."""
     url = stage.plain(*stage.amounts.usual)
     forger = LocalIssuer(stage.issuer.url, audience=stage.issuer.audience)
     people = [
@@ -84,7 +84,7 @@ def forged(stage: Stage) -> Finding:
     requests = [Request("GET", "/api/v1/tasks?limit=20", bearer(person)) for person in people]
     workload = Workload("forged", "GET /api/v1/tasks with a forged token", 401, lambda _: requests, REFUSED.fits)
     found: list[tuple[Turn, Turn]] = []
-    checks, judgements, connections = [], [], []
+    checks, refusals, connections = [], [], []
     with stage.server(url) as server:
         sides = [
             stage.side("a forged token", server, workload, requests),
@@ -96,8 +96,8 @@ def forged(stage: Stage) -> Finding:
             connections.append(connections_used(url, moment))
             found.append((bad, stage.turn(sides[1])))
             checks.append(_signature(stage.issuer, stage.amounts.checks))
-            judgements.append(_refusal(stage.issuer.verifier(), people, stage.amounts.checks))
-            say(f"one check {checks[-1]:.0f} us, one refusal {judgements[-1]:.0f} us")
+            refusals.append(_refusal(stage.issuer.verifier(), people, stage.amounts.checks))
+            say(f"one check {checks[-1]:.0f} us, one refusal {refusals[-1]:.0f} us")
     pairs = [
         (bad.server_cpu - without.server_cpu, check)
         for (bad, without), check in zip(found[1:], checks[1:], strict=True)
@@ -116,15 +116,15 @@ def forged(stage: Stage) -> Finding:
             ),
             Goal("the same", Figure.of([beyond for beyond, _ in pairs]) if pairs else None, "us"),
             Goal("one check of a signature", Figure.of(checks[1:]), "us"),
-            Goal("one refusal by the verifier alone", Figure.of(judgements[1:]), "us"),
+            Goal("one refusal by the verifier alone", Figure.of(refusals[1:]), "us"),
             Goal("connections to the database used meanwhile", Figure.of(connections[1:]), "", most=0),
         ],
-        told(sides, list(zip(*found[1:], strict=True))),
+        figures_table(sides, list(zip(*found[1:], strict=True))),
     )
 
 
 def _signature(issuer: LocalIssuer, times: int) -> float:
-    """The processor time in microseconds of one check of a good signature."""
+    """The processor time in microseconds of one check of a valid signature."""
     jws = parse_jws(issuer.token())
     key = KeySet.from_jwks(issuer.jwks).keys[jws.kid]
 
@@ -144,7 +144,7 @@ def _refusal(verifier: TokenVerifier, people: list[Person], times: int) -> float
                 await verifier.verify(people[number % len(people)].token)
             except InvalidToken:
                 continue
-            raise BenchmarkError("a forged token was found good")
+            raise BenchmarkError("the verifier accepted a forged token")
 
     return _processor_us(lambda: asyncio.run(refuse())) / times
 
@@ -156,7 +156,7 @@ def _processor_us(work: Callable[[], None]) -> float:
 
 
 def now(url: str) -> datetime:
-    """What PostgreSQL's clock says."""
+    """The time of PostgreSQL's clock."""
     with psycopg.connect(url) as connection:
         row = connection.execute("SELECT clock_timestamp()").fetchone()
     assert row
@@ -165,7 +165,7 @@ def now(url: str) -> datetime:
 
 
 def connections_used(url: str, since: datetime) -> int:
-    """How many of the pool's connections have done anything since a moment of PostgreSQL's clock."""
+    """How many of the pool's connections have been active since a time of PostgreSQL's clock."""
     with psycopg.connect(url) as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -177,7 +177,7 @@ def connections_used(url: str, since: datetime) -> int:
 
 
 def start(stage: Stage) -> Finding:
-    """How long it takes from starting `serve` to its first answer to somebody."""
+    """Measure the time from the start of `serve` to its first authenticated response."""
     url = stage.plain(*stage.amounts.usual)
     request, *_ = ONE.requests(stage.people(url, 1))
     took = []

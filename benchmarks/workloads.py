@@ -1,4 +1,4 @@
-"""What is asked of every server, and what it must answer."""
+"""The workloads: requests to every server, and the expected responses."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-# As long as the tasks that are seeded, so that a page stays as long as it was.
+# As long as the seeded tasks, so that the size of a page does not change.
 NEW_TASK = {
     "title": "Buy milk and bread",
     "description": "Two litres",
@@ -17,7 +17,7 @@ NEW_TASK = {
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody who calls: a token, and some of the tasks that are theirs."""
+    """A calling user: the token and some of the user's tasks."""
 
     token: str
     tasks: Sequence[UUID]
@@ -25,7 +25,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request, the same for every generator of load."""
+    """One HTTP request, independent of the load generator."""
 
     method: str
     path: str
@@ -34,7 +34,7 @@ class Request:
 
     @property
     def text(self) -> str:
-        """As it goes over the wire (RFC 9112)."""
+        """The request as sent over the connection (RFC 9112)."""
         length = {"Content-Length": str(len(self.body.encode()))} if self.body else {}
         headers = {"Host": "127.0.0.1"} | dict(self.headers) | length
         lines = [f"{self.method} {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
@@ -43,9 +43,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests that a load generator takes in turns, so that no two neighbours are of the same person.
+    """Requests that a load generator sends in rotation; neighbours belong to different users.
 
-    fits: whether the body of an answer is what was asked for.
+    fits: whether a response body is the expected one.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Workload:
 
 
 def bearer(person: Person) -> dict[str, str]:
-    """The headers that say who calls (RFC 6750)."""
+    """The authorization header (RFC 6750)."""
     return {"Authorization": f"Bearer {person.token}"}
 
 
@@ -94,5 +94,5 @@ ONE = Workload("one", "GET /api/v1/tasks/{id}", 200, _one, lambda body: body["ve
 REFUSED = Workload("refused", "GET /api/v1/tasks without a token", 401, _refused, lambda body: "detail" in body)
 CREATE = Workload("create", "POST /api/v1/tasks", 201, _create, lambda body: body["title"] == NEW_TASK["title"])
 
-# Writes come last: what they add is taken away again before the next server's turn.
+# Writes come last; their tasks are deleted before the next server's turn.
 WORKLOADS = (LIST, ONE, REFUSED, CREATE)

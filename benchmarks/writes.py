@@ -1,8 +1,7 @@
-"""`python -m benchmarks.writes`: what it costs that every write takes a number, in the order of commits.
+"""`python -m benchmarks.writes`: the cost of change numbers, which each write gets in commit order.
 
-Two databases of one durable PostgreSQL take turns: one as migrated, one without what migration 0006 has brought: the
-triggers and the index of the feed. The writes go through this API's own executor. A full run is written to
-benchmarks/results/writes.md.
+Two databases of one durable PostgreSQL take turns: one as migrated, one without the triggers and the index of
+migration 0006. The writes use this API's own executor. A full run is written to benchmarks/results/writes.md.
 """
 
 import argparse
@@ -51,7 +50,7 @@ SELECT id, 'task ' || n, 'todo', 'low' FROM users, generate_series(1, %s) n RETU
 
 
 class Case(NamedTuple):
-    """`writers` write at once, in the names of the first `owners`: new tasks, or the titles of their own ones."""
+    """`writers` concurrent writers for the first `owners` users create tasks, or change titles if not `new`."""
 
     name: str
     writers: int
@@ -76,7 +75,7 @@ class Rate(NamedTuple):
 
 
 class Side:
-    """One of the two databases, with its people and their tasks."""
+    """One of the two databases, with its users and their tasks."""
 
     def __init__(self, url: str, pool: Pool) -> None:
         self._pool = pool
@@ -87,7 +86,7 @@ class Side:
         self._tasks = {owner: [id for mine, id in rows if mine == owner] for owner in self._people}
 
     async def measure(self, case: Case, seconds: float, postgres: int) -> Rate:
-        """Write for so long; how often that went."""
+        """Write for so many seconds; the rate of writes."""
         done, numbers = 0, count()
         before, started = cpu.seconds(postgres), time.perf_counter()
         end = started + seconds
@@ -101,7 +100,7 @@ class Side:
                     rows = await database.rows(ADD, **NEW)
                 else:
                     task = self._tasks[owner][number % TASKS_EACH]
-                    # Another one each time: what is equal makes no version.
+                    # A different title each time, because an equal one creates no version.
                     rows = await database.rows(title, title=f"{time.perf_counter_ns()}", task_id=task, if_match=None)
                 assert len(rows) == 1
                 done += 1
@@ -112,7 +111,7 @@ class Side:
 
 
 async def measure(sides: Sequence[Side], rounds: int, seconds: float, postgres: int) -> dict[Case, list[list[Rate]]]:
-    """For each case the rates of each side, round by round; the first round of each is thrown away."""
+    """For each case the rates of each side, round by round; an extra first round is discarded."""
     found: dict[Case, list[list[Rate]]] = {}
     for case in CASES:
         say(case.name)
@@ -122,12 +121,12 @@ async def measure(sides: Sequence[Side], rounds: int, seconds: float, postgres: 
 
 
 def machine() -> str:
-    """How fast it may be, and how busy it is."""
+    """The number of processors and the load average."""
     return f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f}"
 
 
 def figures(values: Sequence[float], digits: int = 0) -> str:
-    """Median, least and most."""
+    """Median, minimum and maximum."""
     return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
 
 
@@ -167,9 +166,9 @@ async def run(postgres: EmbeddedPostgres, rounds: int, seconds: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.writes", description="What the numbers of changes cost.")
+    parser = argparse.ArgumentParser(prog="benchmarks.writes", description="The cost of change numbers.")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each side in each round")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds of each side in each round")
     options = parser.parse_args(arguments)
     with EmbeddedPostgres() as postgres:
         text = asyncio.run(run(postgres, options.rounds, options.seconds))

@@ -1,4 +1,4 @@
-"""Load from outside Python: wrk where it is on the PATH, else autocannon, which `bootstrap.py bench` installs."""
+"""Runs a load generator: wrk if it is on the PATH, otherwise autocannon, which `bootstrap.py bench` installs."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Load:
-    """What a generator saw. Latencies in milliseconds; `refused` counts answers of status 400 and above."""
+    """A generator's figures. Latencies in milliseconds; `refused` counts responses of status 400 and above."""
 
     requests: int
     seconds: float
@@ -25,20 +25,20 @@ class Load:
     p99: float
     refused: int
     errors: int
-    """Connections that failed, and answers that did not come."""
+    """Failed connections and missing responses."""
 
 
 class Generator(Protocol):
-    """Sends requests in turns over keep-alive connections, each as soon as the answer before it is there."""
+    """Sends requests in rotation over keep-alive connections, each as soon as the previous response has arrived."""
 
     name: str
 
     def prepare(self, requests: Sequence[Request], file: Path) -> Path:
-        """Write the requests into a file of this name, in the generator's own language; its path with its suffix."""
+        """Write the requests in the generator's own format; return the path of `file` with its suffix."""
         ...
 
     def command(self, url: str, requests: Path, connections: int, seconds: int) -> list[str]:
-        """A command line that prints the members of `Load` as one line of JSON, the last one."""
+        """A command line whose last line of output contains the members of `Load` as JSON."""
         ...
 
 
@@ -49,7 +49,7 @@ class Wrk:
         self.name = " ".join(words[:2])
 
     def prepare(self, requests: Sequence[Request], file: Path) -> Path:
-        # JSON's string literals are Lua's as long as they are ASCII and printable, save \r and \n, which both know.
+        # JSON string literals of printable ASCII, \r and \n are valid Lua.
         path = file.with_suffix(".lua")
         path.write_text("return {\n" + ",\n".join(json.dumps(request.text) for request in requests) + "\n}\n")
         return path
@@ -76,13 +76,13 @@ class Autocannon:
 
 
 def choose() -> Generator:
-    """The generator that this machine has. Raises BenchmarkError, which says what to install."""
+    """The generator installed on this machine. Raises BenchmarkError, which names the package to install."""
     if wrk := shutil.which("wrk"):
         return Wrk(wrk)
     if not (HERE / "node_modules" / "autocannon").is_dir():
         raise BenchmarkError(
             "no load generator: install wrk (Debian, Ubuntu: apt install wrk), "
-            "or run this as `python3 bootstrap.py bench`, which installs autocannon"
+            "or run `python3 bootstrap.py bench`, which installs autocannon"
         )
     try:
         return Autocannon(find_node())
@@ -91,9 +91,9 @@ def choose() -> Generator:
 
 
 def run(generator: Generator, url: str, requests: Path, *, connections: int, seconds: int, refused: bool) -> Load:
-    """Load a server. `refused`: whether every answer is to be of status 400 or above, or none of them.
+    """Load a server. refused: whether all responses must have a status of 400 or above, or none.
 
-    Raises BenchmarkError at any other answer, or none.
+    Raises BenchmarkError for other responses, failed requests, or no response at all.
     """
     command = generator.command(url, requests, connections, seconds)
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)  # noqa: S603
@@ -102,6 +102,6 @@ def run(generator: Generator, url: str, requests: Path, *, connections: int, sec
     load = Load(**json.loads(done.stdout.splitlines()[-1]))
     if load.errors or not load.requests or load.refused != (load.requests if refused else 0):
         raise BenchmarkError(
-            f"{url}: of {load.requests} answers {load.refused} were of status 400 or above, and {load.errors} failed"
+            f"{url}: {load.refused} of {load.requests} responses had status 400 or above, {load.errors} requests failed"
         )
     return load

@@ -1,4 +1,4 @@
-// Requests from a file, in turns; the figures as one line of JSON.
+// Sends the requests of a file in rotation; prints the figures as one line of JSON.
 
 import { readFileSync } from 'node:fs'
 
@@ -7,7 +7,7 @@ import autocannon from 'autocannon'
 const [url, file, connections, seconds] = process.argv.slice(2)
 const requests = JSON.parse(readFileSync(file, 'utf8')).map((request) => ({ ...request, body: request.body || undefined }))
 
-// Each run begins elsewhere: a server may still remember whom the last one began with.
+// Start at a random request: the server may still cache the user of the last run's first request.
 const first = Math.floor(Math.random() * requests.length)
 let clients = 0
 const times = []
@@ -19,13 +19,13 @@ const run = autocannon({
   duration: Number(seconds),
   timeout: 10,
   requests,
-  // Each connection begins elsewhere in the list: together they must not ask for the same person at the same time.
+  // Connections start at different requests, so that they do not act for the same user at the same time.
   setupClient(client) {
     const start = (first + Math.floor((clients++ * requests.length) / Number(connections))) % requests.length
     client.setRequests([...requests.slice(start), ...requests.slice(0, start)])
   },
 })
-// Its own histogram counts whole milliseconds.
+// autocannon's own histogram has a resolution of 1 ms.
 run.on('response', (_client, status, _bytes, time) => {
   times.push(time)
   if (status >= 400) refused += 1

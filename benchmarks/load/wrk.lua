@@ -1,10 +1,10 @@
--- Requests from a file, in turns; the figures as one line of JSON.
+-- Sends the requests of a file in rotation; prints the figures as one line of JSON.
 
 local requests, last = {}, 0
 
 function init(arguments)
   requests = dofile(arguments[1])
-  -- Each run begins elsewhere: a server may still remember whom the last one began with.
+  -- Start at a random request: the server may still cache the user of the last run's first request.
   math.randomseed(os.time())
   last = math.random(#requests)
 end

@@ -1,7 +1,7 @@
-"""Who is compared: each peer is a command that serves HTTP, and the workloads that it has.
+"""The servers of the comparison: for each the command that runs it, and its workloads.
 
-What a peer finds in its environment has the names of this API's own settings: DATABASE_URL, BETTER_AUTH_URL (the
-tokens' issuer), BETTER_AUTH_JWKS_URL and PUBLIC_URL (their audience).
+A peer's environment has the names of this API's settings: DATABASE_URL, BETTER_AUTH_URL (the tokens' issuer),
+BETTER_AUTH_JWKS_URL and PUBLIC_URL (their audience).
 """
 
 import sys
@@ -21,9 +21,9 @@ ALL = frozenset({"list", "one", "create", "refused"})
 class Peer:
     """One server of the comparison.
 
-    command: its command line for a port of 127.0.0.1; the program's full path comes first. Raises BenchmarkError when
-        something is not installed.
-    workloads: the names of those that it answers.
+    command: its command line for a port of 127.0.0.1, beginning with the program's full path. Raises BenchmarkError
+        if something is not installed.
+    workloads: the names of the workloads that it supports.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Peer:
 
 
 def uvicorn(module: str) -> Callable[[int], list[str]]:
-    """One worker with everything that makes uvicorn fast, as this API's own `serve` sets it."""
+    """One uvicorn worker with the same fast options as this API's `serve`."""
 
     def command(port: int) -> list[str]:
         fast = ["--loop=uvloop", "--http=httptools", "--no-access-log", "--no-proxy-headers", "--no-server-header"]
@@ -44,11 +44,11 @@ def uvicorn(module: str) -> Callable[[int], list[str]]:
 
 
 def fastify(mode: str) -> Callable[[int], list[str]]:
-    """One process of Node.js."""
+    """One Node.js process."""
 
     def command(port: int) -> list[str]:
         if not (FASTIFY / "node_modules" / "fastify").is_dir():
-            raise BenchmarkError("Fastify is not installed: run this as `python3 bootstrap.py bench`, which does that")
+            raise BenchmarkError("Fastify is not installed: run `python3 bootstrap.py bench`, which installs it")
         try:
             return [find_node(), str(FASTIFY / "server.mjs"), str(port), mode]
         except IssuerError as error:
@@ -58,7 +58,7 @@ def fastify(mode: str) -> Callable[[int], list[str]]:
 
 
 def serve(port: int, *, workers: int = 1) -> list[str]:
-    """This API as it runs in production."""
+    """This API as in production."""
     return [sys.executable, "-m", "backend.cli", "serve", f"--port={port}", f"--workers={workers}"]
 
 

@@ -1,7 +1,6 @@
-"""The way good tutorials do it: an AsyncSession per request, ORM objects through response models, PyJWT.
+"""A good tutorial: an AsyncSession per request, ORM objects through response models, PyJWT.
 
-It is given what they often leave out: indexes that lead with the owner, and caches for the verified claims and the
-user.
+It has what tutorials often omit: indexes that begin with the owner, and caches of verified claims and users.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What FastAPI itself costs: a page of fixed objects through a response model, without token or database."""
+"""The cost of FastAPI itself: a page of fixed objects through a response model, without token or database."""
 
 from datetime import UTC, datetime
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The floor of HTTP in Python: uvicorn handing out fixed bytes, as many as the answers of this API have."""
+"""The lower bound for HTTP in Python: uvicorn sending fixed bytes as long as this API's responses."""
 
 import json
 
@@ -10,7 +10,7 @@ REFUSED = {
     "type": "about:blank",
     "title": "Unauthorized",
     "status": 401,
-    "detail": "Nobody is asked for a token here.",
+    "detail": "This server does not check tokens",
     "code": "unauthenticated",
     "request_id": "x" * 32,
 }
@@ -23,7 +23,7 @@ def create_app() -> ASGIApp:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            raise NotImplementedError  # uvicorn goes on without a lifespan
+            raise NotImplementedError  # uvicorn then runs without a lifespan
         del receive
         known = any(name == b"authorization" for name, _ in scope["headers"])
         status, body = (200, answers.get(scope["path"], one)) if known else (401, refused)

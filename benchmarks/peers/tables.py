@@ -1,4 +1,4 @@
-"""What both SQLModel peers have in common: the tables of this API, as good tutorials write them, and their shapes."""
+"""The tables, schemas and queries that both SQLModel peers share."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Priority(StrEnum):
 
 
 class Table(SQLModel, registry=registry()):
-    """Tables of this module alone: the same ones as this API's, in a catalogue of their own."""
+    """Base of this module's tables: the same as this API's, but in a registry of their own."""
 
 
 class User(Table, table=True):
@@ -79,7 +79,7 @@ class TaskRead(SQLModel):
     status: str
     priority: Priority
     due_at: datetime | None
-    tags: list[str] = []  # none of the tasks has any, and these peers do not even look
+    tags: list[str] = []  # the tasks have no tags, and these peers do not query them
     is_overdue: bool
     completed_at: datetime | None
     created_at: datetime

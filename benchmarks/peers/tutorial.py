@@ -1,7 +1,7 @@
-"""The first pages of a tutorial: a Session per request in a dependency, sync routes, its user loaded each time, PyJWT.
+"""A typical tutorial: a Session per request in a dependency, sync routes, the user loaded for each request, PyJWT.
 
-It is given what tutorials leave out and a user of theirs finds soon: indexes that lead with the owner, and one
-PyJWKClient for all requests, which keeps its keys.
+It has two things that tutorials often omit but applications soon add: indexes that begin with the owner, and one
+PyJWKClient for all requests, which caches the keys.
 """
 
 import os

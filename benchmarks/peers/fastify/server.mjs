@@ -1,5 +1,5 @@
 // The same routes on Node.js: Fastify with schemas both ways, jose, pg with prepared statements.
-// `node server.mjs PORT verifying|cached`: whether each request's token is verified, or a verified one is remembered.
+// `node server.mjs PORT verifying|cached`: verify the token of each request, or cache verified tokens.
 
 import fastify from 'fastify'
 import { createRemoteJWKSet, jwtVerify } from 'jose'
@@ -8,7 +8,7 @@ import pg from 'pg'
 const [port, mode] = process.argv.slice(2)
 const { DATABASE_URL, BETTER_AUTH_URL, BETTER_AUTH_JWKS_URL, PUBLIC_URL } = process.env
 
-// A Date would cost more, and lose the microseconds by which pages go on.
+// A Date would be slower, and lose the microseconds that cursors need.
 const TIMESTAMPTZ = 1184
 pg.types.setTypeParser(TIMESTAMPTZ, (text) => text.replace(' ', 'T').replace('+00', 'Z'))
 const database = new pg.Pool({ connectionString: DATABASE_URL, max: 10, options: '-c TimeZone=UTC' })
@@ -42,8 +42,8 @@ const makeUser = statement(
   'INSERT INTO users (issuer, subject, email, name) VALUES ($1, $2, $3, $4) RETURNING id',
 )
 
-/** What `find` found, for some seconds; of more than `size` the oldest go. */
-function remembered(size, seconds, find) {
+/** Cache the results of `find` for some seconds; beyond `size` entries the oldest is evicted. */
+function cached(size, seconds, find) {
   const known = new Map()
   return async (key, ...rest) => {
     const found = known.get(key)
@@ -59,8 +59,8 @@ function remembered(size, seconds, find) {
 const keys = createRemoteJWKSet(new URL(BETTER_AUTH_JWKS_URL))
 const verify = async (token) =>
   (await jwtVerify(token, keys, { algorithms: ['EdDSA'], issuer: BETTER_AUTH_URL, audience: PUBLIC_URL })).payload
-const claimsOf = mode === 'cached' ? remembered(4096, 300, verify) : verify
-const userOf = remembered(10_000, 60, async (subject, { iss, email, name }) => {
+const claimsOf = mode === 'cached' ? cached(4096, 300, verify) : verify
+const userOf = cached(10_000, 60, async (subject, { iss, email, name }) => {
   const [user] = await findUser([iss, subject])
   return (user ?? (await makeUser([iss, subject, email, name]))[0]).id
 })
