@@ -106,7 +106,7 @@ def forged(stage: Stage) -> Finding:
     return Finding(
         "a forged token of a known key",
         f"{sides[0].workload.title}, of {PEOPLE} forged ones, and without. One check of a signature (Ed25519) and one"
-        " refusal by the verifier alone are timed in turn with them, in a process that serves nobody. A connection is"
+        " refusal by the verifier alone are timed in turn with them, in a process without requests. A connection is"
         " used when its state at PostgreSQL has changed since the forged tokens began to come.",
         [
             Goal(
@@ -189,7 +189,7 @@ def start(stage: Stage) -> Finding:
         say(f"{took[-1]:.2f} s")
     return Finding(
         "the first answer after the start",
-        f"From starting the process until `{ONE.title}` is answered with 200, of a server that knew nobody before;"
+        f"From starting the process until `{ONE.title}` is answered with 200, of a server with empty caches;"
         f" {stage.amounts.starts} starts.",
         [Goal("until the first answer", Figure.of(took), "s", most=2)],
     )

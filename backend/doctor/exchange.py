@@ -44,8 +44,8 @@ def _reason(response: httpx.Response, resource: str) -> str:
     if response.status_code == httpx.codes.UNAUTHORIZED:
         return (
             "the session has ended; or the account is banned; or Better Auth lacks the bearer plugin, whose "
-            "`requireSignature` accepts only the value of the response header set-auth-token; or this is an opaque access token: request one with "
-            f"resource={resource}"
+            "`requireSignature` accepts only the value of the response header set-auth-token; or this is an opaque "
+            f"access token: request one with resource={resource}"
         )
     if response.status_code == httpx.codes.NOT_FOUND:
         return "add the jwt plugin to Better Auth"

@@ -210,9 +210,9 @@ def test_token_is_that_of_the_person_asked_for(
 def test_token_without_an_issuer_says_how_to_start_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        url = f"http://localhost:{nobody.getsockname()[1]}"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://localhost:{unused.getsockname()[1]}"
         monkeypatch.setenv("BETTER_AUTH_URL", url)
         assert main(["token"]) == 1
     assert lines(capsys) == [f"no issuer answers at {url}: start one with `make dev`"]

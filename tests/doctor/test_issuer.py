@@ -58,9 +58,9 @@ class TestAddress:
         assert line.endswith("correct BETTER_AUTH_JWKS_URL")
 
     async def test_a_refused_connection(self) -> None:
-        with socket.socket() as nobody:
-            nobody.bind(("127.0.0.1", 0))
-            port = nobody.getsockname()[1]
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
             (line,) = (await Report.of(better_auth_url=f"http://127.0.0.1:{port}")).failures()
         names(line, ["FAIL  tcp", f"127.0.0.1:{port}", "start Better Auth, or correct BETTER_AUTH_URL"])
 

@@ -191,9 +191,9 @@ class TestRedis:
             names(line, ["FAIL  redis", "rejects the login"])
 
     async def test_a_refused_connection(self, settings: dict[str, Any]) -> None:
-        with socket.socket() as nobody:
-            nobody.bind(("127.0.0.1", 0))
-            url = f"redis://:{SECRET}@127.0.0.1:{nobody.getsockname()[1]}"
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            url = f"redis://:{SECRET}@127.0.0.1:{unused.getsockname()[1]}"
             (line,) = (await Report.of(**settings, redis_url=url)).failures()
         names(line, ["FAIL  redis", "no Redis at 127.0.0.1", "correct REDIS_URL"])
 

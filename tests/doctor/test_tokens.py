@@ -175,7 +175,7 @@ class TestPrincipal:
         self, issuer: LocalIssuer, jwks_url: str, role: object, seen: str
     ) -> None:
         report = await Report.of(issuer.token(role=role), **at(issuer, jwks_url))
-        names(report.on("roles"), ["warn", f"`role` is {seen}", "no role at all", "`definePayload`"])
+        names(report.on("roles"), ["warn", f"`role` is {seen}", "counts as no role", "`definePayload`"])
 
     async def test_roles_as_an_array(self, issuer: LocalIssuer, jwks_url: str) -> None:
         report = await Report.of(issuer.token(role=["admin", "user"]), **at(issuer, jwks_url))
@@ -183,7 +183,7 @@ class TestPrincipal:
 
     async def test_an_api_key(self, issuer: LocalIssuer, jwks_url: str) -> None:
         report = await Report.of(issuer.api_key_token(scope="tasks:read"), **at(issuer, jwks_url))
-        names(report.on("scopes"), ["tasks:read: routes for others are 403 insufficient_scope"])
+        names(report.on("scopes"), ["tasks:read; other routes return 403 insufficient_scope"])
 
 
 class TestRealTokens:
