@@ -3,6 +3,8 @@
 import asyncio
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -15,8 +17,13 @@ from sqlalchemy import Engine, NullPool, create_engine
 from sqlmodel import SQLModel
 
 from backend import migrations
+from backend.app import create_app
+from backend.dev import postgres_binaries
+from backend.dev.postgres import EmbeddedPostgresError
 from backend.migrations import MigrationError
 from tests.conftest import create_database
+
+ROOT = Path(__file__).parents[1]
 
 # What PostgreSQL itself makes of indexes and constraints.
 DEFINITIONS = """
@@ -35,17 +42,17 @@ def empty(postgres: str) -> str:
     return create_database(postgres, f"empty_{uuid4().hex[:8]}")
 
 
-def upgrade_to(url: str, revision: str) -> None:
-    config = migrations._config()
-    with engine_of(url).connect() as connection, connection.begin():
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+@pytest.fixture
+def every_table() -> None:
+    """Create the application, which imports every feature and so declares its tables."""
+    create_app()
 
 
 def engine_of(url: str) -> Engine:
     return create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool)
 
 
+@pytest.mark.usefixtures("every_table")
 def test_the_tables_are_what_the_migrations_make(database_url: str, empty: str) -> None:
     options = {
         "compare_type": True,
@@ -62,6 +69,7 @@ def test_the_tables_are_what_the_migrations_make(database_url: str, empty: str) 
         assert connection.exec_driver_sql(DEFINITIONS).fetchall() == migrated
 
 
+@pytest.mark.usefixtures("every_table")
 def test_a_new_revision_would_be_empty(database_url: str) -> None:
     """Alembic knows every table, and takes no index for another one."""
     config = migrations._config()
@@ -76,8 +84,22 @@ def test_an_empty_database_and_a_current_one(empty: str) -> None:
     assert migrations.pending(empty) is None
     migrations.upgrade(empty)
     with psycopg.connect(empty, autocommit=True) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    assert "newer than this version" in str(migrations.pending(empty))
+        for number, words in ("9999", "newer than this version"), ("0008", "older than 0010, the first that this"):
+            connection.execute("UPDATE alembic_version SET version_num = %s", (number,))
+            assert words in str(migrations.pending(empty))
+            with pytest.raises(MigrationError, match=words):
+                migrations.upgrade(empty)
+
+
+def test_the_schema_is_that_of_the_migrations_before_they_were_made_one(database_url: str) -> None:
+    """`tests/schema.sql` is a dump of the database that the revisions 0001 to 0010 made."""
+    program = "pg_dump"
+    with suppress(EmbeddedPostgresError):
+        program = str(postgres_binaries.installed() / program)
+    command = [program, "--schema-only", "--no-owner", database_url]
+    dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kept = [line for line in dump.splitlines() if line and not line.startswith(("\\", "--", "SET ", "SELECT "))]
+    assert kept == [line for line in (ROOT / "tests/schema.sql").read_text().splitlines() if line]
 
 
 def test_the_revisions_are_those_that_alembic_finds() -> None:
@@ -112,79 +134,6 @@ def test_a_database_that_is_not_there_is_one_clear_line() -> None:
     for work in migrations.upgrade, migrations.pending:
         with pytest.raises(MigrationError, match="cannot connect to the database"):
             work("postgresql://nobody@127.0.0.1:9/nothing")
-
-
-def test_indexes_may_be_built_before_the_migration_without_holding_up_writes(empty: str) -> None:
-    """One that is there is taken as it is, unless building it failed: then no query would use it."""
-    upgrade_to(empty, "0008")
-    with psycopg.connect(empty, autocommit=True) as connection:
-        build = "CREATE INDEX CONCURRENTLY idempotency_keys_to_purge ON idempotency_keys (created_at)"
-        connection.execute(build)
-        (built,) = connection.execute("SELECT 'idempotency_keys_to_purge'::regclass::oid").fetchone() or ()
-        connection.execute("INSERT INTO erasures (issuer, subject, roles) VALUES ('i', 's', '{}'), ('i', 't', '{}')")
-        with pytest.raises(psycopg.errors.UniqueViolation):
-            connection.execute("CREATE UNIQUE INDEX CONCURRENTLY erasures_by_age ON erasures (issuer)")
-        with pytest.raises(MigrationError, match="index erasures_by_age is not valid"):
-            migrations.upgrade(empty)
-        connection.execute("DROP INDEX erasures_by_age")
-        migrations.upgrade(empty)
-        again = connection.execute("SELECT 'idempotency_keys_to_purge'::regclass::oid").fetchone()
-    assert again == (built,)
-
-
-# What is noted of somebody, the oldest first: source, action, and for events how many minutes ago it happened there.
-Noted = list[tuple[str, str, int | None]]
-
-
-@pytest.mark.parametrize(
-    ("status", "noted", "suspended", "banned"),
-    [
-        ("suspended", [("admin", "suspend", None)], True, False),
-        ("suspended", [("event", "account-disabled", 9)], False, True),
-        ("suspended", [("event", "account-disabled", 9), ("admin", "suspend", None)], True, True),
-        ("suspended", [("admin", "suspend", None), ("event", "account-disabled", 9)], True, True),
-        # It came late, and was older than what was known: the ban is the last word.
-        ("suspended", [("event", "account-disabled", 8), ("event", "account-enabled", 9)], False, True),
-        ("suspended", [("event", "account-enabled", 9), ("admin", "suspend", None)], True, False),
-        # Lifted here, though Better Auth has never unbanned; then suspended here.
-        (
-            "suspended",
-            [("event", "account-disabled", 9), ("admin", "reinstate", None), ("admin", "suspend", None)],
-            True,
-            True,
-        ),
-        ("suspended", [("admin", "suspend", None), ("admin", "reinstate", None)], True, False),
-        ("suspended", [], True, False),
-        ("active", [("event", "account-disabled", 9), ("admin", "reinstate", None)], False, False),
-        ("active", [], False, False),
-        ("purged", [("event", "account-disabled", 9)], False, False),
-    ],
-)
-def test_who_was_suspended_stays_so_by_whose_word_it_was(
-    empty: str, status: str, noted: Noted, suspended: bool, banned: bool
-) -> None:
-    """By a login that is no superuser, from whom the policies hide the rows."""
-    login = ordinary_login(empty)
-    upgrade_to(login, "0008")
-    with psycopg.connect(empty, autocommit=True) as connection:
-        insert = "INSERT INTO users (issuer, subject, status, status_at) VALUES ('i', 's', %s, now()) RETURNING id"
-        (id,) = connection.execute(insert, (status,)).fetchone() or ()
-        connection.execute("INSERT INTO users (issuer, subject, status) VALUES ('i', 'other', 'active')")
-        for source, action, minutes in noted:
-            connection.execute(
-                "INSERT INTO audit_log (source, action, subject, user_id, details) VALUES (%s, %s, 's', %s,"
-                " jsonb_build_object('toe', now() - make_interval(mins => %s)))",
-                (source, action, id, minutes),
-            )
-        migrations.upgrade(login)
-        found = connection.execute(
-            "SELECT status, suspended_here, banned, banned_at < now() - interval '7 minutes' FROM users WHERE id = %s",
-            (id,),
-        ).fetchone()
-        others = connection.execute("SELECT status FROM users WHERE subject = 'other'").fetchall()
-    ordered = {"active": False, "purged": None}.get(status, True if any(m for *_, m in noted) else None)
-    assert found == (status, suspended, banned, ordered)
-    assert others == [("active",)]
 
 
 def as_login(url: str, name: str) -> str:

@@ -81,6 +81,10 @@ def upgrade(url: str) -> None:
 
     with _connect(url) as connection, connection.begin():
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        if reason := _unsupported(_current(driver)):
+            raise MigrationError(reason)
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -94,9 +98,21 @@ def pending(url: str) -> str | None:
         return None
     if current is None:
         return "the database is empty: run `resource-server migrate`"
-    if current not in revisions():
-        return f"the database is at revision {current}, which is newer than this version: deploy a newer one"
+    if reason := _unsupported(current):
+        return reason
     return f"the database is at revision {current}, this version needs {head()}: run `resource-server migrate`"
+
+
+def _unsupported(current: str | None) -> str | None:
+    """Why this version cannot migrate a database at the revision `current` (None: an empty one), or None if it can."""
+    if current is None or current in revisions():
+        return None
+    if current < revisions()[0]:
+        return (
+            f"the database is at revision {current}, which is older than {revisions()[0]}, the first that this version "
+            "can migrate: migrate with an earlier version first"
+        )
+    return f"the database is at revision {current}, which is newer than this version: deploy a newer one"
 
 
 def _current(connection: psycopg.Connection) -> str | None:

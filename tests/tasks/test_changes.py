@@ -10,11 +10,9 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from alembic import command
 from sqlalchemy import insert
 from sqlmodel import col, select
 
-from backend import migrations
 from backend.database import SYSTEM, Actor, Database, Statement, Transaction
 from backend.resources.models import LAST
 from backend.resources.pagination import pack
@@ -23,11 +21,10 @@ from backend.sync.changes import AWAIT_TURN, ChangeCounter, Position
 from backend.tasks.models import Task
 from backend.tasks.statements import ADD
 from backend.users import lifecycle
-from tests.conftest import Api, Person, create_database
+from tests.conftest import Api, Person
 from tests.following import TASKS, Copy
 from tests.tasks.test_bin import AGE, deleted, remaining
 from tests.test_database import raw
-from tests.test_migrations import ordinary_login
 
 TAGS = "/api/v1/tags"
 CHANGES = f"{TASKS}/changes"
@@ -507,38 +504,6 @@ async def test_copies_under_many_writers(api: Api, seed: int) -> None:
 AGE_BIN = raw(
     "UPDATE tasks SET deleted_at = now() - interval '31 days' WHERE owner_id = :owner AND deleted_at IS NOT NULL"
 )
-
-
-def test_rows_that_were_there_before_are_numbered(postgres: str) -> None:
-    """By a login that is no superuser, too, which the policies bind."""
-    url = create_database(postgres, f"numbered_{uuid4().hex[:8]}")
-    login = ordinary_login(url)
-    config = migrations._config()
-    with migrations._connect(login) as engine, engine.begin():
-        config.attributes["connection"] = engine
-        command.upgrade(config, "0005")
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("INSERT INTO users (issuer, subject) SELECT 'i', n::text FROM generate_series(1, 3) n")
-        connection.execute(
-            "INSERT INTO tasks (owner_id, title, status, priority, updated_at)"
-            " SELECT u.id, n::text, 'todo', 'low', now() - n * interval '1 hour'"
-            " FROM users u, generate_series(1, 4) n WHERE u.subject <> '3'"
-        )
-    migrations.upgrade(login)
-    with psycopg.connect(url, autocommit=True) as connection:
-        numbers = connection.execute(
-            "SELECT array_agg(title ORDER BY n), array_agg(n ORDER BY n) FROM tasks GROUP BY owner_id"
-        ).fetchall()
-        assert numbers == [(["4", "3", "2", "1"], [1, 2, 3, 4])] * 2
-        assert connection.execute("SELECT n, purged FROM change_counters").fetchall() == [(4, 0)] * 2
-        connection.execute(
-            "INSERT INTO tasks (owner_id, title, status, priority) SELECT id, 'x', 'todo', 'low' FROM users"
-        )
-        assert connection.execute("SELECT n FROM tasks WHERE title = 'x' ORDER BY n").fetchall() == [(1,), (5,), (5,)]
-    with migrations._connect(login) as engine, engine.begin():
-        config.attributes["connection"] = engine
-        command.downgrade(config, "0005")
-        command.upgrade(config, "head")
 
 
 async def test_after_a_backup_every_copy_begins_anew(api: Api) -> None:

@@ -1,4 +1,4 @@
-"""The names that are kept with each task (migration 0008): what the tables of tags say, whoever writes them."""
+"""The tag names that are kept with each task equal the tables of tags, after any write."""
 
 import asyncio
 from collections.abc import Iterator
@@ -6,7 +6,6 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from alembic import command
 from psycopg import AsyncConnection
 
 from backend import migrations
@@ -157,39 +156,3 @@ async def test_a_tag_is_made_when_it_is_its_turn(api: Api) -> None:
     over.set()
     await holding
     assert (await making).status_code == 201
-
-
-async def test_what_there_was_before_is_taken_over(postgres: str) -> None:
-    """By a login that its own policies bind; no task counts as changed."""
-    url = create_database(postgres, f"untold_{uuid4().hex[:8]}")
-    login = ordinary_login(url)
-    config = migrations._config()
-    with migrations._connect(login) as engine, engine.begin():
-        config.attributes["connection"] = engine
-        command.upgrade(config, "0007")
-    rest = "SELECT array_agg(to_jsonb(tasks) - 'tag_names' ORDER BY id) FROM tasks"
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("INSERT INTO users (issuer, subject) VALUES ('i', '1'), ('i', '2')")
-        connection.execute("INSERT INTO tags (owner_id, name) SELECT id, unnest(array['b', 'C', 'a']) FROM users")
-        connection.execute(
-            "INSERT INTO tasks (owner_id, title, status, priority)"
-            " SELECT id, unnest(array['all', 'none']), 'todo', 'low' FROM users"
-        )
-        connection.execute(
-            "INSERT INTO task_tags SELECT tasks.owner_id, tasks.id, tags.id FROM tasks JOIN tags USING (owner_id)"
-            " WHERE title = 'all'"
-        )
-        before = connection.execute(rest).fetchall()
-    migrations.upgrade(login)
-    with psycopg.connect(url, autocommit=True) as connection:
-        assert connection.execute(rest).fetchall() == before
-        shown = connection.execute("SELECT title, tag_names FROM tasks ORDER BY title").fetchall()
-        assert shown == [("all", ["a", "b", "C"])] * 2 + [("none", [])] * 2
-        connection.execute("UPDATE tasks SET title = 'new'")
-        assert connection.execute("SELECT min(n) FROM tasks").fetchone() == (2,), "the triggers are at work again"
-        forced = "SELECT bool_and(relforcerowsecurity) FROM pg_class WHERE relname IN ('tasks', 'tags', 'task_tags')"
-        assert connection.execute(forced).fetchone() == (True,)
-    with migrations._connect(login) as engine, engine.begin():
-        config.attributes["connection"] = engine
-        command.downgrade(config, "0007")
-        command.upgrade(config, "head")
