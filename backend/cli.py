@@ -205,10 +205,19 @@ def openapi(_: argparse.Namespace) -> int:
 
 
 def settings(_: argparse.Namespace) -> int:
-    """Print what each setting is, as Markdown"""
-    from backend.settings import reference
+    """Print all settings as Markdown"""
+    from backend.reference import settings_page
 
-    sys.stdout.write(reference())
+    sys.stdout.write(settings_page())
+    return 0
+
+
+def routes(_: argparse.Namespace) -> int:
+    """Print all routes as Markdown"""
+    from backend.app import create_app
+    from backend.reference import routes_page
+
+    sys.stdout.write(routes_page(create_app().openapi()))
     return 0
 
 
@@ -248,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     added = {}
-    for run in (dev, web, serve, migrate, reinstate, doctor, settings, openapi, token):
+    for run in (dev, web, serve, migrate, reinstate, doctor, settings, routes, openapi, token):
         added[run] = commands.add_parser(run.__name__, help=run.__doc__, description=f"{run.__doc__}.")
         added[run].set_defaults(run=run)
     for command in (added[dev], added[web]):

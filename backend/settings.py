@@ -242,32 +242,6 @@ class Settings(BaseSettings):
         return self.better_auth_jwks_url or f"{self.base_url}/jwks"
 
 
-def reference() -> str:
-    """Every setting as a page of Markdown."""
-    lines = [
-        "# Settings",
-        "",
-        "From the environment, or from `.env`. What is empty is unset. A wrong value stops the start with one line;",
-        "`resource-server doctor` says what does not fit. This page is what `resource-server settings` prints.",
-        "",
-    ]
-    for name, schema in Settings.model_json_schema()["properties"].items():
-        lines += [f"## {name.upper()}", "", schema["description"], ""]
-        values = [f"`{value}`" for part in (schema, *schema.get("anyOf", ())) for value in part.get("enum", ())]
-        facts = [" or ".join(values)] if values else []
-        match schema:
-            case {"type": kind, "minimum": least, "maximum": most}:
-                facts = [f"a {'whole ' if kind == 'integer' else ''}number from {least:g} to {most:g}"]
-            case {"type": "array"}:
-                facts = ["a list"]
-            case {"format": "password"}:
-                facts = ["a secret"]
-        if schema.get("default") and schema.get("type") != "array" and "Default: " not in schema["description"]:
-            facts.append(f"default `{schema['default']}`")
-        lines += [f"Value: {'; '.join(facts)}.", ""] if facts else []
-    return "\n".join(lines[:-1]) + "\n"
-
-
 def explain(error: ValidationError) -> str:
     """One line per wrong setting, by its variable's name and never with its value, which may be a secret."""
     lines = []

@@ -9,12 +9,18 @@ import bootstrap
 from backend.app import create_app
 from backend.auth import bearer
 from backend.cli import _parser
+from backend.reference import routes_page
 from backend.settings import Settings
 from backend.web import problems
 from backend.web.problems import DomainError
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "backend").glob("*/README.md")),
+]
 
 
 def kinds(of: type[DomainError]) -> set[type[DomainError]]:
@@ -38,13 +44,13 @@ def test_every_error_code_is_documented_with_its_status() -> None:
     assert ("invalid_token", 401) in answered
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_test_that_is_named_exists(page: Path) -> None:
     for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
         assert re.search(rf"^ *(async )?def {name}\(" if name else "", (ROOT / file).read_text(), re.MULTILINE), name
@@ -56,6 +62,15 @@ def test_every_threat_has_its_test() -> None:
         found += 1
         assert re.fullmatch(r"`tests/.+::\w+`", row.split(" | ")[-1]), row
     assert found > 30
+
+
+def test_the_page_of_routes_is_what_the_command_prints() -> None:
+    page = (ROOT / "docs/routes.md").read_text()
+    assert page == routes_page(create_app().openapi()), "run `.venv/bin/resource-server routes > docs/routes.md`"
+
+
+def test_the_readme_can_be_read_in_ten_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().split()) < 900
 
 
 def test_commands_and_settings_that_are_named_exist() -> None:

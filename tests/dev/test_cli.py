@@ -21,7 +21,7 @@ from backend.app import create_app
 from backend.cli import main
 from backend.dev.issuer import Issuer
 from backend.dev.people import demo_token
-from backend.settings import reference
+from backend.reference import settings_page
 from tests.conftest import ISSUER, create_database
 from tests.dev.processes import await_end, family
 
@@ -182,7 +182,7 @@ def test_settings_are_told_without_their_values(
     monkeypatch.setenv("METRICS_TOKEN", "secret")
     assert main(["settings"]) == 0
     text = capsys.readouterr().out
-    assert text == reference()
+    assert text == settings_page()
     assert ":secret@" not in text
 
 
