@@ -73,8 +73,9 @@ def test_only_the_executor_speaks_to_the_database() -> None:
         if not module.is_relative_to(BACKEND / "dev") and not module.is_relative_to(BACKEND / "migrations" / "versions")
     }
     assert calls == {
-        ("database/executor.py", "connect"),
         ("database/executor.py", "execute"),
+        ("database/pool.py", "connect"),
+        ("database/pool.py", "execute"),
         ("doctor/stores.py", "connect"),
         ("doctor/stores.py", "execute"),
         ("migrations/__init__.py", "execute"),

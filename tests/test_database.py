@@ -16,7 +16,7 @@ from sqlalchemy import Integer, cast, column, func, literal_column, select, tabl
 import backend
 from backend import migrations
 from backend.database import NOTICE_DEAD_CLIENT, SYSTEM, Actor, Cost, Database, Pool, Row, Statement, Transaction
-from backend.database.pipeline import Job
+from backend.database.job import Job
 from tests.conftest import Api, create_database
 
 
@@ -52,9 +52,9 @@ async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Poo
             async with pool.connection() as connection:
                 row = await (await connection.execute(left)).fetchone()
             assert row == {"self": True, "c": None}
-            for wire in (*pool.wires.readers, *pool.wires.writing.wires, *pool.wires.searching.wires):
+            for shared in (*pool.lanes.readers, *pool.lanes.writing.connections, *pool.lanes.searching.connections):
                 # Run as nobody in particular, so that what the last transaction left behind would show.
-                (found,) = await wire.run(Job("SELECT $1, $2", ("", ""), left, ()))
+                (found,) = await shared.run(Job("SELECT $1, $2", ("", ""), left, ()))
                 assert found == {"self": True, "c": None}
 
 

@@ -139,7 +139,7 @@ async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> No
         async with pool.connection() as connection:  # of five, one is for transactions and two are for writes
             await connection.execute("SELECT pg_advisory_lock(1)")
             lock = "SELECT pg_advisory_xact_lock(1)"
-            writing = [asyncio.create_task(pool.wires.write("SELECT $1, $2, $3", ("", ""), lock, ())) for _ in range(2)]
+            writing = [asyncio.create_task(pool.lanes.write("SELECT $1, $2, $3", ("", ""), lock, ())) for _ in range(2)]
             await asyncio.sleep(0)
             waiting = [asyncio.create_task(take()), asyncio.create_task(ada.post(TASKS, {"title": "a task"}))]
             while pool.waiting < 2:

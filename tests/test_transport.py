@@ -8,12 +8,15 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg import pq
 from psycopg.rows import dict_row
 from psycopg_pool import PoolTimeout
 
-from backend.database import pipeline
-from backend.database.pipeline import Connection, ConnectionLost, Job, UnreadableRow, Wire, Wires
+from backend.database import Connection, UnreadableRow, connection, lanes, pipeline, prepared
+from backend.database.connection import SharedConnection
+from backend.database.job import ConnectionLost, Job
+from backend.database.lanes import Lanes
+from backend.database.pipeline import Pipeline
+from backend.database.prepared import PreparedStatements
 from tests.relay import Relay
 
 NOTHING = "SELECT $1, $2"
@@ -22,8 +25,13 @@ AS_LONG_AS_IT_MAY = "SELECT $1, $2, set_config('lock_timeout', $3, true)"
 PID = "SELECT pg_backend_pid() AS pid"
 
 
-async def run(wire: Wire, sql: str, *values: object) -> list[dict[str, Any]]:
+async def run(wire: SharedConnection, sql: str, *values: object) -> list[dict[str, Any]]:
     return await wire.run(Job(NOTHING, ("", ""), sql, values))
+
+
+def prepared_on(wire: SharedConnection) -> list[str]:
+    assert wire._pipeline is not None
+    return [sql for sql, _ in wire._pipeline._statements._statements]
 
 
 class Line:
@@ -32,7 +40,7 @@ class Line:
     def __init__(self, url: str, *, prepare: bool = True, deadline: float = 30, reads: bool = False) -> None:
         self.url = url
         self.attempts = 0
-        self.wire = Wire(self.connect, prepare=prepare, deadline=deadline, reads=reads)
+        self.wire = SharedConnection(self.connect, prepare=prepare, deadline=deadline, reads=reads)
 
     async def connect(self) -> Connection:
         self.attempts += 1
@@ -57,29 +65,29 @@ async def sent() -> None:
 
 
 @pytest.fixture(params=[False, True], ids=["any", "reads"])
-async def wire(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[Wire]:
+async def wire(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[SharedConnection]:
     async with line(database_url, reads=request.param) as made:
         yield made.wire
 
 
 @pytest.fixture
-async def writer(database_url: str) -> AsyncIterator[Wire]:
+async def writer(database_url: str) -> AsyncIterator[SharedConnection]:
     async with line(database_url) as made:
         yield made.wire
 
 
 @pytest.fixture
-async def reader(database_url: str) -> AsyncIterator[Wire]:
+async def reader(database_url: str) -> AsyncIterator[SharedConnection]:
     async with line(database_url, reads=True) as made:
         yield made.wire
 
 
-async def test_what_is_asked_together_is_answered_each_to_its_own(wire: Wire) -> None:
+async def test_what_is_asked_together_is_answered_each_to_its_own(wire: SharedConnection) -> None:
     answers = await asyncio.gather(*(run(wire, "SELECT $1::int AS n", n) for n in range(300)))
     assert answers == [[{"n": n}] for n in range(300)]
 
 
-async def test_a_column_may_have_any_name_and_the_last_of_one_name_counts(wire: Wire) -> None:
+async def test_a_column_may_have_any_name_and_the_last_of_one_name_counts(wire: SharedConnection) -> None:
     names = ["one", "a'b", 'a"b', "a\\n", "a{b}%s", "tür\N{GRINNING FACE}", "one"]
     columns = ", ".join(f"""{n} AS "{name.replace('"', '""')}\"""" for n, name in enumerate(names))
     for _ in range(2):
@@ -87,7 +95,7 @@ async def test_a_column_may_have_any_name_and_the_last_of_one_name_counts(wire: 
     assert await run(wire, "SELECT FROM (VALUES (1), (2)) AS two") == []
 
 
-async def test_an_error_is_its_own_statements_alone(wire: Wire) -> None:
+async def test_an_error_is_its_own_statements_alone(wire: SharedConnection) -> None:
     """Also where the statement is being prepared, and what comes behind it relies on that."""
     answers = await asyncio.gather(
         run(wire, "SELECT 1 AS one"),
@@ -112,7 +120,7 @@ async def test_an_error_is_its_own_statements_alone(wire: Wire) -> None:
     assert await run(wire, "SELECT 2 AS two") == [{"two": 2}]
 
 
-async def test_whom_an_error_takes_along_is_asked_again(reader: Wire) -> None:
+async def test_whom_an_error_takes_along_is_asked_again(reader: SharedConnection) -> None:
     """Also where every second one of a transaction has an error of its own."""
     answers = await asyncio.gather(
         *(run(reader, "SELECT 1 / $1::int AS n", n % 2) for n in range(40)), return_exceptions=True
@@ -120,14 +128,14 @@ async def test_whom_an_error_takes_along_is_asked_again(reader: Wire) -> None:
     assert [type(answer) for answer in answers] == [psycopg.errors.DivisionByZero, list] * 20
 
 
-async def test_what_only_reads_is_one_transaction_with_what_is_sent_with_it(reader: Wire) -> None:
+async def test_what_only_reads_is_one_transaction_with_what_is_sent_with_it(reader: SharedConnection) -> None:
     moment = "SELECT now() AS at"
     together = await asyncio.gather(*(run(reader, moment) for _ in range(5)))
     later = await run(reader, moment)
     assert [answer == together[0] for answer in (*together, later)] == [True] * 5 + [False]
 
 
-async def test_who_reads_does_not_wait_for_who_comes_behind(wire: Wire) -> None:
+async def test_who_reads_does_not_wait_for_who_comes_behind(wire: SharedConnection) -> None:
     await run(wire, "SELECT 1 AS one")
     quick = asyncio.ensure_future(run(wire, "SELECT 1 AS one"))
     slow = asyncio.ensure_future(run(wire, "SELECT pg_sleep(60)"))
@@ -136,7 +144,7 @@ async def test_who_reads_does_not_wait_for_who_comes_behind(wire: Wire) -> None:
     slow.cancel()
 
 
-async def test_each_is_a_transaction_of_its_own(writer: Wire) -> None:
+async def test_each_is_a_transaction_of_its_own(writer: SharedConnection) -> None:
     table = f"t_{uuid4().hex}"
     await run(writer, f"CREATE TABLE {table} (n int CONSTRAINT {table}_late UNIQUE DEFERRABLE INITIALLY DEFERRED)")
     insert = f"INSERT INTO {table} SELECT unnest($1::int[])"
@@ -160,7 +168,9 @@ class Unwritable:
     ("value", "error"),
     [("\0", psycopg.DataError), ("\ud800", psycopg.DataError), (Unwritable(), psycopg.ProgrammingError)],
 )
-async def test_a_value_that_nothing_can_hold_is_not_sent(wire: Wire, value: object, error: type[Exception]) -> None:
+async def test_a_value_that_nothing_can_hold_is_not_sent(
+    wire: SharedConnection, value: object, error: type[Exception]
+) -> None:
     """Nor does it hold up what was asked with it, whatever its dumper raises."""
     ask = "SELECT $1::text AS t"
     await run(wire, "SELECT 1")
@@ -172,34 +182,34 @@ async def test_a_value_that_nothing_can_hold_is_not_sent(wire: Wire, value: obje
 
 
 async def test_a_value_that_breaks_its_dumper_is_its_own_statements_error(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
+    wire: SharedConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await run(wire, "SELECT 1")
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    for step, error in (("_bind", ZeroDivisionError), ("_rows", UnreadableRow)):
+    for step, error in (("bind", ZeroDivisionError), ("rows", UnreadableRow)):
         with monkeypatch.context() as broken:
-            broken.setattr(wire, step, fail)
+            broken.setattr(PreparedStatements, step, fail)
             with pytest.raises(error):
                 await asyncio.wait_for(run(wire, "SELECT 1"), 10)
     assert await run(wire, "SELECT 1 AS one") == [{"one": 1}]
 
 
 async def test_who_was_taken_along_is_not_lost_with_the_connection(
-    reader: Wire, monkeypatch: pytest.MonkeyPatch
+    reader: SharedConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends while they are sent again: the first of them was under way, the others never were."""
     await run(reader, "SELECT 1")
-    end, calls = reader._end_transaction, iter(range(10))
+    end, calls = Pipeline._end_transaction, iter(range(10))
 
-    def end_or_fail(pgconn: pq.abc.PGconn) -> None:
+    def end_or_fail(self: Pipeline) -> None:
         if next(calls) == 1:
             raise psycopg.OperationalError("as if the server had gone")
-        end(pgconn)
+        end(self)
 
-    monkeypatch.setattr(reader, "_end_transaction", end_or_fail)
+    monkeypatch.setattr(Pipeline, "_end_transaction", end_or_fail)
     async with asyncio.timeout(20):
         answers = await asyncio.gather(
             run(reader, "SELECT 1 / 0"), *(run(reader, "SELECT 1 AS one") for _ in range(3)), return_exceptions=True
@@ -207,7 +217,9 @@ async def test_who_was_taken_along_is_not_lost_with_the_connection(
     assert [type(answer) for answer in answers] == [psycopg.errors.DivisionByZero, ConnectionLost, list, list]
 
 
-async def test_a_statement_that_was_not_prepared_after_all_is_not_taken_for_one_that_was(reader: Wire) -> None:
+async def test_a_statement_that_was_not_prepared_after_all_is_not_taken_for_one_that_was(
+    reader: SharedConnection,
+) -> None:
     """An error kept it from being prepared, when others relied on it: they can be tried again, and nothing else is."""
     await run(reader, "SELECT 'known'")
     texts = "SELECT pg_sleep(0.2)", "SELECT 1 / 0", "SELECT 'new' AS it"
@@ -222,7 +234,7 @@ async def test_a_statement_that_was_not_prepared_after_all_is_not_taken_for_one_
         psycopg.errors.InvalidSqlStatementName,
     ]
     assert await run(reader, "SELECT 'new' AS it") == [{"it": "new"}]
-    assert "SELECT 'known'" in [sql for sql, _ in reader._statements]
+    assert "SELECT 'known'" in prepared_on(reader)
 
 
 @pytest.mark.parametrize("reads", [False, True])
@@ -230,7 +242,7 @@ async def test_a_statement_that_a_lock_kept_from_being_prepared_is_prepared_late
     database_url: str, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the same connection, whoever relied on it meanwhile."""
-    monkeypatch.setattr(pipeline, "_LOCKED", 0.0, raising=False)
+    monkeypatch.setattr(pipeline, "_LOCKED", 0.0)
     table = f"t_{uuid4().hex}"
     ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
     async with (
@@ -249,13 +261,15 @@ async def test_a_statement_that_a_lock_kept_from_being_prepared_is_prepared_late
             kinds = {type(answer) for answer in answers}
             assert psycopg.errors.LockNotAvailable in kinds
             assert kinds <= {psycopg.errors.LockNotAvailable, psycopg.errors.InvalidSqlStatementName}
-            assert ask not in [sql for sql, _ in made.wire._statements]
+            assert ask not in prepared_on(made.wire)
         assert await count() == [{"n": 0}]
         assert await run(made.wire, PID) == [pid]
         await other.execute(f"DROP TABLE {table}".encode())
 
 
-async def test_a_read_that_met_a_lock_is_not_sent_again_for_a_while(reader: Wire, database_url: str) -> None:
+async def test_a_read_that_met_a_lock_is_not_sent_again_for_a_while(
+    reader: SharedConnection, database_url: str
+) -> None:
     """Nor those that were sent with it: each would hold up whatever stands behind it."""
     table = f"t_{uuid4().hex}"
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
@@ -273,7 +287,7 @@ async def test_a_read_that_met_a_lock_is_not_sent_again_for_a_while(reader: Wire
         await other.execute(f"DROP TABLE {table}".encode())
 
 
-async def test_nothing_more_is_sent_behind_a_read_that_takes_long(reader: Wire) -> None:
+async def test_nothing_more_is_sent_behind_a_read_that_takes_long(reader: SharedConnection) -> None:
     await run(reader, PID)
     slow = asyncio.ensure_future(run(reader, "SELECT pg_sleep(1)"))
     async with asyncio.timeout(20):
@@ -297,7 +311,7 @@ async def test_a_connection_that_makes_progress_is_kept(database_url: str, reads
         assert await run(made.wire, PID) == [pid]
 
 
-async def test_who_stops_waiting_troubles_nobody(wire: Wire) -> None:
+async def test_who_stops_waiting_troubles_nobody(wire: SharedConnection) -> None:
     pid = (await run(wire, PID))[0]["pid"]
     slow = asyncio.ensure_future(run(wire, "SELECT pg_sleep(0.2)"))
     behind = asyncio.ensure_future(run(wire, "SELECT 'behind' AS who"))
@@ -358,7 +372,7 @@ async def test_what_was_not_sent_when_the_connection_was_lost_waits_for_the_next
     async with line(database_url, reads=reads) as made:
         (before,) = await run(made.wire, PID)
         waiting = [made.wire.run(Job(NOTHING, ("", ""), PID, ())) for _ in range(3)]
-        made.wire._lose("as if the server had gone")
+        made.wire._disconnect("as if the server had gone")
         answers = await asyncio.gather(*waiting)
         assert before not in [row for rows in answers for row in rows]
         assert made.attempts == 2
@@ -388,7 +402,7 @@ async def test_a_server_that_hangs_is_left(database_url: str) -> None:
 async def test_a_server_that_is_down_is_an_error_at_once_and_asked_again_soon(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_PAUSE", 0.01)
+    monkeypatch.setattr(connection, "_PAUSE", 0.01)
     async with line("postgresql://nobody@127.0.0.1:9/nothing") as made:
         for _ in range(3):
             answers = await asyncio.gather(*(run(made.wire, "SELECT 1") for _ in range(5)), return_exceptions=True)
@@ -398,7 +412,9 @@ async def test_a_server_that_is_down_is_an_error_at_once_and_asked_again_soon(
         assert await run(made.wire, "SELECT 1 AS one") == [{"one": 1}]
 
 
-async def test_statements_are_prepared_once_and_only_so_many(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_statements_are_prepared_once_and_only_so_many(
+    wire: SharedConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     count = "SELECT count(*) AS n FROM pg_prepared_statements"
     for _ in range(3):
         await run(wire, "SELECT $1::int / $2::int", 1, 1)
@@ -407,7 +423,7 @@ async def test_statements_are_prepared_once_and_only_so_many(wire: Wire, monkeyp
         with pytest.raises(psycopg.errors.DivisionByZero):
             await run(wire, "SELECT 2 / 0")
     assert await run(wire, count) == [{"n": 4}]
-    monkeypatch.setattr(pipeline, "MOST_PREPARED", 4)
+    monkeypatch.setattr(prepared, "MAX_PREPARED", 4)
     assert await run(wire, "SELECT 'one more' AS t") == [{"t": "one more"}]
     assert await run(wire, count) == [{"n": 4}]
 
@@ -418,7 +434,7 @@ async def test_behind_a_pooler_nothing_is_prepared(database_url: str) -> None:
             assert await run(made.wire, "SELECT count(*) AS n FROM pg_prepared_statements") == [{"n": 0}]
 
 
-async def test_a_large_answer_and_a_large_question_arrive_whole(wire: Wire) -> None:
+async def test_a_large_answer_and_a_large_question_arrive_whole(wire: SharedConnection) -> None:
     text = "x" * 3_000_000
     answers = await asyncio.gather(*(run(wire, "SELECT $1::text AS t", text) for _ in range(5)))
     assert all(answer == [{"t": text}] for answer in answers)
@@ -435,9 +451,9 @@ async def test_closing_ends_what_is_under_way(database_url: str) -> None:
 
 
 @asynccontextmanager
-async def wires(url: str, **options: Any) -> AsyncIterator[Wires]:
+async def opened_lanes(url: str, **options: Any) -> AsyncIterator[Lanes]:
     settings = {"readers": 2, "writers": 2, "prepare": True, "wait": 0.05, "deadline": 30} | options
-    made = Wires(Line(url).connect, **settings)
+    made = Lanes(Line(url).connect, **settings)
     try:
         yield made
     finally:
@@ -446,7 +462,7 @@ async def wires(url: str, **options: Any) -> AsyncIterator[Wires]:
 
 async def test_readers_go_round_one_who_takes_long(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_STUCK", 0.0)
-    async with wires(database_url) as made:
+    async with opened_lanes(database_url) as made:
         await asyncio.gather(*(made.read(NOTHING, ("", ""), PID, ()) for _ in range(2)))
         slow = asyncio.ensure_future(made.read(NOTHING, ("", ""), "SELECT pg_sleep(60)", ()))
         await sent()
@@ -457,7 +473,7 @@ async def test_readers_go_round_one_who_takes_long(database_url: str, monkeypatc
 
 
 async def test_writers_wait_for_a_connection_of_their_own_and_not_for_ever(database_url: str) -> None:
-    async with wires(database_url) as made:
+    async with opened_lanes(database_url) as made:
         slow = [asyncio.ensure_future(made.write(NOTHING, ("", ""), "SELECT pg_sleep(60)", ())) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(PoolTimeout):
@@ -469,7 +485,7 @@ async def test_writers_wait_for_a_connection_of_their_own_and_not_for_ever(datab
 
 async def test_who_waits_to_write_gets_the_first_connection_that_is_free(database_url: str) -> None:
     """In the order in which they came; who is refused or has left in the meantime holds nobody up."""
-    async with wires(database_url, writers=1, wait=30) as made:
+    async with opened_lanes(database_url, writers=1, wait=30) as made:
         order: list[int] = []
 
         async def write(number: int, sql: str, *values: object) -> None:
@@ -494,7 +510,10 @@ async def test_who_waits_to_write_gets_the_first_connection_that_is_free(databas
 async def test_a_write_that_nobody_waits_for_keeps_its_connection_until_it_has_ended(database_url: str) -> None:
     """Else the next would have to wait behind whatever lock it waits for."""
     key = uuid4().int % 2**31
-    async with wires(database_url, wait=30) as made, await psycopg.AsyncConnection.connect(database_url) as other:
+    async with (
+        opened_lanes(database_url, wait=30) as made,
+        await psycopg.AsyncConnection.connect(database_url) as other,
+    ):
         await asyncio.gather(*(made.write(NOTHING, ("", ""), PID, ()) for _ in range(2)))
         await other.execute(f"SELECT pg_advisory_lock({key})")
         left = asyncio.ensure_future(made.write(NOTHING, ("", ""), f"SELECT pg_advisory_xact_lock({key})", ()))
@@ -509,7 +528,7 @@ async def test_a_write_that_nobody_waits_for_keeps_its_connection_until_it_has_e
 
 
 async def test_who_waits_to_write_is_not_forgotten_when_a_connection_is_lost(database_url: str) -> None:
-    async with wires(database_url, writers=1, wait=30) as made:
+    async with opened_lanes(database_url, writers=1, wait=30) as made:
         ends = "SELECT pg_terminate_backend(pg_backend_pid(), 5000)"
         statements = [ends, PID, ends, PID]
         tasks = [made.write(NOTHING, ("", ""), sql, ()) for sql in statements]
@@ -527,7 +546,7 @@ async def test_who_waits_to_write_is_not_forgotten_when_there_is_no_connection_y
             raise psycopg.OperationalError("refused")
         return await line.connect()
 
-    made = Wires(connect, readers=1, writers=1, prepare=True, wait=30, deadline=30)
+    made = Lanes(connect, readers=1, writers=1, prepare=True, wait=30, deadline=30)
     tasks = [asyncio.ensure_future(made.write(NOTHING, ("", ""), PID, ())) for _ in range(3)]
     with suppress(psycopg.OperationalError):
         await tasks[0]
@@ -553,7 +572,7 @@ async def test_a_connection_that_ends_before_its_first_use_leaves_nobody_waiting
                     await connection.execute("SELECT 1")
         return connection
 
-    made = Wires(connect, readers=1, writers=1, prepare=True, wait=30, deadline=30)
+    made = Lanes(connect, readers=1, writers=1, prepare=True, wait=30, deadline=30)
     writes = [made.write(NOTHING, ("", ""), PID, ()) for _ in range(3)]
     async with asyncio.timeout(20):
         kinds = [type(answer) for answer in await asyncio.gather(*writes, return_exceptions=True)]
@@ -563,7 +582,7 @@ async def test_a_connection_that_ends_before_its_first_use_leaves_nobody_waiting
 
 
 async def test_closing_lets_nobody_wait_to_write(database_url: str) -> None:
-    async with wires(database_url, writers=1, wait=30) as made:
+    async with opened_lanes(database_url, writers=1, wait=30) as made:
         writes = [made.write(NOTHING, ("", ""), "SELECT pg_sleep(60)", ()) for _ in range(3)]
         tasks = [asyncio.ensure_future(write) for write in writes]
         await asyncio.sleep(0)
@@ -574,7 +593,7 @@ async def test_closing_lets_nobody_wait_to_write(database_url: str) -> None:
 
 async def test_a_read_waits_in_the_queue_only_so_long(database_url: str) -> None:
     """What the server is working on has limits of its own."""
-    async with wires(database_url, readers=1, wait=0.5) as made:
+    async with opened_lanes(database_url, readers=1, wait=0.5) as made:
         await made.read(NOTHING, ("", ""), PID, ())
         slow = asyncio.ensure_future(made.read(NOTHING, ("", ""), "SELECT pg_sleep(60)", ()))
         await sent()
@@ -606,7 +625,7 @@ async def held(database_url: str) -> AsyncIterator[Held]:
 
 
 async def test_who_waits_for_a_lock_never_takes_the_last_connection_for_long(database_url: str, held: Held) -> None:
-    async with wires(database_url, wait=30) as made:
+    async with opened_lanes(database_url, wait=30) as made:
 
         def write(sql: str) -> asyncio.Task[list[dict[str, Any]]]:
             return asyncio.create_task(made.write(AS_LONG_AS_IT_MAY, ("", ""), sql, ()))
@@ -651,7 +670,7 @@ async def test_one_person_who_waits_for_locks_leaves_a_connection_for_the_writes
 
 async def test_the_time_in_the_queue_and_the_time_for_a_lock_are_one(database_url: str, held: Held) -> None:
     loop = asyncio.get_running_loop()
-    async with wires(database_url, wait=1) as made:
+    async with opened_lanes(database_url, wait=1) as made:
         begun = loop.time()
         writes = (made.write(AS_LONG_AS_IT_MAY, ("", ""), held.wait, ()) for _ in range(9))
         answers = await asyncio.gather(*writes, return_exceptions=True)
@@ -663,7 +682,7 @@ async def test_a_read_that_meets_a_lock_waits_among_the_writes(database_url: str
     table = f"t_{uuid4().hex}"
     ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
     async with (
-        wires(database_url, readers=1, wait=30) as made,
+        opened_lanes(database_url, readers=1, wait=30) as made,
         await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other,
     ):
 
@@ -687,7 +706,7 @@ async def test_a_read_that_meets_a_lock_waits_among_the_writes(database_url: str
 
 async def test_persons_take_turns_with_what_takes_long(database_url: str) -> None:
     """However much one of them asks for, and two at once at most, while one connection is left for another person."""
-    async with wires(database_url, searchers=3, wait=30) as made:
+    async with opened_lanes(database_url, searchers=3, wait=30) as made:
         order: list[str] = []
 
         async def search(person: str) -> None:
@@ -707,15 +726,15 @@ async def test_persons_take_turns_with_what_takes_long(database_url: str) -> Non
 
 
 async def test_a_person_with_a_full_queue_is_refused_alone(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "MOST_WAITING_APIECE", 2)
-    async with wires(database_url, searchers=1, wait=30) as made:
+    monkeypatch.setattr(lanes, "MAX_WAITING_PER_USER", 2)
+    async with opened_lanes(database_url, searchers=1, wait=30) as made:
         searches = [made.search(NOTHING, ("", person), PID, ()) for person in "aaaab"]
         kinds = [type(answer) for answer in await asyncio.gather(*searches, return_exceptions=True)]
     assert kinds == [list, list, list, PoolTimeout, list]
 
 
 async def test_who_waits_to_search_is_refused_in_time(database_url: str) -> None:
-    async with wires(database_url, searchers=1, wait=0.3) as made:
+    async with opened_lanes(database_url, searchers=1, wait=0.3) as made:
         searches = [made.search(NOTHING, ("", "a"), "SELECT pg_sleep(1)", ()) for _ in range(3)]
         kinds = [type(answer) for answer in await asyncio.gather(*searches, return_exceptions=True)]
         assert kinds == [list, PoolTimeout, PoolTimeout]
@@ -723,8 +742,8 @@ async def test_who_waits_to_search_is_refused_in_time(database_url: str) -> None
 
 
 async def test_too_many_readers_are_refused_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "MOST_WAITING", 2)
-    async with wires(database_url, readers=1) as made:
+    monkeypatch.setattr(lanes, "MAX_WAITING", 2)
+    async with opened_lanes(database_url, readers=1) as made:
         reads = (made.read(NOTHING, ("", ""), "SELECT 1 AS one", ()) for _ in range(3))
         answers = await asyncio.gather(*reads, return_exceptions=True)
     assert [type(answer) for answer in answers] == [list, list, PoolTimeout]
@@ -732,7 +751,7 @@ async def test_too_many_readers_are_refused_at_once(database_url: str, monkeypat
 
 async def test_a_read_is_asked_again_where_the_connection_was_lost_and_a_write_is_not(database_url: str) -> None:
     """The statement ends its own session the first time that it runs."""
-    async with wires(database_url) as made:
+    async with opened_lanes(database_url) as made:
         for run, answer in (made.write, None), (made.read, [{"done": True}]), (made.search, [{"done": True}]):
             sequence = f"s_{uuid4().hex}"
             await made.write(NOTHING, ("", ""), f"CREATE SEQUENCE {sequence}", ())

@@ -76,8 +76,8 @@ async def test_the_pool_is_as_the_settings_say(settings: Settings, issuer: Local
         pool = api.state["pool"]
         assert pool.prepare is (prepare == "on")
         assert (pool._pool.min_size, pool._pool.max_size) == (1, 1)
-        lanes = pool.wires.readers, pool.wires.writing.wires, pool.wires.searching.wires
-        assert [len(wires) for wires in lanes] == [1, 2, 1]
+        lanes = pool.lanes.readers, pool.lanes.writing.connections, pool.lanes.searching.connections
+        assert [len(connections) for connections in lanes] == [1, 2, 1]
 
 
 async def test_a_known_caller_is_looked_up_again_after_a_minute(api: Api) -> None:

@@ -1,21 +1,9 @@
-"""PostgreSQL: statements that always run as an actor, shared connections, and the pool."""
+"""PostgreSQL: statements that always run as an actor, and the connections that they share."""
 
-from .executor import (
-    LEAST_SIZE,
-    NOTICE_DEAD_CLIENT,
-    SYSTEM,
-    Actor,
-    Cost,
-    Database,
-    Pool,
-    Probe,
-    Statement,
-    Transaction,
-    cut,
-    parameters,
-    with_keepalives,
-)
-from .pipeline import Connection, Row, UnreadableRow
+from .executor import Database, Transaction
+from .job import Connection, Row, UnreadableRow
+from .pool import LEAST_SIZE, NOTICE_DEAD_CLIENT, Pool, Probe, cut, with_keepalives
+from .statements import SYSTEM, Actor, Cost, Statement, parameters
 
 __all__ = [
     "LEAST_SIZE",

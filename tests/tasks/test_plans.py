@@ -11,7 +11,7 @@ from sqlmodel import col, select
 
 from backend import migrations
 from backend.database import Actor, Cost, Database, Pool, Statement
-from backend.database.pipeline import Job
+from backend.database.job import Job
 from backend.resources.retention import kinds
 from backend.tasks import statements
 from backend.tasks.models import Priority, Task
@@ -121,8 +121,8 @@ async def test_a_listing_is_planned_once_for_everybody(postgres: str) -> None:
             await tasks.list(with_count)
             await tasks.list(TaskQuery(priority=Priority.high))
         counts = "SELECT statement, generic_plans, custom_plans FROM pg_prepared_statements"
-        wires = (*pool.wires.readers, *pool.wires.searching.wires)
-        rows = [row for wire in wires for row in await wire.run(Job("SELECT $1, $2", ("", ""), counts, ()))]
+        connections = (*pool.lanes.readers, *pool.lanes.searching.connections)
+        rows = [row for shared in connections for row in await shared.run(Job("SELECT $1, $2", ("", ""), counts, ()))]
     planned = {row["statement"]: (row["generic_plans"], row["custom_plans"]) for row in rows}
     for query in first, next, with_count:
         assert planned[bound_listing(query).statement.sql] == (asked * len(owners), 0)

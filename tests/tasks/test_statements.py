@@ -207,17 +207,17 @@ async def test_a_first_visit_takes_two_statements_and_the_next_none(api: Api, mo
 async def test_what_may_take_long_runs_apart(
     api: Api, monkeypatch: pytest.MonkeyPatch, path: str, is_long: bool
 ) -> None:
-    ada, apart, wires = api.person(role="admin"), [], api.state["pool"].wires
+    ada, apart, lanes = api.person(role="admin"), [], api.state["pool"].lanes
     tasks = [await ada.task(f"task {number}", tags=["a"]) for number in range(3)]
     first = (await ada.get(f"{TASKS}/changes", params={"limit": 1})).json()["next"]
     last = (await ada.get(f"{TASKS}/changes")).json()["next"]
-    search = wires.search
+    search = lanes.search
 
     async def noted(*statement: Any) -> Any:
         apart.append(statement)
         return await search(*statement)
 
-    monkeypatch.setattr(wires, "search", noted)
+    monkeypatch.setattr(lanes, "search", noted)
     response = await ada.get(path.format(id=tasks[0]["id"], first=first, last=last))
     assert response.status_code == 200, response.text
     assert bool(apart) is is_long

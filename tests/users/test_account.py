@@ -95,7 +95,7 @@ class Reader:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        self.lent.add(len(self.api.state["pool"]._lent))
+        self.lent.add(len(self.api.state["pool"]._last_response))
         self.pieces += 1
         self.peak = max(self.peak, tracemalloc.get_traced_memory()[0])
         self.last = message.get("body") or self.last

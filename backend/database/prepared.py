@@ -1,0 +1,100 @@
+"""The prepared statements of one connection, and the encoding of their values and decoding of their rows."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import pq
+from psycopg.abc import Buffer
+from psycopg.adapt import PyFormat, Transformer
+
+from backend.database.job import Connection, Execute, Job, Prepared, Row, StatementKey
+
+MAX_PREPARED = 500  # on one connection; each takes some kB in the server
+_TEXT_OIDS = {count: (25,) * count for count in (2, 3)}  # by the number of parameters
+_TEXT_FORMATS = {count: (pq.Format.TEXT,) * count for count in (2, 3)}
+
+
+class Bound(NamedTuple):
+    """A statement with its values, encoded for the server."""
+
+    sql: str
+    values: Sequence[Buffer | None]
+    types: tuple[int, ...]
+    formats: Sequence[pq.Format]
+
+
+class PreparedStatements:
+    """Sends statements on one connection, and prepares each at its first use."""
+
+    def __init__(self, connection: Connection, *, prepare: bool) -> None:
+        self._pgconn = connection.pgconn
+        self._transformer = Transformer(connection)
+        self._prepare = prepare
+        self._statements: dict[StatementKey, Prepared] = {}
+        self._number = 0
+
+    def bind(self, job: Job) -> tuple[Bound, Bound]:
+        """The preamble and the statement. Raises whatever a value's dumper raises."""
+        texts = [text.encode() for text in job.texts]
+        preamble = Bound(job.preamble, texts, _TEXT_OIDS[len(texts)], _TEXT_FORMATS[len(texts)])
+        if not job.values:
+            return preamble, Bound(job.sql, (), (), ())
+        transformer = self._transformer
+        try:
+            values = transformer.dump_sequence(job.values, [PyFormat.AUTO] * len(job.values))
+        except UnicodeError as error:  # a lone surrogate
+            raise psycopg.DataError("a text that cannot be encoded") from error
+        return preamble, Bound(job.sql, values, transformer.types or (), transformer.formats or ())
+
+    def send(self, job: Job, part: Bound) -> None:
+        """Send one part of a job, and note the steps that the server has to confirm."""
+        pgconn, key = self._pgconn, (part.sql, part.types)
+        statement = self._statements.get(key)
+        if statement is None:
+            if not self._prepare or len(self._statements) >= MAX_PREPARED:
+                job.statement = Prepared(b"")
+                job.steps.append(Execute.STEP)
+                pgconn.send_query_params(part.sql.encode(), part.values, part.types, part.formats, pq.Format.BINARY)
+                return
+            self._number += 1
+            statement = self._statements[key] = Prepared(b"statement_%d" % self._number)
+            job.steps.append(key)
+            pgconn.send_prepare(statement.name, part.sql.encode(), part.types)
+        job.statement = statement
+        job.steps.append(Execute.STEP)
+        pgconn.send_query_prepared(statement.name, part.values, part.formats, pq.Format.BINARY)
+
+    def rows(self, job: Job) -> list[Row]:
+        result, statement = job.result, job.statement
+        if result is None or not result.nfields:
+            return []
+        if statement.make_row is None:
+            names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+            statement.make_row = row_maker(names)
+        self._transformer.set_pgresult(result)
+        return self._transformer.load_rows(0, result.ntuples, statement.make_row)
+
+    def forget_unconfirmed(self, jobs: Iterable[Job]) -> None:
+        """Forget the statements of a failed transaction that the server has not prepared yet: it skips them."""
+        for job in jobs:
+            for step in job.steps:
+                if step is not Execute.STEP:
+                    self._statements.pop(step, None)
+
+    def forget_stale(self, job: Job) -> None:
+        """Forget the statements of a job that has failed because its statement was stale or not prepared.
+
+        A statement that was prepared again since the job was sent is kept.
+        """
+        statements = self._statements
+        for key, statement in list(statements.items()):
+            if key[0] == job.preamble or (key[0] == job.sql and statement is job.statement):
+                del statements[key]
+
+
+def row_maker(names: Sequence[str]) -> Callable[[Sequence[Any]], Row]:
+    """A function from values to a row. `dict(zip(names, values))` takes twice as long (`docs/performance.md`)."""
+    pairs = ", ".join(f"{name!r}: values[{number}]" for number, name in enumerate(names))
+    maker: Callable[[Sequence[Any]], Row] = eval(f"lambda values: {{{pairs}}}", {})  # noqa: S307  # of names as literals
+    return maker
