@@ -1,4 +1,4 @@
-"""The executor: roles, transactions, errors, and what stays on a connection (nothing)."""
+"""The executor: roles, transactions, errors, and connections without leftover settings."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ from tests.conftest import Api, create_database
 
 
 def raw(sql: str) -> Statement:
-    """A statement as it is written: `:name` are its parameters."""
+    """A statement from SQL text. `:name` is a parameter."""
     return Statement(text(sql))
 
 
@@ -53,12 +53,12 @@ async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Poo
                 row = await (await connection.execute(left)).fetchone()
             assert row == {"self": True, "c": None}
             for shared in (*pool.lanes.readers, *pool.lanes.writing.connections, *pool.lanes.searching.connections):
-                # Run as nobody in particular, so that what the last transaction left behind would show.
+                # Without a role, so that settings left behind by the last transaction would show.
                 (found,) = await shared.run(Job("SELECT $1, $2", ("", ""), left, ()))
                 assert found == {"self": True, "c": None}
 
 
-async def test_nobody_takes_over_what_another_has_set_for_a_read_that_is_sent_together(database_url: str) -> None:
+async def test_reads_sent_together_do_not_inherit_each_others_settings(database_url: str) -> None:
     asked = select(
         literal_column("current_user").label("role"),
         func.current_setting("app.caller").label("caller"),
@@ -69,7 +69,7 @@ async def test_nobody_takes_over_what_another_has_set_for_a_read_that_is_sent_to
     statements = [Statement(asked), Statement(asked, keeps_plan=True), Statement(asked)]
     expected = [(actor, statement) for actor in actors for statement in statements]
     async with Pool(database_url, size=5) as pool:
-        await Database(pool, SYSTEM).rows(statements[0])  # until it is connected, each is sent by itself
+        await Database(pool, SYSTEM).rows(statements[0])  # until it is connected, each statement is sent separately
         found = await asyncio.gather(*(Database(pool, actor).row(statement) for actor, statement in expected))
     rows = [row for row in found if row is not None]
     assert len({row.pop("moment") for row in rows}) < len(rows)
@@ -79,8 +79,8 @@ async def test_nobody_takes_over_what_another_has_set_for_a_read_that_is_sent_to
     ]
 
 
-def test_what_only_reads_has_no_effect_that_an_error_of_another_could_undo() -> None:
-    """Every statement that a module of the backend has made; those for transactions alone say it, too."""
+def test_statements_with_side_effects_are_marked_as_writes() -> None:
+    """All statements in the modules of the backend, including those that only run in transactions."""
     names = [
         name for _, name, _ in walk_packages(backend.__path__, "backend.") if not name.startswith("backend.migrations.")
     ]
@@ -97,7 +97,7 @@ def test_what_only_reads_has_no_effect_that_an_error_of_another_could_undo() -> 
     assert [name for name, writes in acting if not writes] == []
 
 
-async def test_an_error_poisons_nothing(pool: Pool) -> None:
+async def test_a_connection_is_usable_after_an_error(pool: Pool) -> None:
     async with pool:
         database = Database(pool, SYSTEM)
         pid = await connection_id(database)
@@ -107,7 +107,7 @@ async def test_an_error_poisons_nothing(pool: Pool) -> None:
 
 
 async def test_a_commit_that_fails_is_an_error(pool: Pool) -> None:
-    """Such a constraint is forbidden (a test reads the catalogue); were there one, there would be no false success."""
+    """Deferred constraints are forbidden (a test reads the catalogue), but one would not cause a false success."""
     async with pool:
         async with pool.connection() as connection:
             await connection.execute("CREATE TABLE late (i int CONSTRAINT u UNIQUE DEFERRABLE INITIALLY DEFERRED)")
@@ -141,7 +141,7 @@ async def test_a_transaction_is_all_or_nothing(pool: Pool) -> None:
         assert await database.row(count) == {"n": 0}
 
 
-async def test_a_deadlock_is_tried_once_more(database_url: str) -> None:
+async def test_a_deadlock_is_retried_once(database_url: str) -> None:
     async with Pool(database_url, size=8) as pool:
         database = Database(pool, SYSTEM)
         made = raw("INSERT INTO users (issuer, subject) VALUES ('lock', :subject) RETURNING id")
@@ -164,7 +164,7 @@ async def test_a_deadlock_is_tried_once_more(database_url: str) -> None:
         assert len(attempts) == 3
 
 
-async def test_the_second_failure_is_the_callers(pool: Pool) -> None:
+async def test_a_second_conflict_is_raised(pool: Pool) -> None:
     calls = 0
 
     async def conflict(_: Transaction) -> Row:
@@ -178,14 +178,14 @@ async def test_the_second_failure_is_the_callers(pool: Pool) -> None:
     assert calls == 2
 
 
-async def test_a_pool_that_is_used_up_is_an_error_in_bounded_time(database_url: str) -> None:
+async def test_an_exhausted_pool_is_an_error_in_bounded_time(database_url: str) -> None:
     async with Pool(database_url, size=5, wait=0.05) as pool, pool.connection():
         with pytest.raises(PoolTimeout):
             await Database(pool, SYSTEM).transact(lambda transaction: transaction.rows(raw("SELECT 1")))
 
 
-async def test_patience_has_its_bounds(database_url: str) -> None:
-    """The server ends a long statement and a long wait for a lock; a server that hangs is left by the client."""
+async def test_statements_and_locks_have_time_limits(database_url: str) -> None:
+    """The server ends a long statement and a long wait for a lock; the client closes a connection that hangs."""
     names = "statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"
     settings = table("pg_settings", column("name"), column("setting"))
     value = select(cast(settings.c.setting, Integer))
@@ -198,7 +198,7 @@ async def test_patience_has_its_bounds(database_url: str) -> None:
         return [value / 1000 for value in row.values()]
 
     def of(*expected: float) -> object:
-        """Of the time to wait, what has passed counts already."""
+        """The lock_timeout is reduced by the time that has already passed."""
         return pytest.approx(expected, abs=1)
 
     async with Pool(database_url, size=5, deadline=0.2) as pool:
@@ -228,14 +228,14 @@ async def test_times_are_utc_whatever_the_servers_zone(postgres: str) -> None:
     assert row["now"].endswith("+00")
 
 
-async def test_a_stored_value_that_cannot_be_read_is_no_mistake_of_the_clients(pool: Pool) -> None:
+async def test_an_unreadable_stored_value_is_a_server_error(pool: Pool) -> None:
     async with pool:
         with pytest.raises(RuntimeError):
             await Database(pool, SYSTEM).rows(raw("SELECT 'infinity'::timestamptz AS at"))
 
 
-async def test_a_migration_while_running_is_not_noticed(pool: Pool) -> None:
-    """What was prepared before a column changed its type is refused once; that connection is left, and all is well."""
+async def test_a_migration_while_running_fails_no_request(pool: Pool) -> None:
+    """A statement prepared before a column changed its type fails once, and is prepared again."""
     async with pool:
         database = Database(pool, SYSTEM)
         async with pool.connection() as connection:
@@ -256,7 +256,7 @@ async def test_a_migration_while_running_is_not_noticed(pool: Pool) -> None:
     ("error", "attempts"),
     [("DeadlockDetected", 2), ("SerializationFailure", 2), ("UniqueViolation", 1), ("LockNotAvailable", 1)],
 )
-async def test_what_is_worth_another_try(
+async def test_only_conflicts_are_retried(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, error: str, attempts: int
 ) -> None:
     tried = 0
@@ -272,8 +272,8 @@ async def test_what_is_worth_another_try(
     assert tried == attempts
 
 
-async def test_reads_of_a_locked_table_are_refused_as_such(database_url: str) -> None:
-    """None is told that a statement is not there, which others could not prepare in time."""
+async def test_reads_of_a_locked_table_fail_with_lock_errors(database_url: str) -> None:
+    """Not with the error that a statement does not exist, because other jobs could not prepare it."""
     name = f"t_{uuid4().hex}"
     read = Statement(select(column("n")).select_from(table(name, column("n"))))
     async with (
@@ -293,7 +293,7 @@ async def test_reads_of_a_locked_table_are_refused_as_such(database_url: str) ->
 
 
 async def test_transactions_that_wait_for_a_lock_leave_a_connection_to_others(database_url: str) -> None:
-    """And do not wait longer in all because they were tried several times."""
+    """Attempts do not extend the total time that they wait."""
     loop = asyncio.get_running_loop()
     lock = raw("SELECT pg_advisory_xact_lock(77)")
 
@@ -356,8 +356,8 @@ async def test_a_transaction_that_makes_progress_is_not_cut(database_url: str) -
         await Database(pool, SYSTEM).transact(slow)
 
 
-async def test_nothing_is_set_for_the_session_behind_a_pooler(database_url: str) -> None:
-    """There the process id that the client knows is another than the server's."""
+async def test_keepalives_are_not_set_behind_a_pooler(database_url: str) -> None:
+    """A pooler reports another process id than the server's."""
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         for pid, rows in (connection.info.backend_pid, 1), (connection.info.backend_pid + 1, 0):
             assert (await connection.execute(NOTICE_DEAD_CLIENT, (pid,))).rowcount == rows
@@ -373,7 +373,7 @@ async def test_statements_are_prepared_unless_a_pooler_forbids_it(database_url: 
 
 
 async def test_the_database_comes_back(api: Api) -> None:
-    """Every backend of the pool is ended; the requests that meet a dead connection are 503, and the rest are served."""
+    """All sessions of the pool are terminated: requests on a dead connection get 503, the rest are served."""
     ada = api.person()
     await ada.task()
     async with api.state["pool"].connection() as connection:
@@ -387,8 +387,8 @@ async def test_the_database_comes_back(api: Api) -> None:
     assert [answer.status_code for answer in answers[-5:]] == [200] * 5
 
 
-async def test_no_transaction_waits_for_what_a_restart_has_ended(database_url: str) -> None:
-    """Every connection in the pool is dead, and none of them costs a request more than its replacement does."""
+async def test_a_restart_costs_a_transaction_no_wait_for_dead_connections(database_url: str) -> None:
+    """All connections in the pool are dead, and each is replaced without the pool's own pauses."""
     async with Pool(database_url, size=10, wait=2.5) as pool:
         async with AsyncExitStack() as stack:
             pids = {
