@@ -299,3 +299,31 @@ async def test_a_read_is_sent_again_after_a_lost_connection_and_a_write_is_not(d
                     await run(NOTHING, ("", ""), once, ())
             else:
                 assert await run(NOTHING, ("", ""), once, ()) == answer
+
+
+async def test_a_write_is_queued_while_another_is_being_refused(database_url: str) -> None:
+    """uvloop's handle of a time that is already due has no `when()`."""
+    async with opened_lanes(database_url, writers=1, wait=0.3) as made:
+        loop = asyncio.get_running_loop()
+        slow = asyncio.create_task(made.write(NOTHING, ("", ""), "SELECT pg_sleep(0.2)", ()))
+        await asyncio.sleep(0)
+        late = made.write(NOTHING, ("", ""), PID, (), begun=loop.time() - 1)
+        other = made.write(NOTHING, ("", ""), "SELECT 1 AS one", ())
+        kinds = await asyncio.gather(late, other, return_exceptions=True)
+        assert (type(kinds[0]), kinds[1]) == (PoolTimeout, [{"one": 1}])
+        await slow
+
+
+async def test_a_user_who_waits_for_locks_leaves_a_connection_for_the_writes_of_others(
+    database_url: str, held: Held
+) -> None:
+    async with opened_lanes(database_url, writers=3, wait=30) as made:
+        blocked = [asyncio.create_task(made.write(WITH_LOCK_TIMEOUT, ("", "a"), held.wait, ())) for _ in range(200)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(2):  # 200 attempts of 50 ms each would take longer
+            assert len(await made.write(WITH_LOCK_TIMEOUT, ("", "b"), PID, ())) == 1
+            others = [made.write(WITH_LOCK_TIMEOUT, ("", ""), PID, ()) for _ in range(500)]
+            await asyncio.gather(*others)
+        assert not any(task.done() for task in blocked)
+        await held.free()
+        await asyncio.gather(*blocked)

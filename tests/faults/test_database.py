@@ -17,7 +17,7 @@ import pytest
 
 from backend import migrations
 from backend.auth.testing import LocalIssuer
-from backend.database import executor
+from backend.database.statements import TRANSACT
 from backend.dev.postgres import EmbeddedPostgres
 from backend.settings import Settings
 from tests.conftest import Api, create_database, running
@@ -180,7 +180,7 @@ async def test_statements_that_take_too_long(
     url: str, settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a tenth of a second in place of ten."""
-    monkeypatch.setattr(executor, "_TRANSACT", executor._TRANSACT.replace("'10s'", "'100ms'"))
+    monkeypatch.setattr("backend.database.executor.TRANSACT", TRANSACT.replace("'10s'", "'100ms'"))
     async with under_load(url, settings, issuer) as (_, load):
         async with await psycopg.AsyncConnection.connect(url) as other:
             await other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
