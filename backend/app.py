@@ -25,7 +25,7 @@ from backend.sync.broker import Broker
 from backend.users.caller import PersonRoute
 from backend.users.directory import Users
 from backend.users.invalidation import Listener
-from backend.users.security_events import SecurityEvents
+from backend.users.security_events.service import SecurityEvents
 from backend.web import openapi, problems, resource_metadata
 from backend.web.dispatch import Dispatch
 from backend.web.middleware import CrossOrigin, HeadAsGet
@@ -37,7 +37,7 @@ ROUTERS = (
     "backend.users.router:router",
     "backend.users.router:person_router",
     "backend.users.admin:router",
-    "backend.users.security_events:router",
+    "backend.users.security_events.router:router",
     "backend.tasks.router:router",
     "backend.tasks.router:batch_router",
     "backend.tasks.router:tags_router",

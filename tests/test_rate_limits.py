@@ -12,7 +12,8 @@ import pytest
 from backend.auth.testing import LocalIssuer
 from backend.auth.verifier import TokenVerifier, verify_signature
 from backend.settings import Settings
-from backend.users.security_events import EventType, SecurityEvents
+from backend.users.security_events.schemas import EventType
+from backend.users.security_events.verification import SecurityEventVerifier
 from backend.web.rate_limits import Counters, EventQuotas, Quota, RateLimited, RateLimits, wants_credentials
 from backend.web.rate_limits_redis import TURN, TURNS, SharedCounters
 from tests.conftest import Api, Person, running
@@ -258,7 +259,7 @@ class TestSecurityEvents:
         async with limited(rate) as api:
             await spend_quota_of_refused_events(api)
             with monkeypatch.context() as patched:
-                patched.setattr(SecurityEvents, "_read", lambda *_: pytest.fail("claims were read"))
+                patched.setattr(SecurityEventVerifier, "_read", lambda *_: pytest.fail("claims were read"))
                 for body in forged_ban(api), "x", "", "x" * 20_000:
                     refused = await send_event(api, body, **{"X-Forwarded-For": "192.0.2.7"})
                     assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
@@ -286,7 +287,7 @@ class TestSecurityEvents:
         async with limited("off") as api:
             monkeypatch.setattr(api.state["security_events"], "quotas", EventQuotas(clock=clock))
             await spend_quota_of_refused_events(api)
-            monkeypatch.setattr("backend.users.security_events.verify_signature", counted)
+            monkeypatch.setattr("backend.users.security_events.verification.verify_signature", counted)
             body = forged_ban(api)
             for _ in range(600):
                 assert (await send_event(api, body)).status_code == 429

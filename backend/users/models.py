@@ -75,17 +75,6 @@ class Erasure(SQLModel, table=True):
     erased_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
 
 
-class ReceivedEvent(SQLModel, table=True):
-    """A security event token that has had its effect."""
-
-    __tablename__ = "security_events"
-    __table_args__ = (Index("security_events_by_age", "received_at"),)
-
-    issuer: str = Field(sa_type=Text, primary_key=True)
-    jti: str = Field(sa_type=Text, primary_key=True)
-    received_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
-
-
 class AuditSource(StrEnum):
     """Who had it done: an administrator here, the command line, Better Auth by an event, or the person."""
 

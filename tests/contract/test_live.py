@@ -17,7 +17,7 @@ import pytest
 from backend.auth.testing import LocalIssuer
 from backend.dev.issuer import find_node
 from backend.settings import Settings
-from backend.users.security_events import EventType
+from backend.users.security_events.schemas import EventType
 from tests.auth.loopback import says_json
 from tests.auth.loopback import serving as serving_keys
 from tests.contract.packages import CLIENT

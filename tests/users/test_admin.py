@@ -18,7 +18,7 @@ from backend.settings import Settings
 from backend.users import admin, lifecycle
 from backend.users.directory import KnownUser
 from backend.users.schemas import AuditRead, UserRead
-from backend.users.security_events import EventType
+from backend.users.security_events.schemas import EventType
 from tests.conftest import BASE, Api, Person, create_database, running
 from tests.test_database import raw
 from tests.users.test_lifecycle import NOW, as_system, id_of, of_keys, row_of

@@ -18,7 +18,7 @@ from backend.settings import Settings
 from backend.users import invalidation
 from backend.users.directory import FIND, Suspended, Users
 from backend.users.invalidation import Listener
-from backend.users.security_events import EventType
+from backend.users.security_events.schemas import EventType
 from tests.conftest import ISSUER, Api, caught_up, create_database, running
 from tests.relay import Relay
 from tests.test_database import raw

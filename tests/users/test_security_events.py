@@ -16,7 +16,7 @@ from backend.auth.testing import LocalIssuer, SigningKey
 from backend.database import SYSTEM, Database
 from backend.settings import Settings
 from backend.users import lifecycle
-from backend.users.security_events import EventType
+from backend.users.security_events.schemas import EventType
 from backend.web.rate_limits import EventQuotas
 from tests.conftest import BASE, ISSUER, Api, caught_up, running
 from tests.test_database import raw
@@ -407,7 +407,7 @@ async def test_clocks_may_differ_a_little(
     api: Api, monkeypatch: pytest.MonkeyPatch, times: Mapping[str, float], status: int
 ) -> None:
     now = int(time.time())
-    monkeypatch.setattr(api.state["security_events"], "_clock", lambda: now)
+    monkeypatch.setattr(api.state["security_events"]._verifier, "_clock", lambda: now)
     claims: dict[str, Any] = {"iat": now, "toe": now} | {name: now + seconds for name, seconds in times.items()}
     assert (await send(api, api.issuer.security_event("user1", ENABLED, **claims))).status_code == status
 
