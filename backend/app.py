@@ -36,7 +36,7 @@ from backend.web.rate_limits import EventQuotas, Quota, RateLimiting, RateLimits
 ROUTERS = (
     "backend.users.router:router",
     "backend.users.router:person_router",
-    "backend.users.admin:router",
+    "backend.users.admin.router:router",
     "backend.users.security_events.router:router",
     "backend.tasks.router:router",
     "backend.tasks.router:batch_router",

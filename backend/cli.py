@@ -148,7 +148,7 @@ def reinstate(options: argparse.Namespace) -> int:
 
     from backend import migrations
     from backend.database import LEAST_SIZE, Pool
-    from backend.users import admin
+    from backend.users.admin import service
 
     settings = _settings(database=True)
     try:
@@ -160,7 +160,7 @@ def reinstate(options: argparse.Namespace) -> int:
     async def run() -> dict[str, object]:
         prepare = settings.database_prepare == "on"
         async with Pool(settings.database_url, size=LEAST_SIZE, prepare=prepare) as pool:
-            return await admin.reinstate(pool, settings.issuers[0], options.user)
+            return await service.reinstate(pool, settings.issuers[0], options.user)
 
     try:
         row = asyncio.run(run())

@@ -14,6 +14,7 @@ from backend.web.arguments import Arguments
 from backend.web.rate_limits import spend_as_user
 from backend.web.requests import JSON, MERGE_PATCH, JSONRequest
 
+MISSING_ROLE = "The account does not have the required role."
 REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
 
 
@@ -57,7 +58,7 @@ class PersonRoute(BearerRoute):
             raise bearer.refusal(InvalidToken(Reason.REVOKED))
         state["user"] = user
         if self.role is not None and self.role not in user.roles:
-            raise forbidden("This needs a role that the account does not have.")
+            raise forbidden(MISSING_ROLE)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -168,7 +168,7 @@ class TestReinstate:
             "": "is not the id of a user",
             elsewhere: "is not the id of a user",
             purged: "was deleted at Better Auth",
-            id: "is the id of one user here, and of another one at Better Auth",
+            id: "is ambiguous: the local id of one user and the Better Auth id of another",
         }.items():
             assert main(["reinstate", user]) == 1
             assert lines(capsys) == [f"{user} {reason}"]

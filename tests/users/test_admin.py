@@ -15,9 +15,10 @@ from backend import migrations
 from backend.auth.testing import LocalIssuer
 from backend.database import SYSTEM, Actor, Database
 from backend.settings import Settings
-from backend.users import admin, lifecycle
+from backend.users import lifecycle
+from backend.users.admin import service
+from backend.users.admin.schemas import AuditRead, UserRead
 from backend.users.directory import KnownUser
-from backend.users.schemas import AuditRead, UserRead
 from backend.users.security_events.schemas import EventType
 from tests.conftest import BASE, Api, Person, create_database, running
 from tests.test_database import raw
@@ -184,7 +185,7 @@ async def test_nothing_is_done_that_is_not_noted(api: Api, root: Person, monkeyp
     async def refused(*_: object, **__: object) -> None:
         raise psycopg.errors.InsufficientPrivilege
 
-    monkeypatch.setattr(admin, "record", refused)
+    monkeypatch.setattr(service, "record", refused)
     assert (await root.post(f"{USERS}/{id}/suspend")).status_code == 500
     assert await status_of(ada) == (200, None)
 
