@@ -22,9 +22,9 @@ from backend.operations.shutdown import when_told_to_stop
 from backend.resources.retention import purging
 from backend.settings import Settings
 from backend.sync.broker import Broker
+from backend.users.cache import Users
 from backend.users.caller import PersonRoute
-from backend.users.directory import Users
-from backend.users.invalidation import Listener
+from backend.users.notifications import Listener
 from backend.users.security_events.service import SecurityEvents
 from backend.web import openapi, problems, resource_metadata
 from backend.web.dispatch import Dispatch
@@ -175,7 +175,7 @@ async def measuring(
         "key_set_skipped_keys": lambda: len(keys.status().skipped),
         "key_set_waiting": lambda: keys.status().waiting,
         "users_remembered": lambda: len(users),
-        "users_believed": lambda: users.believed,
+        "users_believed": lambda: users.is_current,
         "streams": lambda: len(broker),
     }
     if limits is not None and limits.shared is not None:

@@ -19,7 +19,7 @@ from backend import migrations
 from backend.app import create_app
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
-from backend.users.directory import Users
+from backend.users.cache import Users
 from benchmarks.issuer import serve_keys
 
 pytest_plugins = [
@@ -166,13 +166,13 @@ async def api(settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
 
 async def caught_up(users: Users) -> None:
     """Until every change committed by now has been told to `users`."""
-    now, done, believe = users._monotonic(), asyncio.Event(), users.believe
+    now, done, believe = users._monotonic(), asyncio.Event(), users.confirm
 
     def watched(at: float) -> None:
         believe(at)
         if at >= now:
             done.set()
 
-    with patch.object(users, "believe", watched):
+    with patch.object(users, "confirm", watched):
         async with asyncio.timeout(20):
             await done.wait()

@@ -81,6 +81,6 @@ def test_only_the_executor_speaks_to_the_database() -> None:
         ("migrations/__init__.py", "execute"),
         ("migrations/__init__.py", "connect"),
         ("web/rate_limits_redis.py", "execute"),  # of Redis
-        ("users/invalidation.py", "connect"),
-        ("users/invalidation.py", "execute"),
+        ("users/notifications.py", "connect"),
+        ("users/notifications.py", "execute"),
     }

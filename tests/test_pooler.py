@@ -145,7 +145,7 @@ async def test_a_suspension_is_heard_past_the_pooler(api: Api, behind: Settings,
         for worker, person in (api, ada), (other, elsewhere):
             assert (await person.get(ME)).status_code == 200
             await caught_up(worker.state["users"])
-            assert worker.state["users"].believed
+            assert worker.state["users"].is_current
         await Database(api.state["pool"], SYSTEM).rows(
             raw("UPDATE users SET status = 'suspended' WHERE subject = :subject"), subject=ada.subject
         )
@@ -163,7 +163,7 @@ async def test_who_listens_through_the_pooler_is_told_and_each_request_looks(
         async with asyncio.timeout(30):
             while "DATABASE_DIRECT_URL" not in caplog.text:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert not api.state["users"].believed
+        assert not api.state["users"].is_current
         await Database(api.state["pool"], SYSTEM).rows(
             raw("UPDATE users SET status = 'suspended' WHERE subject = :subject"), subject=ada.subject
         )

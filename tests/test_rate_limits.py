@@ -125,7 +125,7 @@ class TestUsers:
         async with limited("1/hour") as api:
             ada = api.person()
             await ada.get(TASKS)
-            api.state["users"].forget(ada.subject)
+            api.state["users"].invalidate(ada.subject)
             monkeypatch.setattr(api.state["pool"], "connection", None)
             assert (await ada.get(TASKS)).status_code == 429
 

@@ -82,7 +82,7 @@ async def test_the_pool_is_as_the_settings_say(settings: Settings, issuer: Local
 
 async def test_a_known_caller_is_looked_up_again_after_a_minute(api: Api) -> None:
     users = api.state["users"]
-    assert (users._ttl, users._known.maxsize) == (60, 10_000)
+    assert (users._ttl, users._cached.maxsize) == (60, 10_000)
 
 
 async def test_readiness_says_what_is_wrong_with_the_schema(

@@ -1,1 +1,1 @@
-"""The caller."""
+"""The current user, and the administration of users."""

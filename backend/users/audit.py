@@ -1,4 +1,4 @@
-"""The audit log: what was done to accounts, by whom, in the transaction that did it."""
+"""Writes the audit log of actions on accounts."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from backend.users.models import AuditEntry, AuditSource
 
 _GIVEN = ("actor", "source", "action", "subject", "user_id", "details", "request_id")
 
-# Nobody may read what is written once into it by this statement; `api_system` alone may say it.
+# Only the role `api_system` may insert; no role may update or delete entries.
 RECORD = Statement(insert(AuditEntry).values(parameters(_GIVEN)).returning(col(AuditEntry.id)))
 
 
@@ -29,7 +29,7 @@ async def record(
     details: Mapping[str, Any] = MappingProxyType({}),
     request_id: str | None = None,
 ) -> None:
-    """Note an action of this transaction, which runs as SYSTEM. `actor`: the administrator's id; `details`: JSON."""
+    """Add an entry within the transaction of the action, as SYSTEM. `actor`: the administrator's local id."""
     await transaction.rows(
         RECORD,
         actor=actor,

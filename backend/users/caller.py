@@ -1,4 +1,4 @@
-"""The caller of a route: judged, found and let in before the body is read."""
+"""Route classes that authenticate and authorize the caller before the body is read, and the caller's database."""
 
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from backend.auth import Bearer, BearerRoute, CurrentPrincipal, InvalidToken, Reason, forbidden, judge
 from backend.database import Database
-from backend.users.directory import Users
+from backend.users.cache import Users
 from backend.web import openapi
 from backend.web.arguments import Arguments
 from backend.web.rate_limits import spend_as_user
@@ -19,8 +19,7 @@ REFUSALS = openapi.responses(400, 401, 403, 429, 500, 503)
 
 
 def route_for(*, read: str, write: str, body_limit: int = 64 * 1024) -> type["PersonRoute"]:
-    """A route class for people, whose OAuth access tokens and API keys need the scope `read` for GET and `write` for
-    the rest.
+    """A route class for users. OAuth access tokens and API keys need the scope `read` for GET, else `write`.
 
     `body_limit`: in bytes.
     """
@@ -28,17 +27,17 @@ def route_for(*, read: str, write: str, body_limit: int = 64 * 1024) -> type["Pe
 
 
 def require_role(role: str) -> type["PersonRoute"]:
-    """A route class for people whose row has the role. No OAuth access token and no API key will do.
+    """A route class for users whose row has the role. OAuth access tokens and API keys are refused.
 
-    What the token says of roles does not count: it may be older than the row.
+    The token's own roles are ignored, because they may be older than the row's.
     """
     return type("Route", (PersonRoute,), {"role": role})
 
 
 class PersonRoute(BearerRoute):
-    """The order of refusals: token, rate, person, scope, account, role, content type, size, then what the body says."""
+    """Checks in this order: token, rate limit, subject, scope, account, role, content type, size, then the body."""
 
-    scopes: tuple[str, ...] = ()  # for GET, for the rest; without any, no OAuth access token or API key is let in
+    scopes: tuple[str, ...] = ()  # for GET, for other methods; if empty, OAuth access tokens and API keys are refused
     role: str | None = None
     body_limit: int = 64 * 1024  # bytes
 
@@ -52,7 +51,7 @@ class PersonRoute(BearerRoute):
         if self.scopes:
             bearer.require_scopes(principal, self.scopes[request.scope["method"] != "GET"])
         elif principal.scopes is not None:
-            raise forbidden("This is for the person alone: an OAuth access token or an API key will not do.")
+            raise forbidden("This operation requires a session token. OAuth access tokens and API keys are refused.")
         user = await users.resolve(principal)
         if principal.issued_at <= user.tokens_valid_after:
             raise bearer.refusal(InvalidToken(Reason.REVOKED))
@@ -65,7 +64,7 @@ class PersonRoute(BearerRoute):
         self._media_types = MERGE_PATCH if "PATCH" in (self.methods or ()) else JSON
 
     async def answer(self, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with compiled arguments; `get_route_handler` is FastAPI's way."""
+        """Answer a request from the compiled dispatcher. FastAPI itself uses `get_route_handler`."""
         request = self._request(scope, receive)
         await self.judge(request)
         answer = await self.endpoint(**await arguments.of(request))
@@ -84,7 +83,7 @@ class PersonRoute(BearerRoute):
 
 
 async def caller_database(request: Request, _: CurrentPrincipal) -> Database:
-    """The database as the caller sees it: their rows, and nobody else's."""
+    """The database, limited to the caller's rows."""
     state: dict[str, Any] = request.scope["state"]
     return Database(state["pool"], state["user"].actor)
 

@@ -1,4 +1,4 @@
-"""Everything of the caller, as lines of JSON: one batch of rows in memory, and no connection while a client reads."""
+"""Streams all data of the caller as NDJSON. Holds one batch of rows and no database connection while a client reads."""
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
@@ -9,22 +9,18 @@ from fastapi.responses import StreamingResponse
 from psycopg_pool import PoolTimeout
 from pydantic_core import to_json
 from sqlalchemy import Table, bindparam, select, tuple_
-from sqlmodel import SQLModel
 
 from backend.database import Cost, Database, Row, Statement
 from backend.resources.models import CALLER
-from backend.users import belongings
+from backend.users import owned_data
 
 FORMAT: Final = 1
 BATCH: Final = 200  # rows
-PATIENCE: Final = 10  # times that a batch waits in the queue, 3 s each
-
-USERS = SQLModel.metadata.tables["users"]
-ME = Statement(select(USERS).where(USERS.c.id == CALLER))
+ATTEMPTS: Final = 10  # to get a connection for a batch, 3 s each
 
 
 class Listing(NamedTuple):
-    """The rows of a table by their key: the first of them, and those behind the parameters `after_<column>`."""
+    """The statements for one table, in key order. `next` reads the batch after the parameters `after_<column>`."""
 
     key: tuple[str, ...]
     first: Statement
@@ -37,12 +33,12 @@ class Lines(StreamingResponse):
 
 @lru_cache(1)
 def listings() -> Mapping[str, Listing]:
-    return {table.name: listing(table) for table in belongings.tables() if not belongings.is_bookkeeping(table)}
+    return {table.name: listing(table) for table in owned_data.tables() if not owned_data.is_bookkeeping(table)}
 
 
 def listing(table: Table) -> Listing:
     key = [column for column in table.primary_key if column.name != "owner_id"]
-    columns = [c for c in table.c if c.computed is None and c.name != "owner_id" and not belongings.is_bookkeeping(c)]
+    columns = [c for c in table.c if c.computed is None and c.name != "owner_id" and not owned_data.is_bookkeeping(c)]
     query = select(*columns).where(table.c.owner_id == CALLER).order_by(*key).limit(BATCH)
     after = tuple_(*(bindparam(f"after_{column.name}", type_=column.type) for column in key))
     first, following = (Statement(each, cost=Cost.long) for each in (query, query.where(tuple_(*key) > after)))
@@ -50,9 +46,9 @@ def listing(table: Table) -> Listing:
 
 
 async def lines(database: Database, me: Row) -> AsyncIterator[bytes]:
-    """`me`: the caller's own row. The last line says how many rows there were: without it, some are missing.
+    """`me`: the caller's own row. The last line contains the number of rows; without it the export is incomplete.
 
-    Each batch is of its own moment: what is changed meanwhile is there as it was or as it is.
+    Each batch is read in a transaction of its own, so the export is not a snapshot.
     """
     names = ["users", *listings()]
     yield line("export", format=FORMAT, made_at=datetime.now(UTC), subject=me["subject"], tables=names)
@@ -69,8 +65,8 @@ async def lines(database: Database, me: Row) -> AsyncIterator[bytes]:
 
 
 async def _batch(database: Database, statement: Statement, **after: object) -> list[Row]:
-    """The answer has begun, so a full queue must not end it: the export holds nothing that others wait for."""
-    for _ in range(PATIENCE - 1):
+    """Retry while the pool is exhausted: the response has started, and an export holds no connection meanwhile."""
+    for _ in range(ATTEMPTS - 1):
         try:
             return await database.rows(statement, **after)
         except PoolTimeout:

@@ -1,4 +1,4 @@
-"""The local row of a person whom Better Auth knows, and what is noted of what was done to it."""
+"""The tables of users, erased accounts, received security events and the audit log."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -17,7 +17,7 @@ class UserStatus(StrEnum):
 
 
 class User(SQLModel, table=True):
-    """One row a person: unique on the issuer's first name and the subject. Email is data, never identity."""
+    """One row per user, identified by the issuer's first name and the subject, never by email."""
 
     __tablename__ = "users"
     __table_args__ = (
@@ -31,7 +31,7 @@ class User(SQLModel, table=True):
     issuer: str = Field(sa_type=Text)
     subject: str = Field(sa_type=Text)
 
-    # Better Auth's, kept in step with the claims. `claims_at` is the time that the claims last written speak of.
+    # Better Auth's, updated from claims. `claims_at` is the time of the data that were last written.
     email: str | None = Field(default=None, sa_type=Text)
     email_verified: bool = Field(sa_column_kwargs={"server_default": text("false")})
     name: str | None = Field(default=None, sa_type=Text)
@@ -44,7 +44,7 @@ class User(SQLModel, table=True):
     banned: bool = Field(sa_column_kwargs={"server_default": text("false")})
     banned_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
 
-    # This API's own. A trigger derives `status`: a person is active if neither `suspended_here` nor `banned` is true.
+    # This API's own. A trigger derives `status`: a user is active if neither `suspended_here` nor `banned` is true.
     suspended_here: bool = Field(sa_column_kwargs={"server_default": text("false")})
     status: UserStatus = Field(sa_type=Text, sa_column_kwargs={"server_default": "active"})
     status_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
@@ -56,10 +56,9 @@ class User(SQLModel, table=True):
 
 
 class Erasure(SQLModel, table=True):
-    """What outlives an erased row for 30 days: the order of events.
+    """The times and roles of an erased account, kept for 30 days. A trigger copies them to a new row of the user.
 
-    A token or an event from before the erasure would otherwise restore a role, or its own validity, in the fresh row.
-    A trigger on `users` hands it on.
+    Otherwise a token or an event from before the erasure could restore a role, or become valid again.
     """
 
     __tablename__ = "erasures"
@@ -75,8 +74,19 @@ class Erasure(SQLModel, table=True):
     erased_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
 
 
+class ReceivedEvent(SQLModel, table=True):
+    """A security event token that has been applied. Its `jti` is kept to ignore repeated deliveries."""
+
+    __tablename__ = "security_events"
+    __table_args__ = (Index("security_events_by_age", "received_at"),)
+
+    issuer: str = Field(sa_type=Text, primary_key=True)
+    jti: str = Field(sa_type=Text, primary_key=True)
+    received_at: datetime = Field(sa_type=DateTime(timezone=True), sa_column_kwargs={"server_default": func.now()})
+
+
 class AuditSource(StrEnum):
-    """Who had it done: an administrator here, the command line, Better Auth by an event, or the person."""
+    """The origin of an action: an administrator, the command line, a Better Auth event, or the user."""
 
     admin = "admin"
     cli = "cli"
@@ -85,7 +95,7 @@ class AuditSource(StrEnum):
 
 
 class AuditEntry(SQLModel, table=True):
-    """What was done to an account. It is written once, and outlives the account: no foreign key leads to the user."""
+    """An action on an account. Never updated, and without a foreign key to `users`, so that it outlives the account."""
 
     __tablename__ = "audit_log"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""/api/v1/users: HTTP in, HTTP out."""
+"""The routes of /api/v1/users/me."""
 
 from typing import Annotated
 
@@ -7,11 +7,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from backend.auth import CurrentPrincipal
 from backend.database import SYSTEM, Database
 from backend.resources.responses import Answer
-from backend.users import service
 from backend.users.caller import REFUSALS, CallerDatabase, PersonRoute, route_for
 from backend.users.export import Lines
 from backend.users.schemas import Me, MeUpdate
-from backend.users.service import UserService
+from backend.users.service import UserService, erase
 from backend.web import openapi
 
 router = APIRouter(
@@ -20,52 +19,49 @@ router = APIRouter(
     route_class=route_for(read="profile", write="profile"),
     responses=REFUSALS,
 )
-# A client that may know who somebody is may neither take everything away nor erase it.
+# Requires a session token: an OAuth client with the scope `profile` must neither export nor erase the service.
 person_router = APIRouter(prefix="/api/v1/users", tags=["users"], route_class=PersonRoute, responses=REFUSALS)
 
 
-async def caller_account(database: CallerDatabase, principal: CurrentPrincipal) -> UserService:
+async def user_service(database: CallerDatabase, principal: CurrentPrincipal) -> UserService:
     return UserService(database, principal)
 
 
-Account = Annotated[UserService, Depends(caller_account)]
+Service = Annotated[UserService, Depends(user_service)]
 
-one = Answer(Me)
+me_response = Answer(Me)
 
-# For OpenAPI.
-DISPOSITION = {
-    "Content-Disposition": {"description": "A name for the file.", "schema": {"type": "string"}},
-}
+DISPOSITION = {"Content-Disposition": {"description": "The suggested file name.", "schema": {"type": "string"}}}
 
 
 @router.get("/me", response_model=Me)
-async def get_me(account: Account) -> Response:
-    """The caller: the local row, and how the token was judged."""
-    return one(await account.get())
+async def get_me(service: Service) -> Response:
+    """Get the current user: the local account, and the claims of the token."""
+    return me_response(await service.get())
 
 
 @router.patch("/me", response_model=Me, responses=openapi.responses(413, 415, 422))
-async def update_me(account: Account, data: MeUpdate) -> Response:
-    """Change what belongs to this API. Name, email, picture and roles are Better Auth's, and changed there."""
-    return one(await account.update(data))
+async def update_me(service: Service, data: MeUpdate) -> Response:
+    """Change the settings stored by this API. Name, email, picture and roles are changed at Better Auth."""
+    return me_response(await service.update(data))
 
 
 @person_router.get("/me/export", response_class=Lines, responses=openapi.responses(404, headers={200: DISPOSITION}))
-async def export_me(account: Account) -> Response:
-    """Everything that is kept here of the caller, one JSON object a line (NDJSON).
+async def export_me(service: Service) -> Response:
+    """Export all data of the current user as NDJSON, one JSON object per line.
 
-    The first line says what it is; then comes each row, `kind` its table; the last one counts them, and is missing when
-    the answer was cut off.
+    The first line describes the export. Each row follows, with its table as `kind`. The last line contains the number
+    of rows; without it the export is incomplete.
     """
-    return await account.export()
+    return await service.export()
 
 
 @person_router.delete("/me", status_code=204, response_class=Response)
 async def erase_me(request: Request, principal: CurrentPrincipal) -> None:
-    """Erase everything that is kept here of the caller, at once. The account at Better Auth stays.
+    """Erase the current user's account and all its data in this API. The account at Better Auth stays.
 
-    The next request with a token starts anew, under a new id.
+    The next request with a token creates a new account with a new id.
     """
     state = request.state
     system = Database(state.pool, SYSTEM)
-    await service.erase(system, state.users, principal, state.user.id, state.request_id)
+    await erase(system, state.users, principal, state.user.id, state.request_id)

@@ -7,6 +7,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from backend.users.models import UserStatus
 
@@ -37,33 +38,34 @@ def _locale(value: str) -> str:
     return value
 
 
+_Locale = Annotated[str, AfterValidator(_locale), Field(max_length=100, json_schema_extra={"pattern": _LANGUAGE_TAG})]
+EXAMPLE_PROFILE: JsonDict = {
+    "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
+    "subject": "Yq2CLmVq0VVmJYFBzLkS8jDbNQvlnVpM",
+    "email": "ada@example.com",
+    "email_verified": True,
+    "name": "Ada Lovelace",
+    "image": None,
+    "roles": ["user"],
+    "is_anonymous": False,
+    "created_at": "2026-11-23T10:00:00Z",
+}
+_EXAMPLE: JsonDict = {
+    **EXAMPLE_PROFILE,
+    "scopes": None,
+    "status": "active",
+    "time_zone": "Europe/London",
+    "locale": "en-GB",
+    "issuer": "http://localhost:3000",
+    "expires_at": "2026-11-23T10:15:00Z",
+    "updated_at": "2026-11-23T10:00:00Z",
+}
+
+
 class Me(BaseModel):
     """The current user: the local account, and the claims of the token."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
-                    "email": "ada@example.com",
-                    "email_verified": True,
-                    "name": "Ada Lovelace",
-                    "image": None,
-                    "roles": ["user"],
-                    "scopes": None,
-                    "is_anonymous": False,
-                    "status": "active",
-                    "time_zone": "Europe/London",
-                    "locale": "en-GB",
-                    "issuer": "http://localhost:3000",
-                    "subject": "Yq2CLmVq0VVmJYFBzLkS8jDbNQvlnVpM",
-                    "expires_at": "2026-11-23T10:15:00Z",
-                    "created_at": "2026-11-23T10:00:00Z",
-                    "updated_at": "2026-11-23T10:00:00Z",
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     id: UUID
     email: str | None = Field(description="From Better Auth. Not unique.")
@@ -95,7 +97,4 @@ class MeUpdate(BaseModel):
     time_zone: Annotated[str, AfterValidator(_time_zone)] | None = Field(
         default=None, description="IANA time zone name."
     )
-    locale: (
-        Annotated[str, AfterValidator(_locale), Field(max_length=100, json_schema_extra={"pattern": _LANGUAGE_TAG})]
-        | None
-    ) = Field(default=None, description="BCP 47 language tag.")
+    locale: _Locale | None = Field(default=None, description="BCP 47 language tag.")

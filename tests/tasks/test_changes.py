@@ -256,7 +256,7 @@ async def test_a_token_is_good_for_one_account_alone(api: Api) -> None:
     # The account is erased, and made again by the next request.
     id = await owner(ada)
     await Database(api.state["pool"], SYSTEM).rows(raw("DELETE FROM users WHERE id = :id"), id=id)
-    api.state["users"].forget(ada.subject)
+    api.state["users"].invalidate(ada.subject)
     await ada.task("of the new account")
     assert await owner(ada) != id
     assert await copy.refused() == (410, "sync_token_expired")

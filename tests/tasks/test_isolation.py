@@ -16,7 +16,7 @@ from backend.tasks import statements as task_statements
 from backend.tasks import tags as tag_service
 from backend.tasks.models import Task
 from backend.users import export
-from backend.users import service as user_service
+from backend.users import statements as user_statements
 from tests.conftest import Api, Person
 from tests.isolation import forgotten_filter, owned_insert, owner_filter
 from tests.test_resources import RESOURCES
@@ -25,7 +25,7 @@ TASKS = "/api/v1/tasks"
 TAGS = "/api/v1/tags"
 ME = "/api/v1/users/me"
 ADMIN = "/api/v1/admin"
-MODULES = task_statements, tag_service, idempotency, user_service, export
+MODULES = task_statements, tag_service, idempotency, user_statements, export
 
 
 def statements() -> dict[str, Statement]:
@@ -45,7 +45,7 @@ def statements() -> dict[str, Statement]:
         ),
         "change": task_statements.change(frozenset({"title"}), excluding=True),
         "change of tags": task_statements.change(frozenset({"tags"})),
-        "users.change": user_service.change(frozenset({"locale"})),
+        "users.change": user_statements.update_me(frozenset({"locale"})),
         **{f"export of {name}": found.first for name, found in export.listings().items()},
         **{f"further export of {name}": found.next for name, found in export.listings().items()},
     }
@@ -255,7 +255,7 @@ async def test_the_database_shows_each_caller_only_their_rows(api: Api) -> None:
         ids[person.subject] = (await person.get("/api/v1/users/me")).json()["id"]
     pool = api.state["pool"]
     for person in people:
-        user = api.state["users"]._known[person.subject].user
+        user = api.state["users"]._cached[person.subject].user
         rows = await Database(pool, Actor.user(user.id)).rows(careless)
         assert {str(row["owner_id"]) for row in rows} == {ids[person.subject]}
     assert await Database(pool, Actor("api_user")).rows(careless) == []
@@ -268,7 +268,7 @@ async def test_nobody_writes_into_anothers_name(api: Api) -> None:
     ada, eve = api.person(), api.person()
     task = await ada.task()
     await eve.task()
-    known = api.state["users"]._known
+    known = api.state["users"]._cached
     steal = Statement(update(Task).values(owner_id=bindparam("thief")).returning(col(Task.id)))
     with pytest.raises(Exception, match="row-level security"):
         await Database(api.state["pool"], known[ada.subject].user.actor).rows(steal, thief=known[eve.subject].user.id)

@@ -181,13 +181,13 @@ async def test_who_was_suspended_meanwhile_is_not_let_in_again_by_an_erasure(
     ada = api.person()
     await ada.task()
     id = await id_of(ada)
-    known = api.state["users"]._known[ada.subject].user
+    known = api.state["users"]._cached[ada.subject].user
     await as_system(api, lifecycle.set_suspended, id, True)
     with monkeypatch.context() as patched:
         patched.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))
         answer = await ada.delete(ME)
     assert (answer.status_code, answer.json()["code"]) == (403, "account_suspended")
-    api.state["users"].forget(ada.subject)
+    api.state["users"].invalidate(ada.subject)
     assert (await ada.get(ME)).json()["code"] == "account_suspended"
     assert (await owned_by(api, id))["tasks"] == 1
 

@@ -18,7 +18,7 @@ from backend.settings import Settings
 from backend.users import lifecycle
 from backend.users.admin import service
 from backend.users.admin.schemas import AuditRead, UserRead
-from backend.users.directory import KnownUser
+from backend.users.cache import KnownUser
 from backend.users.security_events.schemas import EventType
 from tests.conftest import BASE, Api, Person, create_database, running
 from tests.test_database import raw
@@ -87,7 +87,7 @@ async def test_the_row_decides_and_no_token(api: Api, root: Person) -> None:
     assert (await root.get(USERS)).status_code == 200
     id = await id_of(root)
     await as_system(api, lifecycle.set_roles, id, ["user"], datetime.now(UTC) + timedelta(seconds=1))
-    api.state["users"].forget(root.subject)
+    api.state["users"].invalidate(root.subject)
     for method, path in OPERATIONS:
         answer = await root.request(method, path.replace("{id}", str(uuid4())))
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
@@ -227,7 +227,7 @@ async def test_administrators_who_suspend_each_other_at_once_leave_one(
             assert len(left) == count - sum(answer.is_success for answer in answers)
             refusals |= {(a.status_code, a.json()["code"]) for a in answers if not a.is_success}
             await system.rows(again)
-            api.state["users"].forget_everybody()
+            api.state["users"].invalidate_all()
         assert refusals <= {(409, "last_administrator"), (403, "account_suspended")}
         assert refusals, "they were at it at once"
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from backend.database import SYSTEM, Database, Row, Transaction
-from backend.users import belongings, lifecycle
+from backend.users import lifecycle, owned_data
 from tests.conftest import ISSUER, Api, Person
 from tests.test_database import raw
 from tests.test_resources import RESOURCES
@@ -47,7 +47,7 @@ def of_keys(person: Person, scope: str, **claims: Any) -> list[str]:
 async def owned_by(api: Api, id: UUID) -> dict[str, int]:
     """How many rows each table has of somebody."""
     found = {}
-    for table in belongings.tables():
+    for table in owned_data.tables():
         count = raw(f"SELECT count(*) AS n FROM {table.name} WHERE owner_id = :id")  # noqa: S608  # of the metadata
         row = await Database(api.state["pool"], SYSTEM).row(count, id=id)
         assert row
@@ -131,7 +131,7 @@ async def test_older_roles_never_overwrite(api: Api) -> None:
     steps = [(["user"], EARLIER, False), (["user"], NOW, True), (["editor"], LATER, True), (["admin"], NOW, False)]
     for roles, at, applied in steps:
         assert await as_system(api, lifecycle.set_roles, id, roles, at) is applied
-    api.state["users"].forget(ada.subject)
+    api.state["users"].invalidate(ada.subject)
     assert (await ada.get(ME)).json()["roles"] == ["editor"]
 
 
@@ -171,7 +171,7 @@ async def test_nothing_of_an_account_is_left(api: Api, end: str) -> None:
             assert row[name] is None
     assert not any((await owned_by(api, id)).values())
     assert await owned_by(api, other) == theirs
-    api.state["users"].forget(ada.subject)
+    api.state["users"].invalidate(ada.subject)
     answer = await ada.get(ME)
     if end == "purge":
         assert (answer.status_code, answer.json()["code"]) == (403, "account_purged")
@@ -188,7 +188,7 @@ async def test_who_still_knows_the_old_id_writes_nothing_in_its_name(api: Api, e
     ada = api.person()
     await fill(ada)
     id = await id_of(ada)
-    known = api.state["users"]._known[ada.subject].user
+    known = api.state["users"]._cached[ada.subject].user
     await as_system(api, *((lifecycle.erase, id) if end == "erase" else (lifecycle.purge, id, NOW)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))
@@ -238,7 +238,7 @@ async def test_an_erasure_restores_neither_roles_nor_tokens(api: Api) -> None:
     id = await id_of(ada)
     await as_system(api, lifecycle.revoke_tokens, id, NOW - timedelta(seconds=90))
     await as_system(api, lifecycle.erase, id)
-    api.state["users"].forget(ada.subject)
+    api.state["users"].invalidate(ada.subject)
     stolen = {"Authorization": f"Bearer {old.token(iat=NOW.timestamp() - 100)}"}
     assert (await old.get(ME, headers=stolen)).status_code == 401
     assert (await old.get(ME)).json()["roles"] == ["user"]

@@ -13,7 +13,7 @@ from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, Index, Int
 from sqlalchemy.schema import SchemaItem
 
 from backend.database import SYSTEM, Database, Transaction
-from backend.users import belongings, lifecycle
+from backend.users import lifecycle, owned_data
 from tests.conftest import ISSUER, Api, Person
 from tests.test_database import raw
 from tests.users.test_lifecycle import NOW, as_system, fill, id_of, owned_by, row_of
@@ -30,7 +30,7 @@ async def merge(api: Api, old: Person, new: Person) -> None:
 
     await as_system(api, work)
     for person in old, new:
-        api.state["users"].forget(person.subject)
+        api.state["users"].invalidate(person.subject)
 
 
 @dataclass
@@ -218,7 +218,7 @@ async def test_a_suspension_moves_along(api: Api, refused_by: str, known: bool) 
         {"source": "event", "action": "suspend", "user_id": row["id"], "details": {"merged_from": guest.subject}}
     ]
     await as_system(api, lifecycle.set_suspended, row["id"], False)
-    api.state["users"].forget(ada.subject)
+    api.state["users"].invalidate(ada.subject)
     assert [task["title"] for task in (await ada.get(TASKS)).json()["items"]] == ["kept"]
 
 
@@ -279,12 +279,12 @@ def table(*items: SchemaItem) -> Table:
     ids=["expression", "partial"],
 )
 def test_a_key_that_a_merge_does_not_know_is_refused(index: Index) -> None:
-    with pytest.raises(TypeError, match="make it a constraint"):
-        belongings.Moved(table(Column("name", Integer), index))
+    with pytest.raises(TypeError, match="supports no unique index"):
+        owned_data.Transfer(table(Column("name", Integer), index))
 
 
 def test_bookkeeping_does_not_move() -> None:
-    moved = belongings.Moved(
+    moved = owned_data.Transfer(
         table(
             Column("name", Integer),
             Column("n", Integer, info={"bookkeeping": True}),

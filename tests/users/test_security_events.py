@@ -407,7 +407,7 @@ async def test_clocks_may_differ_a_little(
     api: Api, monkeypatch: pytest.MonkeyPatch, times: Mapping[str, float], status: int
 ) -> None:
     now = int(time.time())
-    monkeypatch.setattr(api.state["security_events"]._verifier, "_clock", lambda: now)
+    monkeypatch.setattr(api.state["security_events"]._verifier, "clock", lambda: now)
     claims: dict[str, Any] = {"iat": now, "toe": now} | {name: now + seconds for name, seconds in times.items()}
     assert (await send(api, api.issuer.security_event("user1", ENABLED, **claims))).status_code == status
 

@@ -12,7 +12,7 @@ import pytest
 
 from backend.auth import Principal
 from backend.database import SYSTEM, Database, Statement
-from backend.users import directory, lifecycle
+from backend.users import cache, lifecycle, system_statements, token_claims
 from backend.users.schemas import Me
 from tests.conftest import BASE, ISSUER, Api, Person, caught_up
 from tests.test_database import raw
@@ -36,7 +36,7 @@ async def rows_of(api: Api, subject: str) -> list[dict[str, Any]]:
 async def set_row(api: Api, subject: str, column: str, value: object) -> None:
     statement = raw(f"UPDATE users SET {column} = :value WHERE subject = :subject")  # noqa: S608  # of this file
     await Database(api.state["pool"], SYSTEM).rows(statement, value=value, subject=subject)
-    api.state["users"].forget(subject)
+    api.state["users"].invalidate(subject)
 
 
 async def me(person: Person, **claims: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ async def test_first_requests_in_several_processes_make_one_row(api: Api) -> Non
     """Each directory stands for a process of its own: nothing is shared but the database."""
     ada = api.person(name="Ada")
     principal = await api.state["bearer"].verifier.verify(ada.token())
-    processes = [directory.Users(api.state["pool"], ISSUER) for _ in range(20)]
+    processes = [cache.Users(api.state["pool"], ISSUER) for _ in range(20)]
     users = await asyncio.gather(*(process.resolve(principal) for process in processes))
     assert len({user.id for user in users}) == 1
     assert len(await rows_of(api, ada.subject)) == 1
@@ -100,7 +100,7 @@ async def test_newer_claims_are_taken_over_and_older_ones_are_not(api: Api) -> N
     assert (await me(ada, iat=NOW - 30, name="Ada L.", role="user"))["roles"] == ["user"]
     again = await me(ada, iat=NOW - 60, name="Ada", role="admin")
     assert (again["name"], again["roles"]) == ("Ada L.", ["user"])
-    api.state["users"].forget(ada.subject)
+    api.state["users"].invalidate(ada.subject)
     again = await me(ada, iat=NOW - 60, name="Ada", role="admin")
     assert (again["name"], again["roles"]) == ("Ada L.", ["user"])
 
@@ -125,7 +125,7 @@ async def test_the_roles_follow_the_newest_data_and_not_the_newest_token(api: Ap
     assert (await me(ada, iat=NOW - 50, updatedAt=new, role="user"))["roles"] == ["user"]
     for forget in False, True:
         if forget:
-            api.state["users"].forget(ada.subject)
+            api.state["users"].invalidate(ada.subject)
         assert (await me(ada, iat=NOW - 10, updatedAt=old, role="admin"))["roles"] == ["user"]
         assert (await ada.get("/api/v1/admin/users")).status_code == 403
     # A role that was set by SQL, which moves no `updatedAt`.
@@ -140,7 +140,7 @@ async def test_an_event_about_roles_is_newer_than_a_cookie_and_hides_no_profile(
     user_id = (await rows_of(api, ada.subject))[0]["id"]
     system = Database(api.state["pool"], SYSTEM)
     assert await system.transact(lambda transaction: lifecycle.set_roles(transaction, user_id, ["user"], **at))
-    api.state["users"].forget(ada.subject)
+    api.state["users"].invalidate(ada.subject)
     assert (await me(ada, iat=NOW - 50, updatedAt=moment(NOW - 300), role="admin", name="Ada"))["roles"] == ["user"]
     seen = await me(ada, iat=NOW - 40, updatedAt=moment(changed), role="user", name="Ada L.")
     assert (seen["roles"], seen["name"]) == (["user"], "Ada L.")
@@ -201,7 +201,7 @@ async def test_a_row_is_written_only_when_something_changed(api: Api) -> None:
     (before,) = await rows_of(api, ada.subject)
     for forget in False, True:
         if forget:
-            api.state["users"].forget(ada.subject)
+            api.state["users"].invalidate(ada.subject)
         await me(ada, iat=NOW - 30)
         assert await rows_of(api, ada.subject) == [before]
 
@@ -211,7 +211,7 @@ async def test_the_database_itself_holds_to_the_order_of_claims(api: Api) -> Non
     ada = api.person(name="Ada")
     await me(ada, iat=NOW - 30)
     (before,) = await rows_of(api, ada.subject)
-    ensure = directory.ensure(frozenset({"name"}))
+    ensure = system_statements.upsert_claims(frozenset({"name"}))
     for name, at in {"Eve": NOW - 31, "Ada": NOW}.items():
         moment = datetime.fromtimestamp(at, UTC)
         values = {"issuer": ISSUER, "subject": ada.subject, "name": name, "claims_at": moment, "said_at": moment}
@@ -274,7 +274,7 @@ async def test_a_tokens_claims_are_judged_once_and_kept_no_longer_than_it(
 ) -> None:
     ada, users, judged = api.person(name="Ada"), api.state["users"], []
     principal = await api.state["bearer"].verifier.verify(ada.token())
-    profile_of = directory.profile_of
+    profile_of = token_claims.profile_of
 
     def noted(principal: Principal) -> dict[str, Any]:
         judged.append(principal.subject)
@@ -282,7 +282,7 @@ async def test_a_tokens_claims_are_judged_once_and_kept_no_longer_than_it(
 
     await users.resolve(principal)
     await caught_up(users)
-    monkeypatch.setattr(directory, "profile_of", noted)
+    monkeypatch.setattr("backend.users.cache.profile_of", noted)
     for _ in range(3):
         assert (await users.resolve(principal)).profile["name"] == "Ada"
     assert not judged
@@ -290,10 +290,10 @@ async def test_a_tokens_claims_are_judged_once_and_kept_no_longer_than_it(
     for _ in range(3):
         assert (await users.resolve(other)).profile["name"] == "Ada Lovelace"
     assert judged == [ada.subject]
-    assert users._known[ada.subject].principal() is other
+    assert users._cached[ada.subject].principal() is other
     del other
     gc.collect()
-    assert users._known[ada.subject].principal() is None
+    assert users._cached[ada.subject].principal() is None
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from backend.auth import CurrentPrincipal
 from backend.database import SYSTEM, Database
 from backend.resources import pagination
 from backend.resources.responses import Answer
-from backend.users.admin.schemas import AuditPage, AuditQuery, AuditRead, UserPage, UserQuery, UserRead
-from backend.users.admin.service import AdminService
-from backend.users.admin.statements import ADMIN_ROLE, AUDIT, USERS
 from backend.users.caller import REFUSALS, require_role
 from backend.web import openapi
+
+from .schemas import AuditPage, AuditQuery, AuditRead, UserPage, UserQuery, UserRead
+from .service import AdminService
+from .statements import ADMIN_ROLE, AUDIT, USERS
 
 router = APIRouter(prefix="/api/v1/admin", tags=["users"], route_class=require_role(ADMIN_ROLE), responses=REFUSALS)
 

@@ -5,40 +5,39 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from backend.resources.pagination import Page, PageQuery
 from backend.resources.types import Storable
 from backend.users.models import AuditSource, UserStatus
+from backend.users.schemas import EXAMPLE_PROFILE
 
-_SUBJECT = "Yq2CLmVq0VVmJYFBzLkS8jDbNQvlnVpM"
+_USER: JsonDict = {
+    **EXAMPLE_PROFILE,
+    "status": "suspended",
+    "status_at": "2026-11-23T11:00:00Z",
+    "suspended_here": True,
+    "banned": False,
+    "tokens_valid_after": None,
+    "updated_at": "2026-11-23T11:00:00Z",
+}
+_ENTRY: JsonDict = {
+    "id": "019a9d85-3a40-7c11-8d5a-0f1e2d3c4b5a",
+    "at": "2026-11-23T11:00:00Z",
+    "source": "admin",
+    "actor": "019a9d4e-0000-7d20-9f0e-6a1b2c3d4e5f",
+    "action": "suspend",
+    "subject": EXAMPLE_PROFILE["subject"],
+    "user_id": EXAMPLE_PROFILE["id"],
+    "details": {},
+    "request_id": "0c8f1f3f3d6c4a37a0e8b4e2a1f7d9c5",
+}
 
 
 class UserRead(BaseModel):
     """A user's local account."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
-                    "subject": _SUBJECT,
-                    "email": "ada@example.com",
-                    "email_verified": True,
-                    "name": "Ada Lovelace",
-                    "image": None,
-                    "roles": ["user"],
-                    "is_anonymous": False,
-                    "status": "suspended",
-                    "status_at": "2026-11-23T11:00:00Z",
-                    "suspended_here": True,
-                    "banned": False,
-                    "tokens_valid_after": None,
-                    "created_at": "2026-11-23T10:00:00Z",
-                    "updated_at": "2026-11-23T11:00:00Z",
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_USER]})
 
     id: UUID
     subject: str = Field(description="The user's id at Better Auth.")
@@ -76,23 +75,7 @@ class UserQuery(PageQuery):
 class AuditRead(BaseModel):
     """An entry of the audit log: one action on an account."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "019a9d85-3a40-7c11-8d5a-0f1e2d3c4b5a",
-                    "at": "2026-11-23T11:00:00Z",
-                    "source": "admin",
-                    "actor": "019a9d4e-0000-7d20-9f0e-6a1b2c3d4e5f",
-                    "action": "suspend",
-                    "subject": _SUBJECT,
-                    "user_id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
-                    "details": {},
-                    "request_id": "0c8f1f3f3d6c4a37a0e8b4e2a1f7d9c5",
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_ENTRY]})
 
     id: UUID
     at: datetime = Field(description="Time of the action.")
@@ -117,5 +100,5 @@ class AuditQuery(PageQuery):
     user_id: UUID | None = Field(
         default=None,
         description="Only actions on this account (local id).",
-        examples=["019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f"],
+        examples=[EXAMPLE_PROFILE["id"]],
     )

@@ -1,5 +1,6 @@
 """Suspension, reinstatement and listing of users by administrators and the command line."""
 
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -11,14 +12,15 @@ from backend.database import SYSTEM, Database, Pool, Row, Transaction
 from backend.resources import pagination
 from backend.resources.types import Instant
 from backend.users import lifecycle
-from backend.users.admin import statements
-from backend.users.admin.schemas import AuditQuery, UserQuery
-from backend.users.admin.statements import ADMIN_ROLE, SELECT_BY_EITHER_ID, SELECT_OTHER_ADMINISTRATOR, SELECT_USER
 from backend.users.audit import record
+from backend.users.cache import KnownUser, Suspended, Users
 from backend.users.caller import MISSING_ROLE
-from backend.users.directory import KnownUser, Suspended, Users
 from backend.users.models import AuditSource, UserStatus
 from backend.web.problems import DomainError, NotFound
+
+from . import statements
+from .schemas import AuditQuery, UserQuery
+from .statements import ADMIN_ROLE, SELECT_BY_EITHER_ID, SELECT_OTHER_ADMINISTRATOR, SELECT_USER
 
 TIME: TypeAdapter[Any] = TypeAdapter(Instant)
 
@@ -102,7 +104,7 @@ class AdminService:
             return after
 
         row = await self._database.transact(work)
-        self._users.forget(row["subject"])
+        self._users.invalidate(row["subject"])
         return row
 
 
@@ -129,12 +131,9 @@ async def reinstate(pool: Pool, issuer: str, user: str) -> Row:
     `issuer`: the first of the issuer's names. Raises psycopg.Error, or LookupError if `user` matches no user or two of
     them, or if the account was purged.
     """
-
-    id: UUID | None
-    try:
+    id: UUID | None = None
+    with suppress(ValueError):
         id = UUID(user)
-    except ValueError:
-        id = None
 
     async def work(transaction: Transaction) -> Row:
         found = await transaction.rows(SELECT_BY_EITHER_ID, issuer=issuer, subject=user, user_id=id)

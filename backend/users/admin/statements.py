@@ -7,8 +7,9 @@ from sqlmodel import SQLModel, select
 
 from backend.database import Cost, Statement
 from backend.resources import pagination
-from backend.users.admin.schemas import AuditRead, UserRead
 from backend.users.models import UserStatus
+
+from .schemas import AuditRead, UserRead
 
 ADMIN_ROLE = "admin"
 USERS, AUDIT = (SQLModel.metadata.tables[name] for name in ("users", "audit_log"))
@@ -20,29 +21,24 @@ def _contains(column: ColumnElement[str | None]) -> ColumnElement[bool]:
     return func.strpos(found, wanted) > 0
 
 
+_USER_ID = bindparam("user_id", type_=Uuid)
 FILTERS: dict[str, ColumnElement[bool]] = {
     "status": USERS.c.status == bindparam("status"),
     "q": or_(_contains(USERS.c.email), _contains(USERS.c.name)),
-    "user_id": AUDIT.c.user_id == bindparam("user_id", type_=Uuid),
+    "user_id": AUDIT.c.user_id == _USER_ID,
 }
 SELECT_OTHER_ADMINISTRATOR = Statement(
     select(USERS.c.id)
-    .where(
-        USERS.c.id != bindparam("user_id", type_=Uuid),
-        USERS.c.status == UserStatus.active.value,
-        literal(ADMIN_ROLE) == func.any(USERS.c.roles),
-    )
+    .where(USERS.c.id != _USER_ID, USERS.c.status == UserStatus.active.value)
+    .where(literal(ADMIN_ROLE) == func.any(USERS.c.roles))
     .limit(1)
 )
 SELECT_BY_EITHER_ID = Statement(
-    select(USERS.c.id).where(
-        USERS.c.issuer == bindparam("issuer"),
-        or_(USERS.c.subject == bindparam("subject"), USERS.c.id == bindparam("user_id", type_=Uuid)),
-    )
+    select(USERS.c.id)
+    .where(USERS.c.issuer == bindparam("issuer"))
+    .where(or_(USERS.c.subject == bindparam("subject"), USERS.c.id == _USER_ID))
 )
-SELECT_USER = Statement(
-    select(*(USERS.c[name] for name in UserRead.model_fields)).where(USERS.c.id == bindparam("user_id", type_=Uuid))
-)
+SELECT_USER = Statement(select(*(USERS.c[name] for name in UserRead.model_fields)).where(USERS.c.id == _USER_ID))
 
 
 @lru_cache(32)

@@ -7,13 +7,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from backend.auth import KeysUnavailable
-from backend.users.security_events.schemas import Rejection
-from backend.users.security_events.service import SecurityEvents
-from backend.users.security_events.verification import Rejected
 from backend.web import openapi
 from backend.web.proxies import neighbourhood
 from backend.web.rate_limits import RateLimited
 from backend.web.requests import JSONRequest
+
+from .schemas import Rejection
+from .service import SecurityEvents
+from .verification import Rejected
 
 MEDIA_TYPE: Final = "application/secevent+jwt"
 MAX_BODY: Final = 16 * 1024
@@ -30,9 +31,7 @@ router = APIRouter(prefix="/api/v1", tags=["users"])
         400: {
             "description": "The token is rejected; sending it again unchanged cannot succeed (RFC 8935).",
             "model": Rejection,
-            "headers": {
-                "Content-Language": {"description": "The language of `description`.", "schema": {"type": "string"}}
-            },
+            "headers": {"Content-Language": {"description": "Of `description`.", "schema": {"type": "string"}}},
         },
         **openapi.responses(413, 415, 429, 500, 503),
     },

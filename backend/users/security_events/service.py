@@ -10,12 +10,13 @@ from backend.auth import KeySource
 from backend.database import SYSTEM, Database, Pool, Transaction
 from backend.users import lifecycle
 from backend.users.audit import record
-from backend.users.directory import Users
+from backend.users.cache import Users
 from backend.users.models import AuditSource
-from backend.users.security_events.schemas import Event, EventType, SecurityEvent
-from backend.users.security_events.statements import INSERT_RECEIVED_EVENT
-from backend.users.security_events.verification import Rejected, SecurityEventVerifier
 from backend.web.rate_limits import EventQuotas, RateLimited, Verdict
+
+from .schemas import Event, EventType, SecurityEvent
+from .statements import INSERT_RECEIVED_EVENT
+from .verification import Rejected, SecurityEventVerifier
 
 
 class SecurityEvents:
@@ -63,7 +64,7 @@ class SecurityEvents:
         self._judged("taken")
         # The database notifies the other workers. In this one the change holds before the sender gets the response.
         for subject in (event.subject, *(each.into for each in event.events if each.into)):
-            self._users.forget(subject)
+            self._users.invalidate(subject)
         return verdict
 
     async def _apply(self, transaction: Transaction, event: SecurityEvent, request_id: str) -> None:

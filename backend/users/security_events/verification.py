@@ -1,6 +1,7 @@
 """Verifies security event tokens (RFC 8417): form, signature, issuer, audience, subject and times."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -8,17 +9,9 @@ from pydantic import ValidationError
 
 from backend.auth import JWS, InvalidToken, KeySource, Reason, decode_object, parse_jws, verify_signature
 from backend.auth.claims import read_roles, without_unstorable
-from backend.users.security_events.schemas import (
-    Claims,
-    ClaimsChange,
-    Err,
-    Event,
-    EventType,
-    Merge,
-    SecurityEvent,
-    Subject,
-)
 from backend.web.rate_limits import EventQuotas
+
+from .schemas import Claims, ClaimsChange, Err, Event, EventType, Merge, SecurityEvent, Subject
 
 # Compared without case. RFC 8417, section 2.3, recommends to omit the prefix `application/`; this API requires that.
 TYPE: Final = "secevent+jwt"
@@ -26,12 +19,8 @@ MAX_HEADER: Final = 1024  # characters, from an address over its quota: `alg`, `
 WINDOW: Final = 300.0  # seconds between `iat` and now; a sender that retries later signs a new token
 LEEWAY: Final = 5.0  # seconds of clock skew
 
-_ERR = {
-    Reason.BAD_ALGORITHM: Err.invalid_key,
-    Reason.BAD_KEY_ID: Err.invalid_key,
-    Reason.UNKNOWN_KEY: Err.invalid_key,
-    Reason.BAD_SIGNATURE: Err.authentication_failed,
-}
+_ERR = dict.fromkeys((Reason.BAD_ALGORITHM, Reason.BAD_KEY_ID, Reason.UNKNOWN_KEY), Err.invalid_key)
+_ERR[Reason.BAD_SIGNATURE] = Err.authentication_failed
 
 
 class Rejected(Exception):
@@ -42,17 +31,17 @@ class Rejected(Exception):
         self.err = err
 
 
+@dataclass(kw_only=True, slots=True)
 class SecurityEventVerifier:
     """Verifies the security event tokens of one Better Auth server.
 
     `issuers`: the issuer's names. `audience`: the required audience. `clock`: seconds since 1970.
     """
 
-    def __init__(self, *, keys: KeySource, issuers: Sequence[str], audience: str, clock: Callable[[], float]) -> None:
-        self._keys = keys
-        self._issuers = issuers
-        self._audience = audience
-        self._clock = clock
+    keys: KeySource
+    issuers: Sequence[str]
+    audience: str
+    clock: Callable[[], float]
 
     async def verify(self, token: bytes, quotas: EventQuotas, *, is_over_quota: bool) -> SecurityEvent:
         """Return the content of a token. Raises Rejected, RateLimited or KeysUnavailable.
@@ -64,10 +53,10 @@ class SecurityEventVerifier:
             jws = _parse(token, longest_header=MAX_HEADER if is_over_quota else len(token))
             if is_over_quota:
                 quotas.check()
-                await verify_signature(jws, self._keys)
+                await verify_signature(jws, self.keys)
                 return self._read(jws)
             event = self._read(jws)
-            await verify_signature(jws, self._keys)
+            await verify_signature(jws, self.keys)
         except InvalidToken as error:
             raise Rejected(_ERR.get(error.reason, Err.invalid_request), error.reason) from None
         return event
@@ -90,18 +79,18 @@ class SecurityEventVerifier:
             raise InvalidToken(Reason.MALFORMED) from None
 
     def _check_names(self, claims: Claims) -> None:
-        if claims.iss not in self._issuers:
+        if claims.iss not in self.issuers:
             raise Rejected(Err.invalid_issuer, Reason.BAD_ISSUER)
-        if self._audience not in ([claims.aud] if isinstance(claims.aud, str) else claims.aud):
+        if self.audience not in ([claims.aud] if isinstance(claims.aud, str) else claims.aud):
             raise Rejected(Err.invalid_audience, Reason.BAD_AUDIENCE)
         self._check_subject(claims.sub_id)
 
     def _check_subject(self, subject: Subject) -> None:
-        if subject.iss not in self._issuers:
+        if subject.iss not in self.issuers:
             raise Rejected(Err.access_denied, "The subject belongs to another issuer.")
 
     def _check_times(self, claims: Claims) -> datetime:
-        now = self._clock()
+        now = self.clock()
         if abs(now - claims.iat) > WINDOW:
             raise Rejected(
                 Err.invalid_request, "iat is not within five minutes of now: check the clocks, sign a new token."

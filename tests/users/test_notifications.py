@@ -15,10 +15,11 @@ from backend.auth import Principal
 from backend.auth.testing import LocalIssuer
 from backend.database import SYSTEM, Database, Pool, Row, Statement
 from backend.settings import Settings
-from backend.users import invalidation
-from backend.users.directory import FIND, Suspended, Users
-from backend.users.invalidation import Listener
+from backend.users import notifications
+from backend.users.cache import Suspended, Users
+from backend.users.notifications import Listener
 from backend.users.security_events.schemas import EventType
+from backend.users.system_statements import FIND
 from tests.conftest import ISSUER, Api, caught_up, create_database, running
 from tests.relay import Relay
 from tests.test_database import raw
@@ -94,11 +95,11 @@ async def test_another_worker_refuses_at_once(api: Api, settings: Settings, issu
 
 async def test_an_answer_shows_that_all_was_heard(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """What all the rest stands on: PostgreSQL delivers a notification before the answer to a later question."""
-    monkeypatch.setattr(invalidation, "BEAT", 0.001)
+    monkeypatch.setattr(notifications, "POLL_INTERVAL", 0.001)
     told: set[str] = set()
     missed: list[str] = []
     word = ""
-    forget, believe = worker.users.forget, worker.users.believe
+    forget, believe = worker.users.invalidate, worker.users.confirm
 
     def watched_forget(subject: str) -> None:
         told.add(subject)
@@ -109,10 +110,10 @@ async def test_an_answer_shows_that_all_was_heard(worker: Worker, monkeypatch: p
             missed.append(word)
         believe(at)
 
-    monkeypatch.setattr(worker.users, "forget", watched_forget)
-    monkeypatch.setattr(worker.users, "believe", watched_believe)
+    monkeypatch.setattr(worker.users, "invalidate", watched_forget)
+    monkeypatch.setattr(worker.users, "confirm", watched_believe)
     for number in range(300):
-        await Database(worker.pool, SYSTEM).rows(invalidation.SAY, word=f"user{number}")
+        await Database(worker.pool, SYSTEM).rows(notifications.NOTIFY, payload=f"user{number}")
         word = f"user{number}"
         worker.clock.now += 1
         await caught_up(worker.users)
@@ -121,15 +122,15 @@ async def test_an_answer_shows_that_all_was_heard(worker: Worker, monkeypatch: p
 
 
 async def test_it_is_the_moment_of_the_question_that_counts(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = worker.listener._ask
+    ask = worker.listener._execute
 
     async def slow(*of: Any) -> None:
         await ask(*of)
         worker.clock.now += 10
 
-    monkeypatch.setattr(worker.listener, "_ask", slow)
+    monkeypatch.setattr(worker.listener, "_execute", slow)
     await caught_up(worker.users)
-    assert worker.users._believed <= worker.clock.now - 10
+    assert worker.users._confirmed_at <= worker.clock.now - 10
 
 
 async def test_a_row_read_before_a_change_and_had_after_it_is_not_remembered(
@@ -147,7 +148,7 @@ async def test_a_row_read_before_a_change_and_had_after_it_is_not_remembered(
             await caught_up(worker.users)
         return row
 
-    worker.users.forget_everybody()
+    worker.users.invalidate_all()
     monkeypatch.setattr(Database, "row", slow)
     assert await worker.is_let_in()
     assert changed
@@ -163,10 +164,10 @@ async def test_a_row_read_before_the_connection_was_lost_is_not_remembered(
         user = await original(self, *of)
         worker.relay.hang()
         await worker.suspend()
-        self.forget_everybody()  # as the listener does when it has a connection again
+        self.invalidate_all()  # as the listener does when it has a connection again
         return user
 
-    worker.users.forget_everybody()
+    worker.users.invalidate_all()
     with monkeypatch.context() as patched:
         patched.setattr(Users, "_load", slow)
         assert await worker.is_let_in()
@@ -177,24 +178,24 @@ async def test_nothing_is_believed_once_the_connection_is_lost(worker: Worker) -
     worker.relay.refusing = True
     connection = worker.listener._connection
     assert connection is not None
-    lost, believe = asyncio.Event(), worker.users.believe
+    lost, believe = asyncio.Event(), worker.users.confirm
 
     def watched(at: float) -> None:
         believe(at)
         lost.set()
 
-    with patch.object(worker.users, "believe", watched):
+    with patch.object(worker.users, "confirm", watched):
         async with worker.pool.connection() as another:
             await another.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
         async with asyncio.timeout(20):
             await lost.wait()
-    assert not worker.users.believed
+    assert not worker.users.is_current
     await worker.suspend()
     assert not await worker.is_let_in()
     worker.relay.refusing = False
     await caught_up(worker.users)
     assert not await worker.is_let_in()
-    assert worker.users.believed
+    assert worker.users.is_current
 
 
 async def test_a_connection_that_hangs_is_believed_for_750_ms(worker: Worker) -> None:
@@ -215,13 +216,13 @@ async def test_a_connection_that_hangs_is_given_up(worker: Worker) -> None:
     worker.clock.now += 1
     await caught_up(worker.users)
     assert not await worker.is_let_in()
-    assert worker.users.believed
+    assert worker.users.is_current
 
 
 async def test_what_is_remembered_holds_as_long_as_the_connection_does(worker: Worker) -> None:
     """A process that was stopped for a while has missed nothing: it was all waiting for it."""
     worker.clock.now += 59
-    assert not worker.users.believed
+    assert not worker.users.is_current
     await caught_up(worker.users)
     assert await worker.costs_nothing()
 
@@ -244,7 +245,7 @@ async def test_a_new_connection_begins_with_nothing_remembered(worker: Worker) -
 async def test_what_this_process_changes_it_forgets_itself(worker: Worker) -> None:
     worker.relay.hang()
     await worker.suspend()
-    worker.users.forget(worker.ada.subject)
+    worker.users.invalidate(worker.ada.subject)
     assert not await worker.is_let_in()
 
 
@@ -260,7 +261,7 @@ async def test_what_a_process_did_holds_there_before_it_hears_of_it(
             id = (await ada.get(ME)).json()["id"]
             relay.refusing = True
             relay.hang()
-            monkeypatch.setattr(Users, "believed", True)
+            monkeypatch.setattr(Users, "is_current", True)
             if how == "erasure":
                 await ada.delete(ME)
                 assert (await ada.get(ME)).json()["id"] != id
@@ -282,12 +283,12 @@ async def test_the_application_starts_without_a_listener_and_finds_it(settings: 
             ada = api.person()
             users: Users = api.state["users"]
             assert (await ada.get(ME)).status_code == 200
-            assert not users.believed
+            assert not users.is_current
             await Database(api.state["pool"], SYSTEM).rows(SUSPEND, subject=ada.subject)
             assert (await ada.get(ME)).status_code == 403
             relay.refusing = False
             await caught_up(users)
-            assert users.believed
+            assert users.is_current
 
 
 @pytest.mark.parametrize("through", ["another database", "a relay that is down"])
@@ -301,7 +302,7 @@ async def test_a_listener_that_cannot_hear_says_so_once(
         users = Users(pool, ISSUER)
         listener = Listener(url, pool, users, patience=0.05)
         tried = asyncio.Event()
-        noted = listener._note
+        noted = listener._report
         attempts = 0
 
         def note(error: Exception | None) -> None:
@@ -311,12 +312,12 @@ async def test_a_listener_that_cannot_hear_says_so_once(
             if attempts == 3:
                 tried.set()
 
-        with caplog.at_level(logging.INFO), patch.object(listener, "_note", note):
+        with caplog.at_level(logging.INFO), patch.object(listener, "_report", note):
             async with listener:
                 async with asyncio.timeout(20):
                     await tried.wait()
-                assert not users.believed
-    (record,) = [record for record in caplog.records if record.name == invalidation.__name__]
+                assert not users.is_current
+    (record,) = [record for record in caplog.records if record.name == notifications.__name__]
     assert ("DATABASE_DIRECT_URL" in record.getMessage()) == (through == "another database")
     assert url not in record.getMessage()
 
@@ -329,15 +330,15 @@ async def test_leaving_waits_for_no_server_and_says_nothing(
         users = Users(pool, ISSUER)
         listener = Listener(relay.url, pool, users)
         asked = asyncio.Event()
-        ask = listener._ask
+        ask = listener._execute
 
         async def watched(*of: Any) -> None:
-            if users.believed:
+            if users.is_current:
                 relay.hang()
                 asked.set()
             await ask(*of)
 
-        monkeypatch.setattr(listener, "_ask", watched)
+        monkeypatch.setattr(listener, "_execute", watched)
         async with listener, asyncio.timeout(20):
             await asked.wait()
             relay.refusing = True
