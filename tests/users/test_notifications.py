@@ -1,4 +1,4 @@
-"""What a worker remembers of people: forgotten when it changes, and not believed while a change could be missed."""
+"""The user cache: entries are removed when a row changes, and unused while a notification could be missed."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ class Clock:
 
 @dataclass
 class Worker:
-    """A pool, people and a listener as one process has them, the listener's way to PostgreSQL through a relay."""
+    """The pool, cache and listener of one process. The listener connects to PostgreSQL through a relay."""
 
     pool: Pool
     users: Users
@@ -48,18 +48,18 @@ class Worker:
     ada: Principal
 
     async def suspend(self) -> None:
-        """As somebody else would, anywhere."""
+        """Suspend her in the database, as another process would."""
         await Database(self.pool, SYSTEM).rows(SUSPEND, subject=self.ada.subject)
 
-    async def is_let_in(self) -> bool:
+    async def is_accepted(self) -> bool:
         try:
             await self.users.resolve(self.ada)
         except Suspended:
             return False
         return True
 
-    async def costs_nothing(self) -> bool:
-        """Whether she is remembered, and what is remembered is believed."""
+    async def needs_no_statement(self) -> bool:
+        """Whether her cached row is used."""
         with patch.object(Users, "_load", side_effect=AssertionError) as load:
             with suppress(AssertionError):
                 await self.users.resolve(self.ada)
@@ -76,8 +76,8 @@ async def worker(database_url: str, issuer: LocalIssuer) -> AsyncIterator[Worker
         async with listener:
             await caught_up(users)
             worker = Worker(pool, users, listener, relay, clock, ada)
-            assert await worker.is_let_in()
-            assert await worker.costs_nothing()
+            assert await worker.is_accepted()
+            assert await worker.needs_no_statement()
             yield worker
 
 
@@ -93,39 +93,43 @@ async def test_another_worker_refuses_at_once(api: Api, settings: Settings, issu
             assert (await person.get(ME)).json()["code"] == "account_suspended"
 
 
-async def test_an_answer_shows_that_all_was_heard(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What all the rest stands on: PostgreSQL delivers a notification before the answer to a later question."""
+async def test_a_notification_arrives_before_the_response_to_a_later_statement(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guarantee of PostgreSQL on which the listener relies."""
     monkeypatch.setattr(notifications, "POLL_INTERVAL", 0.001)
-    told: set[str] = set()
+    received: set[str] = set()
     missed: list[str] = []
-    word = ""
-    forget, believe = worker.users.invalidate, worker.users.confirm
+    payload = ""
+    invalidate, confirm = worker.users.invalidate, worker.users.confirm
 
-    def watched_forget(subject: str) -> None:
-        told.add(subject)
-        forget(subject)
+    def watched_invalidate(subject: str) -> None:
+        received.add(subject)
+        invalidate(subject)
 
-    def watched_believe(at: float) -> None:
-        if at >= worker.clock.now and word not in told:
-            missed.append(word)
-        believe(at)
+    def watched_confirm(at: float) -> None:
+        if at >= worker.clock.now and payload not in received:
+            missed.append(payload)
+        confirm(at)
 
-    monkeypatch.setattr(worker.users, "invalidate", watched_forget)
-    monkeypatch.setattr(worker.users, "confirm", watched_believe)
+    monkeypatch.setattr(worker.users, "invalidate", watched_invalidate)
+    monkeypatch.setattr(worker.users, "confirm", watched_confirm)
     for number in range(300):
         await Database(worker.pool, SYSTEM).rows(notifications.NOTIFY, payload=f"user{number}")
-        word = f"user{number}"
+        payload = f"user{number}"
         worker.clock.now += 1
         await caught_up(worker.users)
     assert missed == []
-    assert len(told) == 300
+    assert len(received) == 300
 
 
-async def test_it_is_the_moment_of_the_question_that_counts(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = worker.listener._execute
+async def test_the_cache_is_confirmed_as_of_the_time_of_sending(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = worker.listener._execute
 
     async def slow(*of: Any) -> None:
-        await ask(*of)
+        await execute(*of)
         worker.clock.now += 10
 
     monkeypatch.setattr(worker.listener, "_execute", slow)
@@ -133,7 +137,7 @@ async def test_it_is_the_moment_of_the_question_that_counts(worker: Worker, monk
     assert worker.users._confirmed_at <= worker.clock.now - 10
 
 
-async def test_a_row_read_before_a_change_and_had_after_it_is_not_remembered(
+async def test_a_row_that_changes_while_it_is_read_is_not_cached(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Database.row
@@ -150,12 +154,12 @@ async def test_a_row_read_before_a_change_and_had_after_it_is_not_remembered(
 
     worker.users.invalidate_all()
     monkeypatch.setattr(Database, "row", slow)
-    assert await worker.is_let_in()
+    assert await worker.is_accepted()
     assert changed
-    assert not await worker.is_let_in()
+    assert not await worker.is_accepted()
 
 
-async def test_a_row_read_before_the_connection_was_lost_is_not_remembered(
+async def test_a_row_that_is_read_while_the_connection_is_lost_is_not_cached(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Users._load
@@ -170,18 +174,18 @@ async def test_a_row_read_before_the_connection_was_lost_is_not_remembered(
     worker.users.invalidate_all()
     with monkeypatch.context() as patched:
         patched.setattr(Users, "_load", slow)
-        assert await worker.is_let_in()
-    assert not await worker.is_let_in()
+        assert await worker.is_accepted()
+    assert not await worker.is_accepted()
 
 
-async def test_nothing_is_believed_once_the_connection_is_lost(worker: Worker) -> None:
+async def test_the_cache_is_unused_once_the_connection_is_lost(worker: Worker) -> None:
     worker.relay.refusing = True
     connection = worker.listener._connection
     assert connection is not None
-    lost, believe = asyncio.Event(), worker.users.confirm
+    lost, confirm = asyncio.Event(), worker.users.confirm
 
     def watched(at: float) -> None:
-        believe(at)
+        confirm(at)
         lost.set()
 
     with patch.object(worker.users, "confirm", watched):
@@ -191,23 +195,23 @@ async def test_nothing_is_believed_once_the_connection_is_lost(worker: Worker) -
             await lost.wait()
     assert not worker.users.is_current
     await worker.suspend()
-    assert not await worker.is_let_in()
+    assert not await worker.is_accepted()
     worker.relay.refusing = False
     await caught_up(worker.users)
-    assert not await worker.is_let_in()
+    assert not await worker.is_accepted()
     assert worker.users.is_current
 
 
-async def test_a_connection_that_hangs_is_believed_for_750_ms(worker: Worker) -> None:
+async def test_the_cache_is_used_for_750_ms_after_the_connection_hangs(worker: Worker) -> None:
     worker.relay.hang()
     await worker.suspend()
     worker.clock.now += 0.75
-    assert await worker.is_let_in()
+    assert await worker.is_accepted()
     worker.clock.now += 0.001
-    assert not await worker.is_let_in()
+    assert not await worker.is_accepted()
 
 
-async def test_a_connection_that_hangs_is_given_up(worker: Worker) -> None:
+async def test_a_connection_that_hangs_is_replaced(worker: Worker) -> None:
     await worker.relay.accepted.get()
     worker.relay.hang()
     await worker.suspend()
@@ -215,42 +219,42 @@ async def test_a_connection_that_hangs_is_given_up(worker: Worker) -> None:
         await worker.relay.accepted.get()
     worker.clock.now += 1
     await caught_up(worker.users)
-    assert not await worker.is_let_in()
+    assert not await worker.is_accepted()
     assert worker.users.is_current
 
 
-async def test_what_is_remembered_holds_as_long_as_the_connection_does(worker: Worker) -> None:
-    """A process that was stopped for a while has missed nothing: it was all waiting for it."""
+async def test_the_cache_survives_a_pause_of_the_process(worker: Worker) -> None:
+    """Notifications wait in the connection meanwhile, so none is missed."""
     worker.clock.now += 59
     assert not worker.users.is_current
     await caught_up(worker.users)
-    assert await worker.costs_nothing()
+    assert await worker.needs_no_statement()
 
 
-async def test_who_is_remembered_is_asked_after_once_a_minute(worker: Worker) -> None:
+async def test_a_cached_user_is_read_again_after_a_minute(worker: Worker) -> None:
     worker.clock.now += 60
     await caught_up(worker.users)
-    assert not await worker.costs_nothing()
-    assert await worker.is_let_in()
-    assert await worker.costs_nothing()
+    assert not await worker.needs_no_statement()
+    assert await worker.is_accepted()
+    assert await worker.needs_no_statement()
 
 
-async def test_a_new_connection_begins_with_nothing_remembered(worker: Worker) -> None:
+async def test_a_new_connection_clears_the_cache(worker: Worker) -> None:
     worker.relay.drop()
     worker.clock.now += 1
     await caught_up(worker.users)
-    assert not await worker.costs_nothing()
+    assert not await worker.needs_no_statement()
 
 
-async def test_what_this_process_changes_it_forgets_itself(worker: Worker) -> None:
+async def test_invalidate_removes_a_user_without_a_notification(worker: Worker) -> None:
     worker.relay.hang()
     await worker.suspend()
     worker.users.invalidate(worker.ada.subject)
-    assert not await worker.is_let_in()
+    assert not await worker.is_accepted()
 
 
 @pytest.mark.parametrize("how", ["event", "suspension", "erasure"])
-async def test_what_a_process_did_holds_there_before_it_hears_of_it(
+async def test_a_change_applies_in_its_own_process_before_the_notification(
     settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     async with Relay(settings.database_url) as relay:
@@ -275,7 +279,7 @@ async def test_what_a_process_did_holds_there_before_it_hears_of_it(
             assert (await ada.get(ME)).json()["code"] == "account_suspended"
 
 
-async def test_the_application_starts_without_a_listener_and_finds_it(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_the_application_starts_before_the_listener_can_connect(settings: Settings, issuer: LocalIssuer) -> None:
     async with Relay(settings.database_url) as relay:
         relay.refusing = True
         config = settings.model_copy(update={"database_direct_url": relay.url})
@@ -292,27 +296,27 @@ async def test_the_application_starts_without_a_listener_and_finds_it(settings: 
 
 
 @pytest.mark.parametrize("through", ["another database", "a relay that is down"])
-async def test_a_listener_that_cannot_hear_says_so_once(
+async def test_a_listener_without_notifications_logs_one_warning(
     postgres: str, database_url: str, through: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A transaction pooler would swallow notifications, another database has others: each beat would be answered."""
+    """Neither a transaction pooler nor another database delivers them, though both answer every statement."""
     async with Relay(database_url) as relay, Pool(database_url, size=5) as pool:
         relay.refusing = True
         url = create_database(postgres, f"deaf_{uuid4().hex[:8]}") if through == "another database" else relay.url
         users = Users(pool, ISSUER)
         listener = Listener(url, pool, users, patience=0.05)
         tried = asyncio.Event()
-        noted = listener._report
+        report = listener._report
         attempts = 0
 
-        def note(error: Exception | None) -> None:
+        def counted(error: Exception | None) -> None:
             nonlocal attempts
-            noted(error)
+            report(error)
             attempts += 1
             if attempts == 3:
                 tried.set()
 
-        with caplog.at_level(logging.INFO), patch.object(listener, "_report", note):
+        with caplog.at_level(logging.INFO), patch.object(listener, "_report", counted):
             async with listener:
                 async with asyncio.timeout(20):
                     await tried.wait()
@@ -322,24 +326,24 @@ async def test_a_listener_that_cannot_hear_says_so_once(
     assert url not in record.getMessage()
 
 
-async def test_leaving_waits_for_no_server_and_says_nothing(
+async def test_closing_does_not_wait_for_a_hanging_server(
     database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the midst of a question that a server which hangs never answers."""
+    """Nor does it log a warning. A statement is under way that the server never answers."""
     async with Relay(database_url) as relay, Pool(database_url, size=5) as pool:
         users = Users(pool, ISSUER)
         listener = Listener(relay.url, pool, users)
-        asked = asyncio.Event()
-        ask = listener._execute
+        sent = asyncio.Event()
+        execute = listener._execute
 
         async def watched(*of: Any) -> None:
             if users.is_current:
                 relay.hang()
-                asked.set()
-            await ask(*of)
+                sent.set()
+            await execute(*of)
 
         monkeypatch.setattr(listener, "_execute", watched)
         async with listener, asyncio.timeout(20):
-            await asked.wait()
+            await sent.wait()
             relay.refusing = True
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
