@@ -1,4 +1,4 @@
-"""What a person may do with their whole account here: take everything along, and erase it."""
+"""Export and erasure of the caller's account."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ async def test_an_export_of_many_batches_has_every_row_once(api: Api) -> None:
 
 
 class Reader:
-    """A client that reads as slowly as the test lets it."""
+    """A client whose reading speed the test controls."""
 
     def __init__(self, api: Api, person: Person) -> None:
         self.api = api
@@ -104,7 +104,7 @@ class Reader:
         await self.api.app(self.scope, self.receive, self.send)
 
 
-async def test_an_export_of_any_length_takes_the_same_memory_and_no_connection_while_it_is_read(api: Api) -> None:
+async def test_an_export_of_any_length_needs_constant_memory_and_holds_no_connection(api: Api) -> None:
     peaks = []
     for batches in 5, 25:
         reader = Reader(api, await with_tasks(api, batches * export.BATCH))
@@ -118,7 +118,7 @@ async def test_an_export_of_any_length_takes_the_same_memory_and_no_connection_w
     assert peaks[1] < 1.5 * peaks[0] + 500_000, peaks
 
 
-async def test_an_export_ends_when_nobody_reads_it(api: Api) -> None:
+async def test_an_export_ends_when_the_client_disconnects(api: Api) -> None:
     reader = Reader(api, await with_tasks(api, 10 * export.BATCH))
     waiting = asyncio.Event()
 
@@ -150,7 +150,7 @@ async def test_an_export_that_is_cut_off_has_no_last_line(api: Api, monkeypatch:
     assert json.loads(reader.last.splitlines()[-1])["kind"] == "tasks"
 
 
-async def test_an_erasure_takes_everything_and_the_next_request_starts_anew(api: Api) -> None:
+async def test_an_erasure_deletes_everything_and_the_next_request_creates_an_account(api: Api) -> None:
     ada, eve = api.person(name="Ada"), api.person()
     for person in ada, eve:
         await fill(person)
@@ -167,17 +167,15 @@ async def test_an_erasure_takes_everything_and_the_next_request_starts_anew(api:
     assert (me["name"], me["time_zone"], me["status"]) == ("Ada", None, "active")
 
 
-async def test_erasures_at_once_are_one(api: Api) -> None:
+async def test_concurrent_erasures_have_one_effect(api: Api) -> None:
     ada = api.person()
     await fill(ada)
     answers = await asyncio.gather(*(ada.delete(ME) for _ in range(5)))
     assert {answer.status_code for answer in answers} == {204}
 
 
-async def test_who_was_suspended_meanwhile_is_not_let_in_again_by_an_erasure(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The request was let in before the suspension; the fresh row of the next one would know nothing of it."""
+async def test_an_erasure_does_not_end_a_concurrent_suspension(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The erasure passed authentication before the suspension. A new row would not be suspended."""
     ada = api.person()
     await ada.task()
     id = await id_of(ada)
@@ -192,7 +190,7 @@ async def test_who_was_suspended_meanwhile_is_not_let_in_again_by_an_erasure(
     assert (await owned_by(api, id))["tasks"] == 1
 
 
-async def test_an_erasure_is_noted_with_whoever_acted_for_the_person(api: Api) -> None:
+async def test_the_audit_of_an_erasure_names_an_impersonator(api: Api) -> None:
     ada = api.person(impersonatedBy="root")
     id = await id_of(ada)
     await ada.delete(ME, headers={"X-Request-ID": "r1"})
@@ -209,8 +207,8 @@ async def test_an_erasure_is_noted_with_whoever_acted_for_the_person(api: Api) -
     ]
 
 
-async def test_no_client_takes_or_erases_everything_for_a_person(api: Api) -> None:
-    """An OAuth access token or an API key that may see who somebody is gets neither their data nor rid of them."""
+async def test_oauth_clients_and_api_keys_can_neither_export_nor_erase(api: Api) -> None:
+    """Even with the scope `profile`."""
     ada = api.person()
     await fill(ada)
     scope = "profile tasks:read tasks:write"

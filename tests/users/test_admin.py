@@ -1,4 +1,4 @@
-"""What administrators may see and do, who is one, and what is noted of it."""
+"""Administration: permission, suspension, lists, and the audit log."""
 
 import asyncio
 import time
@@ -53,7 +53,7 @@ async def status_of(person: Person) -> tuple[int, str | None]:
 
 
 @pytest.mark.parametrize("claims", [{}, {"role": "user"}, {"role": "Admin"}, {"role": "administrator"}], ids=str)
-async def test_nobody_else_is_let_in(api: Api, claims: Mapping[str, str]) -> None:
+async def test_only_administrators_are_accepted(api: Api, claims: Mapping[str, str]) -> None:
     eve = api.person(**claims)
     id = await id_of(eve)
     for method, path in OPERATIONS:
@@ -61,7 +61,7 @@ async def test_nobody_else_is_let_in(api: Api, claims: Mapping[str, str]) -> Non
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
 
 
-async def test_no_oauth_client_and_no_api_key_is_let_in_for_an_administrator(api: Api, root: Person) -> None:
+async def test_an_administrators_oauth_tokens_and_api_keys_are_refused(api: Api, root: Person) -> None:
     id = await id_of(root)
     scope = "profile tasks:read tasks:write"
     access_token = api.issuer.access_token(sub=root.subject, scope=scope, iss=BASE, role="admin")
@@ -73,7 +73,7 @@ async def test_no_oauth_client_and_no_api_key_is_let_in_for_an_administrator(api
 
 
 async def test_roles_of_an_access_token_or_an_api_key_are_ignored(api: Api) -> None:
-    """They would outlast it in the row, where the person's own token without a role leaves them."""
+    """A session token without a role would not remove them from the row."""
     eve = api.person()
     access_token = api.issuer.access_token(sub=eve.subject, scope="profile", iss=BASE, role="admin")
     for token in access_token, *of_keys(eve, "profile", role="admin"):
@@ -82,8 +82,8 @@ async def test_roles_of_an_access_token_or_an_api_key_are_ignored(api: Api) -> N
         assert (await eve.get(USERS)).status_code == 403
 
 
-async def test_the_row_decides_and_no_token(api: Api, root: Person) -> None:
-    """An administrator who was demoted has a token from before that says otherwise."""
+async def test_the_role_in_the_row_decides_not_the_one_in_the_token(api: Api, root: Person) -> None:
+    """A demoted administrator still has a token with the role."""
     assert (await root.get(USERS)).status_code == 200
     id = await id_of(root)
     await as_system(api, lifecycle.set_roles, id, ["user"], datetime.now(UTC) + timedelta(seconds=1))
@@ -93,7 +93,7 @@ async def test_the_row_decides_and_no_token(api: Api, root: Person) -> None:
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
 
 
-async def test_a_person_as_administrators_see_them(api: Api, root: Person) -> None:
+async def test_a_user_as_administrators_see_it(api: Api, root: Person) -> None:
     ada = api.person(name="Ada", email="ada@example.com", emailVerified=True, role="user")
     id = await id_of(ada)
     answer = await root.get(f"{USERS}/{id}")
@@ -125,8 +125,8 @@ async def test_suspended_and_reinstated(api: Api, root: Person) -> None:
         assert (entry["source"], entry["actor"], entry["subject"]) == ("admin", str(await id_of(root)), ada.subject)
 
 
-async def test_the_end_of_a_ban_lifts_no_suspension(api: Api, root: Person) -> None:
-    """Nor the other way round: each authority lifts what it has imposed, and each act is noted."""
+async def test_the_end_of_a_ban_does_not_end_a_suspension(api: Api, root: Person) -> None:
+    """Nor does reinstating end a ban. Every action has an audit entry."""
     ada = api.person()
     id = await id_of(ada)
     now = time.time()
@@ -146,7 +146,7 @@ async def test_the_end_of_a_ban_lifts_no_suspension(api: Api, root: Person) -> N
     ]  # fmt: skip
 
 
-async def test_a_suspended_guest_is_suspended_with_an_account(api: Api, root: Person) -> None:
+async def test_a_suspended_guest_stays_suspended_after_signing_up(api: Api, root: Person) -> None:
     guest, ada = api.person(isAnonymous=True), api.person()
     await guest.task()
     await root.post(f"{USERS}/{await id_of(guest)}/suspend")
@@ -161,13 +161,13 @@ async def test_a_suspended_guest_is_suspended_with_an_account(api: Api, root: Pe
     assert await status_of(ada) == (200, None)
 
 
-async def test_nobody_suspends_themself(root: Person) -> None:
+async def test_administrators_cannot_suspend_themselves(root: Person) -> None:
     answer = await root.post(f"{USERS}/{await id_of(root)}/suspend")
     assert (answer.status_code, answer.json()["code"]) == (409, "own_account")
     assert (await root.post(f"{USERS}/{await id_of(root)}/reinstate")).status_code == 200
 
 
-async def test_the_purged_stay_as_they_are(api: Api, root: Person) -> None:
+async def test_purged_accounts_cannot_be_suspended_or_reinstated(api: Api, root: Person) -> None:
     ada = api.person(name="Ada")
     await as_system(api, lifecycle.purge, await id_of(ada), NOW)
     id = (await row_of(api, ada.subject))["id"]
@@ -178,7 +178,9 @@ async def test_the_purged_stay_as_they_are(api: Api, root: Person) -> None:
     assert (await root.get(f"{USERS}/{id}")).json()["status"] == "purged"
 
 
-async def test_nothing_is_done_that_is_not_noted(api: Api, root: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_change_is_committed_without_its_audit_entry(
+    api: Api, root: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ada = api.person()
     id = await id_of(ada)
 
@@ -190,7 +192,7 @@ async def test_nothing_is_done_that_is_not_noted(api: Api, root: Person, monkeyp
     assert await status_of(ada) == (200, None)
 
 
-async def test_each_of_several_suspensions_at_once_is_noted(api: Api, root: Person) -> None:
+async def test_concurrent_suspensions_are_all_in_the_audit_log(api: Api, root: Person) -> None:
     id = await id_of(api.person())
     answers = await asyncio.gather(*(root.post(f"{USERS}/{id}/suspend") for _ in range(5)))
     assert {answer.status_code for answer in answers} == {200}
@@ -199,7 +201,7 @@ async def test_each_of_several_suspensions_at_once_is_noted(api: Api, root: Pers
 
 @asynccontextmanager
 async def alone(settings: Settings, issuer: LocalIssuer, postgres: str) -> AsyncIterator[Api]:
-    """An API whose administrators are those of one test."""
+    """An API on a database without administrators of other tests."""
     url = create_database(postgres, f"admin_{uuid4().hex[:8]}")
     migrations.upgrade(url)
     async with running(settings.model_copy(update={"database_url": url}), issuer) as api:
@@ -207,10 +209,10 @@ async def alone(settings: Settings, issuer: LocalIssuer, postgres: str) -> Async
 
 
 @pytest.mark.parametrize("count", [2, 3])
-async def test_administrators_who_suspend_each_other_at_once_leave_one(
+async def test_administrators_who_suspend_each_other_concurrently_leave_one(
     settings: Settings, issuer: LocalIssuer, postgres: str, count: int
 ) -> None:
-    """In a ring, again and again: the first wins, and no one acts who has been suspended meanwhile."""
+    """Repeated, in a ring: the first one wins, and a suspended administrator cannot act."""
     async with alone(settings, issuer, postgres) as api:
         ring = [api.person(role="admin") for _ in range(count)]
         ids = [await id_of(person) for person in ring]
@@ -235,7 +237,7 @@ async def test_administrators_who_suspend_each_other_at_once_leave_one(
 async def as_known(
     api: Api, monkeypatch: pytest.MonkeyPatch, actor: Person, change: str, path: str
 ) -> tuple[int, str | None]:
-    """The answer to a request of the actor's that was let in just before this change of the actor's row."""
+    """The response to a request of the actor that was authorized just before this change of the actor's row."""
     await actor.get(ME)
     known = KnownUser.of(await row_of(api, actor.subject))
     update = raw(f"UPDATE users SET {change} WHERE subject = :subject")  # noqa: S608  # of this test
@@ -256,10 +258,10 @@ async def as_known(
         ("status = 'purged', id = uuidv7()", "forbidden"),
     ],
 )
-async def test_who_is_no_administrator_any_more_does_nothing(
+async def test_former_administrators_cannot_do_anything(
     api: Api, root: Person, monkeypatch: pytest.MonkeyPatch, action: str, change: str, code: str
 ) -> None:
-    """Not in a request that was under way, either."""
+    """Not even in a request that is already authorized."""
     await root.get(ME)
     other, ada = api.person(role="admin"), api.person()
     id = await id_of(ada)
@@ -281,7 +283,7 @@ async def test_the_last_administrator_is_not_suspended(
 
 
 async def walk(root: Person, path: str, **query: str | int) -> list[dict[str, Any]]:
-    """Every item of a listing, page by page."""
+    """All items of a list, page by page."""
     items: list[dict[str, Any]] = []
     answer = await root.get(path, params=query)
     while True:
@@ -296,7 +298,7 @@ async def walk(root: Person, path: str, **query: str | int) -> list[dict[str, An
         answer = await root.get(address)
 
 
-async def test_people_page_by_page(api: Api, root: Person) -> None:
+async def test_the_list_of_users_has_pages(api: Api, root: Person) -> None:
     mark = uuid4().hex
     people = [api.person(name=f"{mark.upper()} {n}", email=f"{n}@example.com") for n in range(7)]
     people += [api.person(name=f"none {n}", email=f"{mark}-{n}@Straße.example") for n in range(2)]
@@ -325,13 +327,13 @@ async def test_people_page_by_page(api: Api, root: Person) -> None:
     ],
     ids=str,
 )
-async def test_what_makes_no_sense_is_refused(root: Person, path: str, query: dict[str, str]) -> None:
+async def test_invalid_queries_are_refused(root: Person, path: str, query: dict[str, str]) -> None:
     answer = await root.get(path, params=query)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["loc"] == ["query", next(iter(query))]
 
 
-async def test_a_cursor_is_for_its_own_listing(api: Api, root: Person) -> None:
+async def test_a_cursor_is_bound_to_its_list(api: Api, root: Person) -> None:
     for person in api.person(), api.person():
         await id_of(person)
     cursor = (await root.get(USERS, params={"limit": 1})).json()["next_cursor"]
@@ -340,7 +342,7 @@ async def test_a_cursor_is_for_its_own_listing(api: Api, root: Person) -> None:
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_cursor")
 
 
-async def test_the_audit_page_by_page(api: Api, root: Person) -> None:
+async def test_the_audit_log_has_pages(api: Api, root: Person) -> None:
     id = await id_of(api.person())
     for _ in range(3):
         for action in "suspend", "reinstate":
@@ -353,7 +355,7 @@ async def test_the_audit_page_by_page(api: Api, root: Person) -> None:
     assert {entry["id"] for entry in found} <= {entry["id"] for entry in everything.json()["items"]}
 
 
-async def test_an_administrator_whom_another_acts_as_is_noted_with_the_other(api: Api) -> None:
+async def test_the_audit_log_names_an_impersonator_of_an_administrator(api: Api) -> None:
     id = await id_of(api.person())
     borrowed = api.person(role="admin", impersonatedBy="boss")
     for action in "suspend", "reinstate":
@@ -370,8 +372,8 @@ async def test_an_administrator_whom_another_acts_as_is_noted_with_the_other(api
         "DELETE FROM audit_log WHERE false",
     ],
 )
-async def test_what_is_noted_stays(api: Api, root: Person, database_url: str, change: str) -> None:
-    """For the system it is not granted, and a superuser must take a trigger away first."""
+async def test_audit_entries_cannot_be_changed(api: Api, root: Person, database_url: str, change: str) -> None:
+    """The system role lacks the privilege, and a trigger stops a superuser."""
     await root.post(f"{USERS}/{await id_of(api.person())}/suspend")
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied"):
         await Database(api.state["pool"], SYSTEM).rows(raw(change))
@@ -384,7 +386,7 @@ async def test_what_is_noted_stays(api: Api, root: Person, database_url: str, ch
 
 @pytest.mark.parametrize("table", ["audit_log", "security_events", "erasures"])
 @pytest.mark.parametrize("statement", ["SELECT * FROM {}", "INSERT INTO {} DEFAULT VALUES", "DELETE FROM {}"])
-async def test_what_is_the_systems_is_out_of_reach_for_users(api: Api, table: str, statement: str) -> None:
+async def test_users_cannot_access_system_tables(api: Api, table: str, statement: str) -> None:
     id = await id_of(api.person())
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied"):
         await Database(api.state["pool"], Actor.user(id)).rows(raw(statement.format(table)))

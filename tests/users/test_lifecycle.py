@@ -1,4 +1,4 @@
-"""What may happen to an account: in order, told to everybody, and without a rest."""
+"""The lifecycle of accounts: order of changes, notifications, and complete deletion."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -38,14 +38,14 @@ async def id_of(person: Person) -> UUID:
 
 
 def of_keys(person: Person, scope: str, **claims: Any) -> list[str]:
-    """Tokens of API keys of a person; a key's id in a form that nobody expects is one, too."""
+    """Tokens of API keys of a user, one of them with a key id of an unusual form."""
     token = person.api.issuer.api_key_token
     keys: tuple[object, ...] = ("key1", "", None, 5, False, [], {})
     return [token(person.subject, scope=scope, api_key=key, **claims) for key in keys]
 
 
 async def owned_by(api: Api, id: UUID) -> dict[str, int]:
-    """How many rows each table has of somebody."""
+    """The number of rows that the user owns in each table."""
     found = {}
     for table in owned_data.tables():
         count = raw(f"SELECT count(*) AS n FROM {table.name} WHERE owner_id = :id")  # noqa: S608  # of the metadata
@@ -55,7 +55,7 @@ async def owned_by(api: Api, id: UUID) -> dict[str, int]:
     return found
 
 
-async def test_a_person_gets_a_row_before_their_first_visit(api: Api) -> None:
+async def test_an_event_can_create_the_row_before_the_first_request(api: Api) -> None:
     ada = api.person(name="Ada")
     rows = await asyncio.gather(*(as_system(api, lifecycle.ensure, ISSUER, ada.subject) for _ in range(20)))
     assert len({row["id"] for row in rows}) == 1
@@ -66,7 +66,7 @@ async def test_a_person_gets_a_row_before_their_first_visit(api: Api) -> None:
     assert (again["id"], again["name"]) == (rows[0]["id"], "Ada")
 
 
-async def test_an_older_ban_or_its_end_never_overwrites(api: Api) -> None:
+async def test_older_bans_and_unbans_never_overwrite(api: Api) -> None:
     ada = api.person()
     id = await id_of(ada)
     steps = [(True, NOW, True), (False, EARLIER, False), (True, NOW, True), (False, LATER, True), (True, NOW, False)]
@@ -77,8 +77,8 @@ async def test_an_older_ban_or_its_end_never_overwrites(api: Api) -> None:
 
 
 @pytest.mark.parametrize("first", ["administrator", "issuer"])
-async def test_each_authority_refuses_for_itself(api: Api, first: str) -> None:
-    """Whatever the order: who is let in is whom neither refuses, and the times of their acts do not matter."""
+async def test_suspension_and_ban_are_independent(api: Api, first: str) -> None:
+    """In any order and at any time, only a user who is neither suspended nor banned is active."""
     ada = api.person()
     id = await id_of(ada)
 
@@ -111,10 +111,10 @@ async def test_each_authority_refuses_for_itself(api: Api, first: str) -> None:
         (True, False, "status = 'purged'", ("purged", True, False)),
     ],
 )
-async def test_the_status_follows_whoever_writes_the_row(
+async def test_the_status_follows_direct_updates(
     api: Api, suspended: bool, banned: bool, change: str, then: tuple[str, bool, bool]
 ) -> None:
-    """A worker of an older version, or a DBA, knows the status alone."""
+    """Older versions and administrators of the database set `status` only."""
     ada = api.person()
     await ada.get(ME)
     system = Database(api.state["pool"], SYSTEM)
@@ -135,7 +135,7 @@ async def test_older_roles_never_overwrite(api: Api) -> None:
     assert (await ada.get(ME)).json()["roles"] == ["editor"]
 
 
-async def test_the_floor_of_tokens_only_rises(api: Api) -> None:
+async def test_the_revocation_time_only_rises(api: Api) -> None:
     ada = api.person()
     id = await id_of(ada)
     for at in NOW, EARLIER:
@@ -183,8 +183,8 @@ async def test_nothing_of_an_account_is_left(api: Api, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["erase", "purge"])
-async def test_who_still_knows_the_old_id_writes_nothing_in_its_name(api: Api, end: str) -> None:
-    """Another worker may know the caller for a moment longer. Whatever it is asked then, no row comes of it."""
+async def test_a_stale_cached_id_cannot_write(api: Api, end: str) -> None:
+    """Another worker may have the caller in its cache for a moment. Its requests then write no row."""
     ada = api.person()
     await fill(ada)
     id = await id_of(ada)
@@ -202,8 +202,8 @@ async def test_who_still_knows_the_old_id_writes_nothing_in_its_name(api: Api, e
     assert not any((await owned_by(api, id)).values())
 
 
-async def test_a_write_that_was_under_way_does_not_outlive_the_account(api: Api) -> None:
-    """The erasure waits for it, and takes its row along."""
+async def test_a_concurrent_write_is_erased_with_the_account(api: Api) -> None:
+    """The erasure waits for the write and deletes its row."""
     ada = api.person()
     await ada.task()
     id = await id_of(ada)
@@ -230,7 +230,7 @@ async def test_a_write_that_was_under_way_does_not_outlive_the_account(api: Api)
 
 
 async def test_an_erasure_restores_neither_roles_nor_tokens(api: Api) -> None:
-    """Who was demoted, erases the account and comes back with the token from before is no administrator again."""
+    """A demoted administrator does not regain the role by erasing the account and using an earlier token."""
     old = api.person(role="admin", name="Ada", iat=NOW.timestamp() - 60)
     ada = Person(api, old.subject, {"role": "user", "iat": NOW.timestamp()})
     assert (await old.get(ME)).json()["roles"] == ["admin"]
@@ -246,8 +246,8 @@ async def test_an_erasure_restores_neither_roles_nor_tokens(api: Api) -> None:
     assert (await ada.get(ME, headers=promoted)).json()["roles"] == ["admin"]
 
 
-async def test_every_change_that_matters_is_told_and_nothing_else(api: Api, database_url: str) -> None:
-    """Whoever makes it: a DBA's own UPDATE, too."""
+async def test_relevant_changes_send_a_notification_and_others_do_not(api: Api, database_url: str) -> None:
+    """Including direct updates in SQL."""
     ada = api.person(name="Ada")
     await ada.get(ME)
     changes = {
@@ -266,7 +266,7 @@ async def test_every_change_that_matters_is_told_and_nothing_else(api: Api, data
         for change, told in changes.items():
             update = f"UPDATE users SET {change} WHERE subject = %s".encode()  # noqa: S608  # of this test
             await connection.execute(update, (ada.subject,))
-            await connection.execute("SELECT")  # by whose answer all that was told has arrived
+            await connection.execute("SELECT")  # its response comes after all notifications
             assert [n.payload async for n in connection.notifies(timeout=0)] == [ada.subject] * told, change
         await connection.execute("DELETE FROM users WHERE subject = %s", (ada.subject,))
         await connection.execute("SELECT")

@@ -1,4 +1,4 @@
-"""Many first requests at once: a morning after an announcement."""
+"""Many concurrent first requests."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_data
 
 
 async def arrive(address: str, tokens: Sequence[str]) -> list[tuple[int, str | None]]:
-    """The status of each request, and the id that it found. It is not the client that should take the time."""
+    """The status and user id of each response. Sends raw HTTP, so that the client is not the bottleneck."""
     waiting = iter(tokens)
     found: list[tuple[int, str | None]] = []
     server = urlsplit(address)
@@ -49,10 +49,10 @@ async def arrive(address: str, tokens: Sequence[str]) -> list[tuple[int, str | N
     return found
 
 
-async def test_ten_thousand_people_come_at_once_and_each_gets_one_row(
+async def test_ten_thousand_concurrent_users_get_one_row_each(
     postgres: str, issuer: LocalIssuer, jwks_url: str, tmp_path: Path
 ) -> None:
-    """Every tenth of them with two devices."""
+    """Every tenth user has two devices."""
     url = create_database(postgres, f"load_{uuid4().hex[:8]}")
     migrations.upgrade(url)
     tokens = [issuer.token(sub=f"person {number}", name="Ada") for number in range(PEOPLE)]

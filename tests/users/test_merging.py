@@ -1,4 +1,4 @@
-"""Two accounts become one: nothing is lost, nothing is twice, and what was changed last wins."""
+"""Merging two accounts: nothing is lost or duplicated, and the later change wins."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -44,14 +44,14 @@ class Task:
 
 @dataclass
 class Account:
-    """What somebody has: tasks by id, tags as they are shown by how they are compared, answers by their key."""
+    """A user's data: tasks by id, display names of tags by folded name, stored responses by idempotency key."""
 
     tasks: dict[str, Task] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
 
     def take(self, other: "Account") -> None:
-        """The model of a merge."""
+        """Merge another user's data into this one: the model."""
         self.tags = other.tags | self.tags
         self.keys = other.keys | self.keys
         for id, task in other.tasks.items():
@@ -127,7 +127,7 @@ def timeless(account: Account) -> tuple[Any, ...]:
 
 @given(steps=STEPS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_a_merge_does_what_its_model_does(api: Api, steps: list[tuple[int, str, str, list[str]]]) -> None:
+async def test_a_merge_matches_its_model(api: Api, steps: list[tuple[int, str, str, list[str]]]) -> None:
     people, accounts = [api.person(isAnonymous=True), api.person()], [Account(), Account()]
     for time, (who, kind, id, names) in enumerate(steps):
         await step(people[who], accounts[who], kind, id, names, time)
@@ -141,7 +141,7 @@ async def test_a_merge_does_what_its_model_does(api: Api, steps: list[tuple[int,
     assert (await old.get(TASKS)).json()["code"] == "account_purged"
 
 
-async def test_nothing_is_left_behind_and_nobody_elses_is_touched(api: Api) -> None:
+async def test_a_merge_moves_all_rows_and_no_other_users(api: Api) -> None:
     old, new, eve = (api.person() for _ in range(3))
     for person in old, new, eve:
         await fill(person)
@@ -159,7 +159,7 @@ async def test_nothing_is_left_behind_and_nobody_elses_is_touched(api: Api) -> N
     assert await owned_by(api, ids[1]) == before
 
 
-async def test_of_two_that_changed_in_the_same_moment_one_wins_whole(api: Api) -> None:
+async def test_of_two_rows_with_equal_times_one_wins_completely(api: Api) -> None:
     old, new = api.person(), api.person()
     url = f"{TASKS}/{uuid4()}"
     for person, name in (old, "guest"), (new, "member"):
@@ -171,7 +171,7 @@ async def test_of_two_that_changed_in_the_same_moment_one_wins_whole(api: Api) -
     assert task["tags"] == [task["title"]]
 
 
-async def test_into_oneself_or_nobody_is_nothing(api: Api) -> None:
+async def test_a_merge_into_the_same_or_a_missing_account_does_nothing(api: Api) -> None:
     ada = api.person()
     await fill(ada)
     id = await id_of(ada)
@@ -183,7 +183,7 @@ async def test_into_oneself_or_nobody_is_nothing(api: Api) -> None:
     assert (await ada.get(ME)).json()["id"] == str(id)
 
 
-async def test_a_purged_account_takes_nothing(api: Api) -> None:
+async def test_a_purged_account_receives_nothing(api: Api) -> None:
     old, new = api.person(), api.person()
     await fill(old)
     id = await id_of(old)
@@ -197,8 +197,8 @@ async def test_a_purged_account_takes_nothing(api: Api) -> None:
 
 @pytest.mark.parametrize("refused_by", ["administrator", "issuer"])
 @pytest.mark.parametrize("known", [True, False])
-async def test_a_suspension_moves_along(api: Api, refused_by: str, known: bool) -> None:
-    """Of either kind. It is lifted here: Better Auth does not know the new account as banned, and will not unban it."""
+async def test_a_merge_transfers_a_suspension(api: Api, refused_by: str, known: bool) -> None:
+    """A ban becomes a suspension, which an administrator can end: Better Auth has not banned the new account."""
     guest, ada = api.person(isAnonymous=True), api.person()
     await guest.task("kept")
     if known:
@@ -222,7 +222,7 @@ async def test_a_suspension_moves_along(api: Api, refused_by: str, known: bool) 
     assert [task["title"] for task in (await ada.get(TASKS)).json()["items"]] == ["kept"]
 
 
-async def test_an_account_that_is_suspended_stays_so_when_another_is_merged_into_it(api: Api) -> None:
+async def test_a_suspended_account_stays_suspended_after_a_merge_into_it(api: Api) -> None:
     guest, ada = api.person(isAnonymous=True), api.person()
     await guest.task()
     await as_system(api, lifecycle.set_suspended, await id_of(ada), True)
@@ -230,8 +230,8 @@ async def test_an_account_that_is_suspended_stays_so_when_another_is_merged_into
     assert (await ada.get(TASKS)).json()["code"] == "account_suspended"
 
 
-async def test_merges_both_ways_at_once_lose_nothing(api: Api) -> None:
-    """One of the two is purged when the other begins, so that there is nothing to do."""
+async def test_concurrent_merges_in_both_directions_lose_nothing(api: Api) -> None:
+    """The second merge finds a purged account and does nothing."""
     people = [api.person(), api.person()]
     titles = {(await person.task(uuid4().hex))["title"] for person in people}
     await asyncio.gather(merge(api, *people), merge(api, *reversed(people)))
@@ -241,7 +241,7 @@ async def test_merges_both_ways_at_once_lose_nothing(api: Api) -> None:
     assert {task["title"] for task in kept} == titles
 
 
-async def test_a_write_that_was_under_way_moves_along(api: Api) -> None:
+async def test_a_concurrent_write_is_transferred(api: Api) -> None:
     old, new = api.person(), api.person()
     task = await old.task("before")
     id = await id_of(old)
@@ -278,12 +278,12 @@ def table(*items: SchemaItem) -> Table:
     ],
     ids=["expression", "partial"],
 )
-def test_a_key_that_a_merge_does_not_know_is_refused(index: Index) -> None:
+def test_unsupported_unique_indexes_are_refused(index: Index) -> None:
     with pytest.raises(TypeError, match="supports no unique index"):
         owned_data.Transfer(table(Column("name", Integer), index))
 
 
-def test_bookkeeping_does_not_move() -> None:
+def test_bookkeeping_is_not_transferred() -> None:
     moved = owned_data.Transfer(
         table(
             Column("name", Integer),

@@ -1,4 +1,4 @@
-"""What Better Auth says of a person: judged by its signature, done once, in order, and in every worker at once."""
+"""Security events: verified, applied once and in order, and effective in every worker."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ REVOKED = EventType.session_revoked
 
 @pytest.fixture(autouse=True)
 def quotas(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test has refused is not to be another's flood."""
+    """Rejected tokens of one test must not spend the quota of another."""
     monkeypatch.setattr(api.state["security_events"], "quotas", EventQuotas())
 
 
@@ -47,13 +47,13 @@ async def send(api: Api, token: str | bytes, kind: str = KIND) -> httpx.Response
 
 
 async def tell(api: Api, sub: str, *events: str | Mapping[str, Any], **options: Any) -> None:
-    """An event that must be taken."""
+    """Send an event that must be accepted."""
     response = await send(api, api.issuer.security_event(sub, *events, **options))
     assert (response.status_code, response.content) == (202, b""), response.text
 
 
 async def noted(api: Api, subject: str) -> list[dict[str, Any]]:
-    """What the audit log has of a subject, the oldest first."""
+    """The audit entries of a subject, oldest first."""
     statement = raw("SELECT * FROM audit_log WHERE subject = :subject ORDER BY id")
     return await Database(api.state["pool"], SYSTEM).rows(statement, subject=subject)
 
@@ -68,7 +68,7 @@ async def test_a_ban_and_its_end(api: Api) -> None:
     assert (await ada.get(ME)).status_code == 200
 
 
-async def test_a_sign_out_ends_the_tokens_from_before(api: Api) -> None:
+async def test_a_sign_out_revokes_earlier_tokens(api: Api) -> None:
     now = time.time()
     ada = api.person(iat=int(now) - 20, exp=int(now) + 600)
     assert (await ada.get(ME)).status_code == 200
@@ -82,7 +82,7 @@ async def test_a_sign_out_ends_the_tokens_from_before(api: Api) -> None:
     assert (await ada.get(ME)).status_code == 401
 
 
-async def test_a_deletion_leaves_nothing_but_a_refusal(api: Api) -> None:
+async def test_a_deletion_purges_the_account(api: Api) -> None:
     ada = api.person()
     await ada.task()
     await tell(api, ada.subject, PURGED)
@@ -117,7 +117,7 @@ async def test_a_role_in_any_form_replaces_the_old_one(api: Api, role: object, e
     assert (await ada.get(ME)).json()["roles"] == expected
 
 
-async def test_other_claims_are_not_kept_here(api: Api) -> None:
+async def test_changes_of_other_claims_are_ignored(api: Api) -> None:
     ada = api.person(role="admin")
     await tell(api, ada.subject, {EventType.token_claims_change: {"claims": {"plan": "pro"}}})
     assert (await ada.get(ME)).json()["roles"] == ["admin"]
@@ -134,7 +134,7 @@ async def test_an_anonymous_account_becomes_a_real_one(api: Api) -> None:
     assert len((await ada.get("/api/v1/tasks")).json()["items"]) == 1
 
 
-async def test_what_is_said_before_the_first_visit_holds(api: Api) -> None:
+async def test_events_before_the_first_request_apply(api: Api) -> None:
     now = time.time()
     banned, gone, demoted = (api.person(role="admin", iat=int(now) - 60, exp=int(now) + 600) for _ in range(3))
     await tell(api, banned.subject, DISABLED)
@@ -155,38 +155,38 @@ async def test_another_worker_refuses_at_once(api: Api, settings: Settings, issu
         assert (await elsewhere.get(ME)).json()["code"] == "account_suspended"
 
 
-async def test_a_token_has_its_effect_once(api: Api) -> None:
+async def test_a_token_is_applied_once(api: Api) -> None:
     now = time.time()
     ada = api.person()
     id = uuid4().hex
     await tell(api, ada.subject, DISABLED, jti=id, toe=now - 3)
     await tell(api, ada.subject, ENABLED, toe=now - 2)
-    # The same id with a later time: if its id were not known, this would be obeyed.
+    # The same id with a later time would be applied if the id were not stored.
     await tell(api, ada.subject, DISABLED, jti=id, toe=now - 1, iss=BASE)
     assert (await ada.get(ME)).status_code == 200
     assert len(await noted(api, ada.subject)) == 2
 
 
-async def test_a_token_that_is_sent_many_times_at_once_has_its_effect_once(api: Api) -> None:
+async def test_concurrent_deliveries_of_a_token_apply_it_once(api: Api) -> None:
     ada = api.person()
     await asyncio.gather(*(tell(api, ada.subject, DISABLED, jti=f"once-{ada.subject}") for _ in range(30)))
     assert len(await noted(api, ada.subject)) == 1
     assert (await ada.get(ME)).status_code == 403
 
 
-async def test_it_is_the_time_of_the_event_that_orders(api: Api) -> None:
+async def test_events_are_ordered_by_their_own_time(api: Api) -> None:
     now = time.time()
     ada = api.person(iat=int(now) - 60, exp=int(now) + 600)
     await tell(api, ada.subject, ENABLED, roles("user"), toe=now - 1.25)
     await tell(api, ada.subject, DISABLED, roles("admin"), toe=now - 1.5)
     assert (await ada.get(ME)).json()["roles"] == ["user"]
     assert [entry["details"]["done"] for entry in await noted(api, ada.subject)] == [True, True, False, False]
-    # Without one, it is that of the token.
+    # The default is `iat`.
     await tell(api, ada.subject, DISABLED, iat=int(now) - 100, omit=["toe"])
     assert (await ada.get(ME)).status_code == 200
 
 
-async def test_an_event_from_before_an_erasure_stays_older_than_what_was_known_then(api: Api) -> None:
+async def test_an_erasure_keeps_the_order_of_events(api: Api) -> None:
     now = time.time()
     ada = api.person()
     await tell(api, ada.subject, ENABLED, toe=now - 5)
@@ -197,7 +197,7 @@ async def test_an_event_from_before_an_erasure_stays_older_than_what_was_known_t
     assert (await ada.get(ME)).json()["code"] == "account_suspended"
 
 
-async def test_events_of_one_token_happen_together_or_not_at_all(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_events_of_a_token_are_applied_atomically(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     ada = api.person(role="admin", iat=int(now) - 60, exp=int(now) + 600)
     assert (await ada.get(ME)).status_code == 200
@@ -216,7 +216,7 @@ async def test_events_of_one_token_happen_together_or_not_at_all(api: Api, monke
     assert [entry["action"] for entry in await noted(api, ada.subject)] == ["token-claims-change", "account-disabled"]
 
 
-async def test_an_unknown_event_is_noted_and_no_more(api: Api) -> None:
+async def test_an_unknown_event_is_only_logged_in_the_audit(api: Api) -> None:
     ada = api.person()
     await tell(api, ada.subject, "https://schemas.openid.net/secevent/caep/event-type/device-compliance-change")
     assert (await ada.get(ME)).status_code == 200
@@ -225,7 +225,7 @@ async def test_an_unknown_event_is_noted_and_no_more(api: Api) -> None:
     assert entry["details"]["event"].endswith("device-compliance-change")
 
 
-async def test_what_is_done_is_noted(api: Api) -> None:
+async def test_events_are_in_the_audit_log(api: Api) -> None:
     ada = api.person()
     response = await api.http.post(
         PATH,
@@ -242,7 +242,7 @@ Forge = Callable[[LocalIssuer], str | bytes]
 
 
 class Now(float):
-    """So many seconds from the moment at which the token is made."""
+    """A time, in seconds relative to the creation of the token."""
 
 
 def event(*events: str | Mapping[str, Any], **options: Any) -> Forge:
@@ -256,7 +256,7 @@ def event(*events: str | Mapping[str, Any], **options: Any) -> Forge:
 
 
 def raw_member(name: str, text: str) -> Forge:
-    """A token whose member has this very text as its value."""
+    """A token with this JSON text as the value of a member."""
 
     def forge(issuer: LocalIssuer) -> str:
         claims: dict[str, Any] = {name: "$"}
@@ -354,7 +354,7 @@ async def test_rejected(
     without_database(monkeypatch)
     token = forge(api.issuer)
     while (response := await send(api, token)).status_code == 503:
-        # No budget to look for a kid: what is not known is no rejection.
+        # Without a budget for unknown key ids, an unknown key would not be a rejection.
         assert err in {"invalid_key", "authentication_failed"}
         monkeypatch.setattr(api.state["keys"]._policy, "_budget", 1)
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
@@ -413,7 +413,7 @@ async def test_clocks_may_differ_a_little(
 
 
 async def test_only_security_event_tokens_of_a_bounded_size_are_read(api: Api) -> None:
-    # Whole seconds: what is appended is Base64 or not by the length of what stands before it.
+    # Whole seconds keep the length of the payload constant, on which the validity of the appended Base64 depends.
     token = api.issuer.security_event("user1", DISABLED, toe=int(api.issuer.clock()))
     for kind in "application/json", "application/jwt", "text/plain", "":
         response = await send(api, token, kind)
@@ -445,7 +445,7 @@ async def test_a_flood_of_forgeries_costs_neither_fetches_nor_connections(
         assert (await ada.get(ME)).status_code == 403
 
 
-async def test_without_keys_it_should_be_sent_again(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_without_keys_the_response_asks_for_a_retry(settings: Settings, issuer: LocalIssuer) -> None:
     config = settings.model_copy(update={"better_auth_jwks_url": "http://127.0.0.1:9/jwks"})
     async with running(config, issuer) as api:
         response = await send(api, issuer.security_event("user1", DISABLED))

@@ -1,4 +1,4 @@
-"""The local user row: made at first sight, kept in step with the claims, and never confused with another's."""
+"""The local user row: provisioning, updates from claims, the cache, and the routes of /users/me."""
 
 import asyncio
 import gc
@@ -18,13 +18,13 @@ from tests.conftest import BASE, ISSUER, Api, Person, caught_up
 from tests.test_database import raw
 
 ME = "/api/v1/users/me"
-NOW = int(time.time())  # some time before these tests, so what is issued then lives long
+NOW = int(time.time())  # before these tests start
 # Within the second of `iat`, if it were UTC; it does not say so.
 WITHOUT_OFFSET = time.strftime("%Y-%m-%dT%H:%M:%S.500", time.gmtime(NOW - 10))
 
 
 def moment(seconds: float) -> str:
-    """A time as Better Auth writes it."""
+    """A time in Better Auth's format."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -69,7 +69,7 @@ async def test_two_hundred_first_requests_make_one_row(api: Api) -> None:
 
 
 async def test_first_requests_in_several_processes_make_one_row(api: Api) -> None:
-    """Each directory stands for a process of its own: nothing is shared but the database."""
+    """Each `Users` stands for one process: they share only the database."""
     ada = api.person(name="Ada")
     principal = await api.state["bearer"].verifier.verify(ada.token())
     processes = [cache.Users(api.state["pool"], ISSUER) for _ in range(20)]
@@ -78,7 +78,7 @@ async def test_first_requests_in_several_processes_make_one_row(api: Api) -> Non
     assert len(await rows_of(api, ada.subject)) == 1
 
 
-async def test_both_names_of_the_issuer_reach_one_row(api: Api) -> None:
+async def test_both_issuer_names_map_to_one_row(api: Api) -> None:
     ada = api.person(name="Ada")
     by_session = await me(ada, iss=ISSUER)
     by_base = await me(ada, iss=BASE)
@@ -87,14 +87,14 @@ async def test_both_names_of_the_issuer_reach_one_row(api: Api) -> None:
     assert [row["issuer"] for row in await rows_of(api, ada.subject)] == [ISSUER]
 
 
-async def test_an_equal_email_is_no_link(api: Api) -> None:
+async def test_an_equal_email_does_not_link_accounts(api: Api) -> None:
     ada, eve = (api.person(email="same@example.com", emailVerified=True) for _ in range(2))
     task = await ada.task()
     assert (await me(ada))["id"] != (await me(eve))["id"]
     assert (await eve.get(f"/api/v1/tasks/{task['id']}")).status_code == 404
 
 
-async def test_newer_claims_are_taken_over_and_older_ones_are_not(api: Api) -> None:
+async def test_newer_claims_update_the_row_and_older_ones_do_not(api: Api) -> None:
     ada = api.person()
     assert (await me(ada, iat=NOW - 60, name="Ada", role="admin"))["roles"] == ["admin"]
     assert (await me(ada, iat=NOW - 30, name="Ada L.", role="user"))["roles"] == ["user"]
@@ -118,7 +118,7 @@ async def test_a_role_in_any_form_replaces_the_old_one(api: Api, role: object, r
 
 
 async def test_the_roles_follow_the_newest_data_and_not_the_newest_token(api: Api) -> None:
-    """With `session.cookieCache` an own `jwt()` makes a new token of an old cookie."""
+    """With `session.cookieCache`, `jwt()` issues new tokens from an old cookie."""
     ada = api.person()
     old, new = moment(NOW - 300), moment(NOW - 60)
     assert (await me(ada, iat=NOW - 200, updatedAt=old, role="admin"))["roles"] == ["admin"]
@@ -128,11 +128,11 @@ async def test_the_roles_follow_the_newest_data_and_not_the_newest_token(api: Ap
             api.state["users"].invalidate(ada.subject)
         assert (await me(ada, iat=NOW - 10, updatedAt=old, role="admin"))["roles"] == ["user"]
         assert (await ada.get("/api/v1/admin/users")).status_code == 403
-    # A role that was set by SQL, which moves no `updatedAt`.
+    # A role set in SQL does not change `updatedAt`.
     assert (await me(ada, iat=NOW, updatedAt=new, role="admin"))["roles"] == ["admin"]
 
 
-async def test_an_event_about_roles_is_newer_than_a_cookie_and_hides_no_profile(api: Api) -> None:
+async def test_an_event_about_roles_does_not_block_profile_claims(api: Api) -> None:
     ada = api.person()
     changed = NOW - 60.5
     at = {"at": datetime.fromtimestamp(changed + 0.01, UTC)}
@@ -146,8 +146,8 @@ async def test_an_event_about_roles_is_newer_than_a_cookie_and_hides_no_profile(
     assert (seen["roles"], seen["name"]) == (["user"], "Ada L.")
 
 
-async def test_a_token_that_says_when_it_was_made_from_the_storage_goes_by_that(api: Api) -> None:
-    """So a role that was set by SQL arrives, and a token from before it does not bring the old one back."""
+async def test_minted_at_orders_claims(api: Api) -> None:
+    """A role set in SQL takes effect, and an earlier token does not restore the old one."""
     ada = api.person(updatedAt=moment(NOW - 300))
     first = {"iat": NOW - 20, "minted_at": (NOW - 20) * 1000 + 100, "role": "admin"}
     second = {"iat": NOW - 20, "minted_at": (NOW - 20) * 1000 + 101, "role": "user"}
@@ -158,22 +158,22 @@ async def test_a_token_that_says_when_it_was_made_from_the_storage_goes_by_that(
 
 
 @pytest.mark.parametrize("minted", ["soon", True, -1, 1e12, None, (NOW + 3600) * 1000, 10**30], ids=str)
-async def test_an_odd_time_of_making_is_passed_over(api: Api, minted: object) -> None:
+async def test_an_invalid_minted_at_is_ignored(api: Api, minted: object) -> None:
     ada = api.person(iat=NOW - 10, updatedAt=moment(NOW - 60))
     await me(ada, role="admin", minted_at=minted)
     (row,) = await rows_of(api, ada.subject)
     assert row["claims_at"].timestamp() == NOW - 60
 
 
-async def test_a_token_with_scopes_is_no_measure_for_roles(api: Api) -> None:
-    """It brings none itself, whatever it says of the profile."""
+async def test_a_token_with_scopes_does_not_block_roles(api: Api) -> None:
+    """Such a token has no roles itself, even with profile claims."""
     ada = api.person()
     bare = api.issuer.access_token(sub=ada.subject, scope="profile", iss=BASE, name="Ada")
     assert (await ada.get(ME, headers={"Authorization": f"Bearer {bare}"})).json()["name"] == "Ada"
     assert (await me(ada, iat=NOW, updatedAt=moment(NOW - 300), role="admin"))["roles"] == ["admin"]
 
 
-async def test_within_a_second_the_time_of_the_users_change_decides(api: Api) -> None:
+async def test_updated_at_orders_claims_within_a_second(api: Api) -> None:
     ada = api.person(iat=NOW)
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(NOW))
     before, after = f"{moment}.100Z", f"{moment}.900Z"
@@ -187,7 +187,7 @@ async def test_within_a_second_the_time_of_the_users_change_decides(api: Api) ->
     [WITHOUT_OFFSET, "soon", "", 5, None, "9999-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00", ["x"]],
     ids=str,
 )
-async def test_an_odd_time_of_change_is_passed_over(api: Api, updated: object) -> None:
+async def test_an_invalid_updated_at_is_ignored(api: Api, updated: object) -> None:
     ada = api.person(iat=NOW - 10)
     await me(ada, name="old")
     assert (await me(ada, name="new", updatedAt=updated))["name"] == "new"
@@ -206,8 +206,8 @@ async def test_a_row_is_written_only_when_something_changed(api: Api) -> None:
         assert await rows_of(api, ada.subject) == [before]
 
 
-async def test_the_database_itself_holds_to_the_order_of_claims(api: Api) -> None:
-    """Between a look at the row and the write another process may have written: the statement decides once more."""
+async def test_the_statement_itself_enforces_the_order_of_claims(api: Api) -> None:
+    """Another process may have written between the read and the update."""
     ada = api.person(name="Ada")
     await me(ada, iat=NOW - 30)
     (before,) = await rows_of(api, ada.subject)
@@ -219,7 +219,7 @@ async def test_the_database_itself_holds_to_the_order_of_claims(api: Api) -> Non
     assert await rows_of(api, ada.subject) == [before]
 
 
-async def test_a_token_without_a_profile_blanks_nothing(api: Api) -> None:
+async def test_a_token_without_profile_claims_keeps_the_profile(api: Api) -> None:
     ada = api.person()
     known = await me(ada, iat=NOW - 60, name="Ada", email="ada@example.com", role="admin", emailVerified=True)
     bare = api.issuer.access_token(sub=ada.subject, scope="profile", iss=BASE)
@@ -230,28 +230,28 @@ async def test_a_token_without_a_profile_blanks_nothing(api: Api) -> None:
     assert response.json()["scopes"] == ["profile"]
 
 
-async def test_a_row_first_seen_without_a_profile_takes_an_older_one(api: Api) -> None:
-    """Whoever comes by OAuth first is known by the subject alone, so even an older token of theirs tells more."""
+async def test_a_row_without_a_profile_accepts_an_older_one(api: Api) -> None:
+    """After a first request by OAuth the row has a subject only, so an older token may fill in the profile."""
     ada = api.person()
     bare = api.issuer.access_token(sub=ada.subject, scope="profile", iss=BASE, iat=NOW, exp=NOW + 3000)
     assert (await ada.get(ME, headers={"Authorization": f"Bearer {bare}"})).json()["name"] is None
     assert (await me(ada, iat=NOW - 60, name="Ada"))["name"] == "Ada"
 
 
-async def test_a_claim_that_is_null_is_nothing(api: Api) -> None:
+async def test_a_null_claim_counts_as_missing(api: Api) -> None:
     ada = api.person()
     await me(ada, iat=NOW - 60, name="Ada", role="admin", image="https://x.test/a.png")
     after = await me(ada, iat=NOW, name=None, role=None, image=None)
     assert (after["name"], after["roles"], after["image"]) == (None, [], None)
 
 
-async def test_a_picture_is_not_kept(api: Api) -> None:
+async def test_an_embedded_picture_is_not_stored(api: Api) -> None:
     ada = api.person()
     assert (await me(ada, image="data:image/png;base64," + "A" * 5000))["image"] is None
     assert len(await rows_of(api, ada.subject)) == 1
 
 
-async def test_a_known_caller_costs_no_statement(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cached_caller_needs_no_statement(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = api.person(name="Ada")
     await ada.task()
     await caught_up(api.state["users"])
@@ -269,9 +269,7 @@ async def test_a_known_caller_costs_no_statement(api: Api, monkeypatch: pytest.M
     assert all("FROM tasks" in sql for sql in seen)
 
 
-async def test_a_tokens_claims_are_judged_once_and_kept_no_longer_than_it(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_claims_are_read_once_per_token_and_released_with_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ada, users, judged = api.person(name="Ada"), api.state["users"], []
     principal = await api.state["bearer"].verifier.verify(ada.token())
     profile_of = token_claims.profile_of
@@ -305,7 +303,7 @@ async def test_a_tokens_claims_are_judged_once_and_kept_no_longer_than_it(
         ({}, {}),
     ],
 )
-async def test_what_belongs_to_the_api_can_be_changed(api: Api, patch: dict[str, str], kept: dict[str, str]) -> None:
+async def test_settings_can_be_changed(api: Api, patch: dict[str, str], kept: dict[str, str]) -> None:
     ada = api.person()
     before = await me(ada)
     response = await ada.patch(ME, patch)
@@ -341,7 +339,7 @@ async def test_what_belongs_to_the_api_can_be_changed(api: Api, patch: dict[str,
     ],
     ids=str,
 )
-async def test_nothing_else_can(api: Api, patch: dict[str, object]) -> None:
+async def test_other_members_cannot_be_changed(api: Api, patch: dict[str, object]) -> None:
     ada = api.person(name="Ada")
     before = (await ada.get(ME)).json()
     response = await ada.patch(ME, patch)
@@ -361,7 +359,7 @@ async def test_an_account_that_is_not_active_is_refused(api: Api, status: str) -
         assert "www-authenticate" not in response.headers
 
 
-async def test_tokens_from_before_the_floor_are_invalid(api: Api) -> None:
+async def test_tokens_issued_before_a_revocation_are_invalid(api: Api) -> None:
     ada = api.person()
     await me(ada)
     await set_row(api, ada.subject, "tokens_valid_after", datetime.fromtimestamp(NOW - 100.5, UTC))
@@ -390,7 +388,7 @@ async def test_the_banned_are_refused(api: Api, claims: dict[str, object], statu
     assert (await api.person(**claims).get(ME)).status_code == status
 
 
-async def test_a_machine_never_gets_a_row(api: Api) -> None:
+async def test_a_machine_token_creates_no_row(api: Api) -> None:
     token = api.issuer.access_token(sub="machine-1", client_id="machine-1", scope="tasks:read profile", iss=BASE)
     response = await api.http.get(ME, headers={"Authorization": f"Bearer {token}"})
     assert response.status_code == 403
@@ -411,7 +409,7 @@ async def test_a_claim_that_cannot_be_stored_is_no_server_error(api: Api, claims
     assert "admin" not in seen["roles"]
 
 
-async def test_no_password_ever_reaches_this_side(api: Api) -> None:
+async def test_no_column_stores_a_password(api: Api) -> None:
     statement = raw(
         "SELECT table_name || '.' || column_name AS name FROM information_schema.columns WHERE table_schema = 'public'"
     )
