@@ -76,7 +76,6 @@ async def merge(transaction: Transaction, old_id: UUID, new_id: UUID) -> bool:
     """Transfer all data of the old account to the new one (see `owned_data.transfers`) and purge the old one.
 
     Returns False, without any change, if one of the accounts is missing or purged.
-
     If the old account is suspended or banned, the new one is suspended, and the audit log says why. A ban becomes a
     suspension because Better Auth has not banned the new account, and so will never report the end of that ban.
     """

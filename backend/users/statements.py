@@ -14,7 +14,6 @@ TABLE = SQLModel.metadata.tables["users"]
 # Members of `Me` that come from the token.
 FROM_TOKEN = {"issuer", "scopes", "expires_at"}
 READ = [col(getattr(User, name)) for name in Me.model_fields if name not in FROM_TOKEN]
-
 is_own = col(User.id) == CALLER
 
 SELECT_ME = Statement(select(*READ).where(is_own))

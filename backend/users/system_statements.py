@@ -22,7 +22,6 @@ _AT = sa.bindparam("at", type_=_TIME)
 _SUSPENDED, _BANNED = (sa.bindparam(name, type_=sa.Boolean) for name in ("suspended", "banned"))
 _ROLES = sa.bindparam("roles", type_=sa.ARRAY(sa.Text))
 _OTHER = aliased(User)
-
 is_user = col(User.id) == sa.bindparam("user_id", type_=sa.Uuid)
 not_purged = col(User.status) != UserStatus.purged.value
 

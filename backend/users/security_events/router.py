@@ -31,7 +31,7 @@ router = APIRouter(prefix="/api/v1", tags=["users"])
         400: {
             "description": "The token is rejected; sending it again unchanged cannot succeed (RFC 8935).",
             "model": Rejection,
-            "headers": {"Content-Language": {"description": "Of `description`.", "schema": {"type": "string"}}},
+            "headers": {"Content-Language": {"description": "Language of the text.", "schema": {"type": "string"}}},
         },
         **openapi.responses(413, 415, 429, 500, 503),
     },
