@@ -227,7 +227,7 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""
         if not self.openapi_schema:
-            self.openapi_schema = openapi.mended(super().openapi())
+            self.openapi_schema = openapi.corrected(super().openapi())
         return self.openapi_schema
 
 

@@ -339,7 +339,7 @@ async def test_what_goes_past_hosts_cors_and_compression_is_answered_as_if_it_ha
         answers = []
         for concerned in False, True:
             monkeypatch.setattr(
-                "backend.web.middleware.CrossOrigin._concerns", lambda _, __, concerned=concerned: concerned
+                "backend.web.middleware.CrossOrigin._needs_chain", lambda _, __, concerned=concerned: concerned
             )
             headers = {"X-Request-ID": "same", "Accept-Encoding": "identity", **headers}
             answer = await ada.request(method, url, headers=headers)

@@ -7,7 +7,7 @@ from starlette.types import Scope
 
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
-from backend.web.proxies import TrustedProxies, neighbourhood
+from backend.web.proxies import TrustedProxies, client_network
 from tests.conftest import running
 
 PROXIES = ("10.0.0.0/8", "192.0.2.7", "2001:db8:1::/48")
@@ -99,7 +99,7 @@ def test_the_scheme_is_the_proxys(peer: str, proto: str | None, scheme: str) -> 
     ],
 )
 def test_one_client_holds_an_address_or_a_64(peer: str | None, held: str) -> None:
-    assert neighbourhood(scope(peer)) == held
+    assert client_network(scope(peer)) == held
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ Call = Callable[..., Awaitable[Any]]
 Errors = list[Any]
 Values = dict[str, Any]
 
-MOST_QUERIES: Final = 256  # that are remembered for each route
-LONGEST_QUERY: Final = 256  # bytes, of those
+MAX_QUERIES: Final = 256  # cached for each route
+MAX_QUERY: Final = 256  # bytes of a cached query string
 
 _ABSENT: Final = object()
-_TEXT: Final = (str, bytes)  # collections for Python alone
-_EMPTY: Final = (None, tuple, frozenset)  # what makes the same default for every request, if anything does
+_TEXT: Final = (str, bytes)  # collections, but single values in a request
+_EMPTY: Final = (None, tuple, frozenset)  # default factories whose result is the same for every request
 _SHAREABLE: Final = (str, int, float, bool, NoneType)
-# The members of FastAPI's model of a dependency, all of which are looked at here.
+# The members of FastAPI's dependency model that this module takes into account.
 _TRAITS: Final = frozenset(
     {
         "path_params",
@@ -56,16 +56,16 @@ _TRAITS: Final = frozenset(
 
 
 class Unsupported(TypeError):
-    """A handler asks for something that only FastAPI itself can give."""
+    """The handler has parameters that only FastAPI can resolve."""
 
 
 class _Field(NamedTuple):
-    """One parameter: FastAPI's field knows how to judge it, `loc` is where it stands."""
+    """A parameter: FastAPI's field, which validates it, and its location."""
 
     field: Any
     loc: tuple[str, ...]
 
-    def take(self, given: Any, values: Values, errors: Errors) -> None:
+    def read(self, given: Any, values: Values, errors: Errors) -> None:
         field = self.field
         if given is _ABSENT:
             if field.field_info.is_required():
@@ -73,15 +73,15 @@ class _Field(NamedTuple):
             else:
                 values[field.name] = field.default
             return
-        taken, wrong = field.validate(given, {}, loc=self.loc)
-        if wrong:
-            errors.extend(wrong)
+        value, invalid = field.validate(given, {}, loc=self.loc)
+        if invalid:
+            errors.extend(invalid)
         else:
-            values[field.name] = taken
+            values[field.name] = value
 
 
 class _Unshareable(Exception):
-    """What a query string says must be made anew for each request."""
+    """The values of a query string cannot be cached."""
 
     def __init__(self, values: Values) -> None:
         super().__init__()
@@ -89,9 +89,9 @@ class _Unshareable(Exception):
 
 
 class _Query:
-    """A model whose members are the query parameters. One that is frozen is made once for each query string.
+    """A model of query parameters. Frozen models are cached by query string.
 
-    It is made for each request if a member can be changed, as a list can, or has a default that a function makes.
+    A model is not cached if a member can be modified, as a list can, or has a default from a function.
     """
 
     def __init__(self, field: _Field, model: type[BaseModel]) -> None:
@@ -100,35 +100,35 @@ class _Query:
         self._lists = {name for name, member in model.model_fields.items() if _is_list(member.annotation)}
         is_fixed = all(member.default_factory in _EMPTY for member in model.model_fields.values())
         is_shareable = is_fixed and model.model_config.get("frozen")
-        self._remembered = lru_cache(MOST_QUERIES)(self._judge_for_all) if is_shareable else self._judge
+        self._cached = lru_cache(MAX_QUERIES)(self._validate_shareable) if is_shareable else self._validate
 
-    def take(self, given: bytes, values: Values, errors: Errors) -> None:
+    def read(self, given: bytes, values: Values, errors: Errors) -> None:
         try:
-            taken, wrong = (self._remembered if len(given) <= LONGEST_QUERY else self._judge)(given)
-        except _Unshareable as made:  # which `lru_cache` does not remember
-            taken, wrong = made.values, []
-        values.update(taken)
-        errors.extend(wrong)
+            parsed, invalid = (self._cached if len(given) <= MAX_QUERY else self._validate)(given)
+        except _Unshareable as error:  # exceptions are not cached
+            parsed, invalid = error.values, []
+        values.update(parsed)
+        errors.extend(invalid)
 
-    def _judge(self, given: bytes) -> tuple[Values, Errors]:
+    def _validate(self, given: bytes) -> tuple[Values, Errors]:
         values: Values = {}
         errors: Errors = []
-        self._field.take(self._read(given), values, errors)
+        self._field.read(self._parse(given), values, errors)
         return values, errors
 
-    def _judge_for_all(self, given: bytes) -> tuple[Values, Errors]:
-        """Raises _Unshareable for a model that requests cannot share: one that can be changed has no hash."""
-        values, errors = self._judge(given)
+    def _validate_shareable(self, given: bytes) -> tuple[Values, Errors]:
+        """Raises _Unshareable for a model that requests cannot share: one that can be modified has no hash."""
+        values, errors = self._validate(given)
         try:
             hash(tuple(values.values()))
         except TypeError:
             raise _Unshareable(values) from None
         return values, errors
 
-    def _read(self, given: bytes) -> Values:
-        """The last value of a repeated parameter, except for lists and for unknown names: these have all values.
+    def _parse(self, given: bytes) -> Values:
+        """Parse a query string. A repeated parameter has its last value; lists and unknown names have all values.
 
-        One pass, so that the cost is linear in the length of the query string.
+        One pass: the cost is linear in the length of the query string.
         """
         found: dict[str, list[str]] = {}
         for name, value in QueryParams(given).multi_items():
@@ -140,7 +140,7 @@ class _Query:
 
 
 class _Step(NamedTuple):
-    """What one function asks for. `needs`: results of steps before, by their number, and what they are called here."""
+    """The arguments of one function. `needs`: the numbers of earlier steps and the parameters for their results."""
 
     call: Call
     scope: str | None
@@ -152,29 +152,29 @@ class _Step(NamedTuple):
     body: _Field | None
 
     def values(self, request: Request, body: Any, results: Sequence[Any], errors: Errors) -> Values | None:
-        """None: something is wrong, here or in a step before."""
+        """None: this step or one that it needs is invalid."""
         values: Values = dict.fromkeys(self.request, request)
-        before, lacks = len(errors), False
+        before, is_incomplete = len(errors), False
         for number, name in self.needs:
             if results[number] is _ABSENT:
-                lacks = True
+                is_incomplete = True
             elif name is not None:
                 values[name] = results[number]
         for field in self.path:
-            field.take(request.path_params[field.loc[1]], values, errors)
+            field.read(request.path_params[field.loc[1]], values, errors)
         if self.query is not None:
-            self.query.take(request.scope["query_string"], values, errors)
+            self.query.read(request.scope["query_string"], values, errors)
         for key, field in self.headers:
-            field.take(_header(request.scope, key), values, errors)
+            field.read(_header(request.scope, key), values, errors)
         if self.body is not None:
-            self.body.take(body, values, errors)
-        return None if lacks or len(errors) > before else values
+            self.body.read(body, values, errors)
+        return None if is_incomplete or len(errors) > before else values
 
 
 class Arguments:
     """The arguments of one handler, compiled. Raises Unsupported for a handler that only FastAPI can call.
 
-    `status` and `response_class`: those of the route. Only 204 with a plain Response is known to be an empty response.
+    `status` and `response_class`: those of the route. Only 204 with a plain Response is supported as an empty response.
     """
 
     def __init__(self, dependant: Dependant, status: int | None = None, response_class: Any = None) -> None:
@@ -182,18 +182,18 @@ class Arguments:
         _add(dependant, steps)
         *self._dependencies, self._handler = steps
         if any(step.body for step in self._dependencies):
-            raise Unsupported(f"{self._handler.call!r} depends on something that reads the body")
+            raise Unsupported(f"{self._handler.call!r} has a dependency that reads the body")
         try:
-            answer = get_type_hints(self._handler.call).get("return")
+            returned = get_type_hints(self._handler.call).get("return")
         except (NameError, TypeError) as error:
-            raise Unsupported(f"{self._handler.call!r} has annotations that cannot be read") from error
+            raise Unsupported(f"{self._handler.call!r} has annotations that cannot be resolved") from error
         may_be_empty = status == HTTPStatus.NO_CONTENT and response_class is Response
         kinds = (Response, NoneType) if may_be_empty else Response
-        if not (isinstance(answer, type) and issubclass(answer, kinds)):
-            raise Unsupported(f"{self._handler.call!r} leaves it to FastAPI to make its answer")
+        if not (isinstance(returned, type) and issubclass(returned, kinds)):
+            raise Unsupported(f"{self._handler.call!r} returns something other than a Response")
 
     async def of(self, request: Request) -> Values:
-        """Raises RequestValidationError, with all that is wrong, and whatever a dependency raises."""
+        """The arguments for a request. Raises RequestValidationError with all errors, and errors of dependencies."""
         body = _ABSENT if self._handler.body is None else await _json(request)
         errors: Errors = []
         results: list[Any] = []
@@ -207,10 +207,10 @@ class Arguments:
 
 
 def _add(dependant: Dependant, steps: list[_Step]) -> int:
-    """Add a function behind its dependencies, and return the number of its step. Each function is called once."""
+    """Add a function after its dependencies and return the number of its step. Each function is called once."""
     call = dependant.call
     if not _TRAITS.issuperset(field.name for field in fields(dependant)):
-        raise Unsupported("this version of FastAPI has dependencies of a kind that is not known here")
+        raise Unsupported("this version of FastAPI has an unknown kind of dependency")
     others = (
         dependant.cookie_params,
         dependant.websocket_param_name,
@@ -223,18 +223,20 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
         not dependant.use_cache,
     )
     if call is None or any(others) or not _is_plain_coroutine(call):
-        raise Unsupported(f"{call!r} asks for more than a request, its path, query, headers and JSON, or is not async")
+        raise Unsupported(
+            f"{call!r} has parameters besides request, path, query, headers and JSON body, or is not async"
+        )
     for number, step in enumerate(steps):
         if (step.call, step.scope) == (call, dependant.scope):
             return number
     if not all(map(_is_scalar, (*dependant.path_params, *dependant.header_params))):
-        raise Unsupported(f"{call!r} takes a path parameter or a header that is more than one value")
+        raise Unsupported(f"{call!r} has a path parameter or header with more than one value")
     query = [_query(field) for field in dependant.query_params]
     body = [_Field(field, ("body",)) for field in dependant.body_params]
     if len(query) > 1 or len(body) > 1:
-        raise Unsupported(f"{call!r} takes several models where one would say it all")
+        raise Unsupported(f"{call!r} has several models for the query or the body")
     if not all(map(_is_whole_body, dependant.body_params)):
-        raise Unsupported(f"{call!r} takes a form, or a member of the body")
+        raise Unsupported(f"{call!r} has a form, or a member of the body, as a parameter")
     needs = [(_add(each, steps), each.name) for each in dependant.dependencies]
     steps.append(
         _Step(
@@ -255,13 +257,13 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
 
 
 def _is_plain_coroutine(call: Call) -> bool:
-    """Whether FastAPI, too, would do no more than await it: no decorator, generator, class or thread is involved."""
+    """Whether FastAPI would only await it: it is no generator, class or sync function, and has no decorator."""
     function = call if isfunction(call) or ismethod(call) else type(call).__call__
     return iscoroutinefunction(function) and unwrap(call) is call and unwrap(function) is function
 
 
 def _is_scalar(field: Any) -> bool:
-    """Whether a path parameter or a header has one name, one value, and a default that requests can share as it is."""
+    """Whether a path parameter or header has one name, one value, and a default that requests can share as it is."""
     info = field.field_info
     if info.validate_default:
         return False
@@ -279,9 +281,9 @@ def _is_whole_body(field: Any) -> bool:
 def _query(field: Any) -> _Query:
     model = field.field_info.annotation
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise Unsupported(f"the query parameter {field.name} stands outside of a model")
+        raise Unsupported(f"the query parameter {field.name} is not part of a model")
     if any(member.alias or member.validation_alias for member in model.model_fields.values()):
-        raise Unsupported(f"{model.__name__} has members of two names")
+        raise Unsupported(f"{model.__name__} has members with an alias")
     return _Query(_Field(field, ("query",)), model)
 
 
@@ -308,5 +310,5 @@ async def _json(request: Request) -> Any:
     try:
         return await request.json() if await request.body() else _ABSENT
     except JSONDecodeError as error:
-        wrong = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error", "input": {}}
-        raise RequestValidationError([{**wrong, "ctx": {"error": error.msg}}], body=error.doc) from error
+        invalid = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error", "input": {}}
+        raise RequestValidationError([{**invalid, "ctx": {"error": error.msg}}], body=error.doc) from error

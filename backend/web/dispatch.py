@@ -1,8 +1,8 @@
-"""Compiled dispatch: finds a route and its arguments as FastAPI would, without asking every router at each request.
+"""Compiled dispatch: finds a route and its arguments as FastAPI would, in a fraction of the time.
 
-FastAPI declares, validates and describes routes and parameters as ever. It needs more time to find a route and its
-arguments than the database needs for the statement, so both are compiled for the routes that this module understands in
-every detail. FastAPI answers all others. A test asks every operation both ways.
+FastAPI takes longer to find a route and its arguments than the database takes for the statement, so both are compiled
+for routes that use only supported features. FastAPI handles all others, and still declares, validates and documents all
+routes. A test sends requests to every operation both ways.
 """
 
 import re
@@ -17,18 +17,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.web.arguments import Arguments, Call, Unsupported
 
-# The methods of a route that FastAPI calls for a request, and `answer`. A subclass that overrides one is not compiled.
+# `answer`, and the methods that FastAPI calls for a request. Routes of a class that overrides one are not compiled.
 _ROUTE_METHODS: Final = ("answer", "get_route_handler", "handle", "matches")
 
 
 class Route(Protocol):
-    """A route that can answer without FastAPI, once its arguments are compiled."""
+    """A route that can answer requests without FastAPI, given its compiled arguments."""
 
     async def answer(self, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 class _Compiled(NamedTuple):
-    """A route as the application includes it: with the prefixes and dependencies of its routers and the application."""
+    """An effective route: with the prefixes and dependencies of its routers and the application."""
 
     route: Route
     endpoint: Call
@@ -53,11 +53,11 @@ class _Table:
             self._compile(kind)
 
     def is_current(self) -> bool:
-        """Whether no route was added or removed since."""
+        """Whether no route has been added or removed since."""
         return self._routes == self._router.routes and self._versions == [_version(each) for each in self._routers]
 
     def find(self, scope: Scope) -> _Compiled | None:
-        """The compiled route of a request, with `scope` as FastAPI leaves it; None: FastAPI has to look."""
+        """The compiled route of a request, with `scope` set as by FastAPI; None if FastAPI has to handle it."""
         method, path = scope["method"], scope["path"]
         found, parameters = self._fixed.get((method, path)), {}
         if found is None:
@@ -75,7 +75,7 @@ class _Table:
         return found
 
     def _compile(self, kind: type[Any]) -> None:
-        """Add each route that is understood, unless one before it may answer the same request."""
+        """Add each supported route, unless an earlier one may match the same request."""
         before: list[RouteContext] = []
         opaque: list[RouteContext] = []
         for context in iter_route_contexts(self._routes):
@@ -83,7 +83,7 @@ class _Table:
             if route is None:
                 opaque.append(context)
             elif not route.convertors:
-                if any(_answers(each, route.methods, str(context.path)) for each in before):
+                if any(_matches(each, route.methods, str(context.path)) for each in before):
                     opaque.append(context)  # it may still be the first that answers another of its methods
                 else:
                     self._fixed.update(((method, str(context.path)), route) for method in route.methods)
@@ -96,7 +96,7 @@ class _Table:
 
 
 def _routers(router: APIRouter) -> Iterator[APIRouter]:
-    """The router, and those that it includes, at any depth."""
+    """The router and all routers that it includes, recursively."""
     yield router
     for route in router.routes:
         included = getattr(route, "original_router", None)
@@ -105,7 +105,7 @@ def _routers(router: APIRouter) -> Iterator[APIRouter]:
 
 
 def _version(router: APIRouter) -> Any:
-    """Grows with each route that is added. FastAPI goes by the same number."""
+    """FastAPI's own count of additions to a router."""
     return router._routes_version  # noqa: SLF001 - without it, a route that is added later would be missed
 
 
@@ -125,33 +125,33 @@ def _compiled(context: RouteContext, kind: type[Any]) -> _Compiled | None:
     )
 
 
-def _answers(context: RouteContext, methods: Set[str], path: str) -> bool:
-    """Whether a route answers one of these methods at a path. True where that cannot be told."""
+def _matches(context: RouteContext, methods: Set[str], path: str) -> bool:
+    """Whether a route matches one of these methods and a path. True if that is unknown."""
     pattern = getattr(context, "path_regex", None)
-    theirs: Set[str] | None = getattr(context, "methods", None)
+    own_methods: Set[str] | None = getattr(context, "methods", None)
     if isinstance(context.original_route, WebSocketRoute):
         return False
     if pattern is None:
         return True
-    return bool(pattern.match(path)) and (theirs is None or not theirs.isdisjoint(methods))
+    return bool(pattern.match(path)) and (own_methods is None or not own_methods.isdisjoint(methods))
 
 
 def _may_overlap(context: RouteContext, other: RouteContext) -> bool:
-    """Whether a route may answer a request that another, whose path has parameters, answers too."""
+    """Whether a route may match a request that `other`, whose path has parameters, matches too."""
     path, methods = getattr(context, "path", None), frozenset(other.methods or ())
     if path is None or isinstance(context.original_route, Mount) or "{" in path:
-        begins = None if path is None else path.partition("{")[0]
-        theirs = str(other.path).partition("{")[0]
-        is_apart = begins is not None and not (begins.startswith(theirs) or theirs.startswith(begins))
+        prefix = None if path is None else path.partition("{")[0]
+        other_prefix = str(other.path).partition("{")[0]
+        is_apart = prefix is not None and not (prefix.startswith(other_prefix) or other_prefix.startswith(prefix))
         return not is_apart and not isinstance(context.original_route, WebSocketRoute)
-    return _answers(context, methods, path) and bool(other.path_regex.match(path))
+    return _matches(context, methods, path) and bool(other.path_regex.match(path))
 
 
 class Dispatch:
-    """Pure ASGI, in front of FastAPI: answers the routes of a kind that are understood in every detail.
+    """ASGI middleware in front of FastAPI: dispatches requests to compiled routes.
 
-    FastAPI answers everything else, and all requests while a dependency is overridden, a request is traced, or the
-    application is mounted under a path. `kind` has the method `answer`; see `Route`.
+    FastAPI handles all other requests, and every request that is traced, while a dependency is overridden or the
+    application is mounted under a path. `kind`: a route class with the method `answer` of `Route`.
     """
 
     def __init__(self, app: ASGIApp, router: APIRouter, kind: type[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Response headers that every response carries: request id, caching and security policies."""
+"""Headers of all responses: request id, caching and security policies."""
 
 from collections.abc import Iterable
 

@@ -58,8 +58,8 @@ class HeadAsGet:
 class CrossOrigin:
     """Allowed hosts, CORS and gzip, as the settings say.
 
-    Each of the three looks at every message. Requests without `Origin` and without gzip, for a host that was allowed
-    before, skip them (`docs/performance.md`).
+    Requests without `Origin` that do not accept gzip, for a host that was allowed before, skip all three
+    (`docs/performance.md`).
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -75,9 +75,9 @@ class CrossOrigin:
         if self._chain is None:
             settings = scope["state"]["settings"]
             self._chain = self._assemble(settings.cors_origins, settings.trusted_hosts)
-        await (self._chain if self._concerns(scope["headers"]) else self._inner)(scope, receive, send)
+        await (self._chain if self._needs_chain(scope["headers"]) else self._inner)(scope, receive, send)
 
-    def _concerns(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    def _needs_chain(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether the request has an Origin, accepts gzip, or names a host that is not known to be allowed."""
         hosts = 0
         for name, value in headers:
@@ -91,7 +91,7 @@ class CrossOrigin:
 
     async def _allowed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The inner end of the chain: only requests with an allowed host arrive here."""
-        scope["state"]["let_in"] = True
+        scope["state"]["host_allowed"] = True
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) == 1 and len(self._allowed_hosts) < MAX_HOSTS:
             self._allowed_hosts.update(hosts)
@@ -110,7 +110,7 @@ class CrossOrigin:
             )
         if "*" not in hosts:
             app = TrustedHostMiddleware(app, allowed_hosts=hosts, www_redirect=False)
-        return problems.PlainTextRefusals(app)
+        return problems.PlainTextErrorsAsProblems(app)
 
 
 def _without_content(send: Send) -> Send:

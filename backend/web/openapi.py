@@ -1,4 +1,4 @@
-"""What FastAPI cannot say of this API in its OpenAPI document, or says wrongly."""
+"""Corrections to the OpenAPI document that FastAPI generates: problems, headers, merge patches, ids and examples."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -7,55 +7,58 @@ from typing import Any
 from backend.web.problems import Problem
 from backend.web.requests import MERGE_PATCH
 
-# When an operation answers what.
+# Descriptions of the error responses.
 DESCRIPTIONS = {
     400: "The Authorization header is malformed.",
-    401: "There is no token, or it is refused; `WWW-Authenticate` says why.",
-    403: "The token lacks a scope, or speaks for nobody who may do this.",
-    404: "There is no such thing, or it is not the caller's.",
-    409: "It exists already, or the request is being worked on.",
-    410: "What was deleted since then is forgotten.",
-    412: "The version is not one that If-Match names.",
-    408: "The body took too long to arrive.",
-    413: "The body is too long.",
-    415: "The body is of another content type.",
-    422: "The request does not make sense; `errors` names each member that is wrong.",
-    429: "Too many requests; `Retry-After` says when to ask again.",
-    500: "A defect here.",
-    503: "Keys or database cannot be reached; `Retry-After` says when to ask again.",
+    401: "The token is missing or invalid; `WWW-Authenticate` gives the reason.",
+    403: "The token lacks a scope, or its subject is not allowed to perform this operation.",
+    404: "The resource does not exist or belongs to another user.",
+    409: "The resource already exists, or the same request is still being processed.",
+    410: "The sync token is too old.",
+    412: "The current version does not satisfy If-Match or If-None-Match.",
+    408: "The request body was not received in time.",
+    413: "The request body is too large.",
+    415: "The content type or encoding of the request body is not supported.",
+    422: "The request is invalid; `errors` lists the invalid members.",
+    429: "Too many requests; retry after `Retry-After` seconds.",
+    500: "Unexpected server error.",
+    503: "The issuer's keys or the database are unavailable; retry after `Retry-After` seconds.",
 }
 
 Headers = dict[str, dict[str, Any]]
 
 _ALWAYS: Headers = {
     "X-Request-ID": {
-        "description": "The id of the request: the client's own, if it sent one, else a new one. The log has it, too.",
+        "description": "The request id, as in the log: the one that the client sent, or a new one.",
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
     },
     "Cache-Control": {
-        "description": "`no-store`; or `private, no-cache`, if there is an ETag to ask again with.",
+        "description": "`private, no-cache` for responses with an ETag, otherwise `no-store`.",
         "required": True,
         "schema": {"type": "string"},
     },
 }
 _RATE: Headers = {
     "RateLimit-Policy": {
-        "description": "How often one may ask (draft-ietf-httpapi-ratelimit-headers).",
+        "description": "The quota and its window in seconds (draft-ietf-httpapi-ratelimit-headers).",
         "schema": {"type": "string"},
     },
-    "RateLimit": {"description": "What is left of that, and until when.", "schema": {"type": "string"}},
+    "RateLimit": {
+        "description": "The remaining quota, and the seconds until it is reset.",
+        "schema": {"type": "string"},
+    },
 }
 _RETRY: Headers = {
     "Retry-After": {
-        "description": "In how many seconds to ask again.",
+        "description": "Seconds to wait before the next attempt.",
         "required": True,
         "schema": {"type": "integer", "minimum": 1},
     }
 }
 _CHALLENGE: Headers = {
     "WWW-Authenticate": {
-        "description": "What is wrong with the token (RFC 6750, section 3), and where to get one (RFC 9728).",
+        "description": "The error of the token (RFC 6750, section 3) and the URL of the metadata (RFC 9728).",
         "schema": {"type": "string"},
     }
 }
@@ -67,29 +70,29 @@ _OF_PROBLEMS: dict[str, Headers] = {
     "503": _RETRY,
 }
 
-# Of each parameter that is called `id` and stands in a path.
+# The path parameter `id` of every route.
 _ID = {
-    "description": "A UUID, as the collection shows it. Whatever else it is, it is a 404.",
+    "description": "The id of the resource, a UUID. Any other text results in a 404.",
     "schema": {"type": "string", "format": "uuid", "examples": ["019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f"]},
 }
 
 
 def responses(*statuses: int, headers: Mapping[int, Any] = MappingProxyType({})) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route or router: the problems it may answer with, and the headers of its good answers."""
-    if 413 in statuses:  # where a body is read at all
+    """Return the `responses` of a route: a problem for each of `statuses`, and `headers` by successful status."""
+    if 413 in statuses:  # the route reads a body
         statuses = (408, *statuses)
-    good: dict[int | str, dict[str, Any]] = {status: {"headers": names} for status, names in headers.items()}
-    return good | {status: {"description": DESCRIPTIONS[status], "model": Problem} for status in statuses}
+    successful: dict[int | str, dict[str, Any]] = {status: {"headers": names} for status, names in headers.items()}
+    return successful | {status: {"description": DESCRIPTIONS[status], "model": Problem} for status in statuses}
 
 
-def mended(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its problems, headers, patches, ids and examples put right, in place."""
+def corrected(document: dict[str, Any]) -> dict[str, Any]:
+    """Correct the document in place and return it."""
     schemas = document["components"]["schemas"]
     headers: Headers = document["components"].setdefault("headers", {})
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _name_problems(operation["responses"])
-            _name_headers(operation["responses"], headers, limited=path.startswith("/api/"))
+            _correct_problems(operation["responses"])
+            _add_headers(operation["responses"], headers, limited=path.startswith("/api/"))
             for parameter in operation.get("parameters", ()):
                 if (parameter["in"], parameter["name"]) == ("path", "id"):
                     parameter |= _ID
@@ -100,26 +103,26 @@ def mended(document: dict[str, Any]) -> dict[str, Any]:
         schemas.pop(unused, None)
     for schema in schemas.values():
         for example in schema.get("examples", ()):
-            # FastAPI leaves out what is null, also where it must be there.
+            # FastAPI omits null from examples, even for required members.
             example |= dict.fromkeys(name for name in schema.get("required", ()) if name not in example)
     return document
 
 
-def _name_problems(answers: dict[str, Any]) -> None:
-    """Problems have a media type of their own; FastAPI's own 422 stands only where there can be none."""
-    for status, response in list(answers.items()):
+def _correct_problems(responses: dict[str, Any]) -> None:
+    """Give problems their media type, and remove FastAPI's own 422, which this API never sends."""
+    for status, response in list(responses.items()):
         content = response.get("content", {})
-        for kind, media in list(content.items()):  # an answer that is no JSON lends its type to the others
+        for kind, media in list(content.items()):  # FastAPI uses the response class of the route for problems, too
             match media.get("schema"):
                 case {"$ref": "#/components/schemas/Problem"}:
                     content["application/problem+json"] = content.pop(kind)
                 case {"$ref": "#/components/schemas/HTTPValidationError"}:
-                    del answers[status]
+                    del responses[status]
 
 
-def _name_headers(answers: dict[str, Any], components: Headers, *, limited: bool) -> None:
-    """Name those that answers carry whoever gives them, and describe each once, among the components."""
-    for status, response in answers.items():
+def _add_headers(responses: dict[str, Any], components: Headers, *, limited: bool) -> None:
+    """Add the headers that middleware sets. Each header is described once, among the components."""
+    for status, response in responses.items():
         headers = _ALWAYS | (_RATE if limited else {}) | response.get("headers", {})
         if "application/problem+json" in response.get("content", {}):
             headers |= _OF_PROBLEMS.get(status, {})

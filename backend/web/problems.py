@@ -1,4 +1,4 @@
-"""Every error leaves as application/problem+json (RFC 9457), with a code that does not change."""
+"""Errors as `application/problem+json` (RFC 9457) with stable codes."""
 
 import logging
 import traceback
@@ -24,30 +24,32 @@ logger = logging.getLogger(__name__)
 
 
 class ProblemError(BaseModel):
-    """One thing that is wrong with a request."""
+    """One error in a request."""
 
-    loc: list[str | int] = Field(description="Where: `body`, `query`, `path` or `header`, then the way to the member.")
-    msg: str = Field(description="For people; it may change.")
-    type: str = Field(description="What kind of mistake it is, in a word for programs.")
+    loc: list[str | int] = Field(
+        description="Location: `body`, `query`, `path` or `header`, then the path of the member."
+    )
+    msg: str = Field(description="Message for people; it may change.")
+    type: str = Field(description="Kind of the error, for programs.")
 
 
 class Problem(BaseModel):
     """RFC 9457. `code` is stable and listed in docs/errors.md; `detail` is for people and may change."""
 
-    type: str = Field(description="Always `about:blank`: `code` tells the kinds apart.", examples=["about:blank"])
-    title: str = Field(description="The phrase of the status.")
-    status: int = Field(description="The status of the answer.")
-    detail: str | None = Field(description="What is wrong, in a sentence.")
-    code: str = Field(description="The kind of the problem, for programs.", examples=["not_found"])
-    request_id: str | None = Field(description="As in X-Request-ID; it finds the request in the log.")
+    type: str = Field(description="Always `about:blank`; use `code` to distinguish problems.", examples=["about:blank"])
+    title: str = Field(description="The reason phrase of the status.")
+    status: int = Field(description="The HTTP status code.")
+    detail: str | None = Field(description="Explanation for people; it may change.")
+    code: str = Field(description="Stable error code, for programs.", examples=["not_found"])
+    request_id: str | None = Field(description="The request id, as in `X-Request-ID` and in the log.")
     errors: list[ProblemError] = Field(
         default_factory=list,
-        description="With 422: each member that is wrong, the first 50 of them. With a batch: which operation.",
+        description="With 422: the invalid members, at most 50. For a batch: the operation that failed.",
     )
 
 
 class DomainError(Exception):
-    """What a service raises when it says no. The docstring of each kind is what the client is told."""
+    """Base of the errors that services raise. The docstring of a subclass is the `detail` sent to the client."""
 
     status = 500
     code = "internal_error"
@@ -56,22 +58,22 @@ class DomainError(Exception):
 
 
 class NotFound(DomainError):
-    """There is no such thing, or it is not yours."""
+    """The resource does not exist or belongs to another user."""
 
     status, code = 404, "not_found"
 
 
 class StaleVersion(DomainError):
-    """The version in If-Match is not the current one: fetch it again, then decide."""
+    """The resource has changed: its current version does not satisfy the precondition. Fetch it, then try again."""
 
     status, code = 412, "stale_version"
 
 
 class InvalidCursor(DomainError):
-    """The cursor is not one of this listing's: a cursor is bound to the sort and filters it was made under."""
+    """The cursor is invalid, or belongs to a list with another sort order or other filters."""
 
     status, code = 422, "invalid_cursor"
-    errors = ({"loc": ["query", "cursor"], "msg": "Start again without it", "type": "invalid_cursor"},)
+    errors = ({"loc": ["query", "cursor"], "msg": "Start again without a cursor", "type": "invalid_cursor"},)
 
 
 # The first match decides: a whole SQLSTATE, else its class (PostgreSQL documentation, appendix A).
@@ -80,11 +82,11 @@ SQLSTATES: dict[str, tuple[int, str]] = {
     "22001": (422, "invalid_value"),  # too long
     "22003": (422, "invalid_value"),  # number out of range
     "22008": (422, "invalid_value"),  # time out of range
-    "22021": (422, "invalid_value"),  # not in the database's encoding
+    "22021": (422, "invalid_value"),  # not representable in the encoding of the database
     "22P05": (422, "invalid_value"),
     "23": (409, "constraint_violated"),
     "0A000": (503, "database_busy"),  # cached plan must not change result type
-    "26000": (503, "database_busy"),  # a prepared statement is not there
+    "26000": (503, "database_busy"),  # the prepared statement does not exist
     "25006": (503, "database_unavailable"),  # read only
     "25P03": (503, "database_unavailable"),  # idle_in_transaction_session_timeout
     "25P04": (503, "database_unavailable"),  # transaction_timeout
@@ -97,7 +99,7 @@ SQLSTATES: dict[str, tuple[int, str]] = {
     "08": (503, "database_unavailable"),
 }
 
-# Raised by psycopg itself, without a SQLSTATE: a value it cannot write (NUL), a connection it cannot get or has lost.
+# Errors of psycopg itself have no SQLSTATE: a value that it cannot send (NUL), no connection, a lost connection.
 WITHOUT_SQLSTATE: tuple[tuple[type[psycopg.Error], tuple[int, str]], ...] = (
     (PoolTimeout, (503, "database_busy")),
     (psycopg.DataError, (422, "invalid_value")),
@@ -106,24 +108,24 @@ WITHOUT_SQLSTATE: tuple[tuple[type[psycopg.Error], tuple[int, str]], ...] = (
 )
 
 DETAILS = {
-    "conflict": "Somebody else was there first: this already exists.",
-    "constraint_violated": "The change contradicts what is stored.",
-    "invalid_value": "A value cannot be stored.",
+    "conflict": "A resource with this name or id already exists.",
+    "constraint_violated": "The change violates a constraint of the database.",
+    "invalid_value": "A value cannot be stored in the database.",
     "database_busy": "The database is busy. Nothing was changed; try again.",
-    "database_unavailable": "The database cannot be reached. Try again; an Idempotency-Key makes that safe.",
-    "internal_error": "Something went wrong here. The request id finds it in the log.",
+    "database_unavailable": "The database is unavailable. Try again; an Idempotency-Key makes retries safe.",
+    "internal_error": "Unexpected server error. It is logged with the request id.",
 }
 
-# Of a refused preflight.
-_KEPT = {"vary", "access-control-allow-origin", "access-control-allow-methods", "access-control-max-age"}
+# Headers of a rejected preflight response that are sent with the problem.
+_PREFLIGHT_HEADERS = {"vary", "access-control-allow-origin", "access-control-allow-methods", "access-control-max-age"}
 
 MOST_ERRORS = 50
 LONGEST_NAME = 100
 
-# As RFC 9110 names them; Python 3.11 has older names.
+# Reason phrases of RFC 9110; Python 3.11 has older ones.
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
-# What the framework itself answers.
+# Codes of the errors that the framework raises.
 CODES = {
     400: "bad_request",
     401: "unauthorized",
@@ -175,7 +177,7 @@ async def http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> str:
-    """All methods of a path (RFC 9110, section 10.2.1): Starlette names those of the first route that has it."""
+    """All methods of a path (RFC 9110, section 10.2.1). Starlette names only those of the first matching route."""
     found: set[str] = set()
     for route in iter_route_contexts(request.app.routes):
         if route.path_regex.match(request.scope["path"]):
@@ -190,12 +192,12 @@ async def invalid_request(request: Request, error: Exception) -> Response:
         for e in error.errors()[:MOST_ERRORS]
     ]
     if any(e["type"] == "json_invalid" for e in errors):
-        return respond(request, 422, "invalid_json", "The body is not JSON that can be read.", errors=errors)
-    return respond(request, 422, "invalid", "The request is not valid: see errors.", errors=errors)
+        return respond(request, 422, "invalid_json", "The request body is not valid JSON.", errors=errors)
+    return respond(request, 422, "invalid", "The request is invalid: see errors.", errors=errors)
 
 
 def _short(part: str | int) -> str | int:
-    """A client may name its members as it likes, but gets no longer name back than any of ours."""
+    """Shorten the names of members, which a client can choose."""
     return part[:LONGEST_NAME] if isinstance(part, str) else part
 
 
@@ -206,10 +208,10 @@ async def database_error(request: Request, error: Exception) -> Response:
         status, code = SQLSTATES.get(state) or SQLSTATES.get(state[:2]) or (500, "internal_error")
     else:
         status, code = next(
-            (answer for kind, answer in WITHOUT_SQLSTATE if isinstance(error, kind)), (500, "internal_error")
+            (problem for kind, problem in WITHOUT_SQLSTATE if isinstance(error, kind)), (500, "internal_error")
         )
     if status >= 500:
-        # The message of a database error may quote values, so only its kind is logged.
+        # Only the SQLSTATE or type is logged: the message of a database error may quote values.
         logger.error("database error %s", state or type(error).__name__)
     return respond(request, status, code, DETAILS[code], headers={"Retry-After": "1"} if status == 503 else None)
 
@@ -219,9 +221,9 @@ async def internal_error(request: Request, _: Exception) -> Response:
 
 
 class ExceptionsAsProblems:
-    """Pure ASGI, around both ways to a handler: what is raised within is answered, and logged if nobody expected it.
+    """ASGI middleware around FastAPI and compiled dispatch: turns exceptions into problems, and logs unexpected ones.
 
-    The log gets the error's kind and where it came from, not its message, which may quote what a client sent.
+    The log contains the type and the traceback of an error, but not its message, which may quote the request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -235,56 +237,60 @@ class ExceptionsAsProblems:
                 raise
             has_begun = "status" in scope["state"]
             handlers: Mapping[Any, Handler] = scope["app"].exception_handlers
-            handler = None if has_begun else _expecting(handlers, error)
+            handler = None if has_begun else _registered_handler(handlers, error)
             if handler is None:
                 trace = "".join(traceback.format_tb(error.__traceback__))
-                logger.error("unexpected %s\n%s", type(error).__qualname__, trace)  # noqa: TRY400  # not the message
+                logger.error("unexpected %s\n%s", type(error).__qualname__, trace)  # noqa: TRY400  # omits the message
                 handler = handlers.get(500, handlers[Exception])
             if has_begun:
                 return
-            response = (internal_error if handler is leave_it else handler)(Request(scope), error)
+            response = (internal_error if handler is _raise else handler)(Request(scope), error)
             await (await response if isawaitable(response) else response)(scope, receive, send)
 
 
-def _expecting(handlers: Mapping[Any, Handler], error: Exception) -> Handler | None:
-    """The handler of this status or kind of errors, as Starlette looks for it, whoever added it."""
+def _registered_handler(handlers: Mapping[Any, Handler], error: Exception) -> Handler | None:
+    """The handler of an error by its status or type, as Starlette looks it up; None for unexpected errors."""
     statuses = [error.status_code] if isinstance(error, HTTPException) else []
     kinds = [kind for kind in (*statuses, *type(error).__mro__) if kind not in (500, Exception)]
     return next((handlers[kind] for kind in kinds if kind in handlers), None)
 
 
-class PlainTextRefusals:
-    """Pure ASGI, around middleware of others that refuses in plain text: the refusal stays, as a problem.
+class PlainTextErrorsAsProblems:
+    """ASGI middleware around Starlette's CORS and host checks: turns their plain-text 400 responses into problems.
 
-    What that middleware lets in says so by `let_in` in the state, and is answered as it answers itself.
+    Requests that pass these checks have `host_allowed` in their state; their responses are sent unchanged.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal: Message | None = None
+        rejection: Message | None = None
 
         async def send_problem(message: Message) -> None:
-            nonlocal refusal
-            refuses = message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST
-            if refuses and "let_in" not in scope["state"]:
+            nonlocal rejection
+            is_rejection = message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST
+            if is_rejection and "host_allowed" not in scope["state"]:
                 headers = Headers(raw=message["headers"])
                 if headers.get("content-type", "").startswith("text/plain"):
-                    refusal = message
+                    rejection = message
                     return
-            if refusal is None:
+            if rejection is None:
                 await send(message)
                 return
-            kept = {name: value for name, value in Headers(raw=refusal["headers"]).items() if name in _KEPT}
+            kept = {
+                name: value for name, value in Headers(raw=rejection["headers"]).items() if name in _PREFLIGHT_HEADERS
+            }
             detail = message["body"].decode()
-            await respond(Request(scope), refusal["status"], "bad_request", detail, headers=kept)(scope, receive, send)
+            await respond(Request(scope), rejection["status"], "bad_request", detail, headers=kept)(
+                scope, receive, send
+            )
 
         await self.app(scope, receive, send_problem)
 
 
-async def leave_it(_: Request, error: Exception) -> NoReturn:
-    """For FastAPI's outermost layer, which would answer in plain text."""
+async def _raise(_: Request, error: Exception) -> NoReturn:
+    """Replaces the handler of FastAPI's outermost middleware, which would respond in plain text."""
     raise error
 
 
@@ -293,4 +299,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_exception)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(psycopg.Error, database_error)
-    app.add_exception_handler(Exception, leave_it)
+    app.add_exception_handler(Exception, _raise)

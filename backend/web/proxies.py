@@ -1,4 +1,4 @@
-"""Whose request this is when it came through a proxy: what trusted proxies say of it, and nobody else."""
+"""The address and scheme of the client behind trusted proxies."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -8,14 +8,14 @@ from starlette.types import Scope
 
 Network = IPv4Network | IPv6Network
 
-_MOST_HOPS = 20
+_MAX_HOPS = 20
 
 
 class TrustedProxies:
     """Reads `X-Forwarded-For` and `X-Forwarded-Proto` of requests that come from `networks`.
 
-    The client is the rightmost address that is not itself a trusted proxy's: what stands left of it, the client may
-    have written. An address that cannot be read ends the search at the proxy that passed it on.
+    The client is the rightmost address that does not belong to a trusted proxy; addresses left of it can be forged. An
+    invalid address ends the search at the proxy that forwarded it.
     """
 
     def __init__(self, networks: Iterable[str]) -> None:
@@ -23,7 +23,7 @@ class TrustedProxies:
         self._is_trusted = lru_cache(4096)(self._look_up)
 
     def apply(self, scope: Scope) -> None:
-        """Set the scope's `client` and `scheme` to what the trusted proxies saw."""
+        """Set the scope's `client` and `scheme` to those that the trusted proxies forwarded."""
         peer = scope["client"][0] if scope.get("client") else ""
         if not self._is_trusted(peer):
             return
@@ -36,7 +36,7 @@ class TrustedProxies:
                 if scheme in (b"http", b"https"):
                     scope["scheme"] = scheme.decode()
         client = peer
-        for hop in reversed(b",".join(forwarded_for).decode("latin-1").rsplit(",", _MOST_HOPS)):
+        for hop in reversed(b",".join(forwarded_for).decode("latin-1").rsplit(",", _MAX_HOPS)):
             if (address := _address(hop.strip())) is None:
                 break
             client = str(address)
@@ -54,17 +54,17 @@ def network(text: str) -> Network:
     """An address or a network in CIDR notation. Raises ValueError, also for a network of all addresses."""
     found = ip_network(text)
     if not found.prefixlen:
-        raise ValueError("whoever trusts all addresses lets each client choose its own")
+        raise ValueError("a network of all addresses would let clients forge theirs")
     return found
 
 
-def neighbourhood(scope: Scope) -> str:
-    """What one client can be expected to hold: an IPv4 address, or a /64 of IPv6, in which it chooses freely."""
-    return _neighbourhood(scope["client"][0] if scope.get("client") else "")
+def client_network(scope: Scope) -> str:
+    """The IPv4 address or IPv6 /64 of the client. A client can choose any address within its /64."""
+    return _client_network(scope["client"][0] if scope.get("client") else "")
 
 
 @lru_cache(4096)
-def _neighbourhood(host: str) -> str:
+def _client_network(host: str) -> str:
     address = _address(host)
     if isinstance(address, IPv6Address):
         return str(IPv6Network((int(address), 64), strict=False))
@@ -72,7 +72,7 @@ def _neighbourhood(host: str) -> str:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """With or without a port; an IPv4 address that is written as an IPv6 one is an IPv4 address."""
+    """Parse an address with or without a port. An IPv4-mapped IPv6 address becomes an IPv4 address."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

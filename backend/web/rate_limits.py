@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.auth import AuthError, TokenVerifier, read_token
 from backend.web.problems import DomainError, domain_error
-from backend.web.proxies import neighbourhood
+from backend.web.proxies import client_network
 
 Who = Literal["user", "address", "issuer"]
 
@@ -251,7 +251,7 @@ class RateLimiting:
         state = scope["state"]
         is_event = scope["path"] == SPEAKS_FOR_ITSELF and scope["method"] == "POST"
         limits: RateLimits | None = None if is_event else state["rate_limits"]
-        address = neighbourhood(scope)
+        address = client_network(scope)
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":

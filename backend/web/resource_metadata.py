@@ -1,4 +1,4 @@
-"""What a client needs to know to get a token for this API (RFC 9728)."""
+"""OAuth 2.0 protected resource metadata (RFC 9728)."""
 
 from urllib.parse import urlsplit
 
@@ -14,34 +14,34 @@ router = APIRouter(tags=["service"])
 
 
 def url(public_url: str) -> str:
-    """Where the metadata of the resource `public_url` stand: RFC 9728, section 3.1."""
+    """The address of the metadata of the resource `public_url` (RFC 9728, section 3.1)."""
     parts = urlsplit(public_url)
     return f"{parts.scheme}://{parts.netloc}{_WELL_KNOWN}{parts.path}"
 
 
 def scopes(app: FastAPI) -> set[str]:
-    """What the routes ask of an OAuth access token."""
+    """All scopes that routes require of OAuth access tokens."""
     return {scope for route in iter_route_contexts(app.routes) for scope in getattr(route.original_route, "scopes", ())}
 
 
 class ResourceMetadata(BaseModel):
-    """RFC 9728, section 2."""
+    """Protected resource metadata (RFC 9728, section 2)."""
 
-    resource: str = Field(description="This API: the audience that tokens for it name")
-    authorization_servers: list[str] = Field(description="Issuers whose access tokens are taken")
-    bearer_methods_supported: list[str] = Field(description="How to send a token")
-    scopes_supported: list[str] = Field(description="Scopes that OAuth access tokens need here")
-    resource_name: str = Field(description="For people")
+    resource: str = Field(description="Identifier of this API; the audience of its tokens")
+    authorization_servers: list[str] = Field(description="Issuers of accepted OAuth access tokens")
+    bearer_methods_supported: list[str] = Field(description="Accepted ways to send a token")
+    scopes_supported: list[str] = Field(description="Scopes used by this API")
+    resource_name: str = Field(description="Name for people")
 
 
 @router.get(_WELL_KNOWN, summary="Protected resource metadata")
 async def get_resource_metadata(request: Request) -> ResourceMetadata:
-    """Where to get a token for this API (RFC 9728). Every address comes from the settings, none from the request."""
+    """The authorization servers and scopes of this API (RFC 9728), built from the settings alone."""
     settings = request.state.settings
     issuers = settings.issuers
     return ResourceMetadata(
         resource=settings.public_url,
-        # OAuth tokens name the base address; an issuer without it signs `/token` JWTs alone.
+        # OAuth tokens have the base address as issuer; without it among the issuers, only `/token` JWTs are accepted.
         authorization_servers=[settings.base_url if settings.base_url in issuers else issuers[0]],
         bearer_methods_supported=["header"],
         scopes_supported=sorted(scopes(request.app)),
@@ -51,7 +51,7 @@ async def get_resource_metadata(request: Request) -> ResourceMetadata:
 
 @router.get(_WELL_KNOWN + "{path:path}", include_in_schema=False)
 async def get_resource_metadata_below(request: Request, path: str) -> ResourceMetadata:
-    """Where a resource with a path of its own has its metadata (RFC 9728, section 3.1)."""
+    """The metadata of a resource whose identifier has a path (RFC 9728, section 3.1)."""
     if path != urlsplit(request.state.settings.public_url).path:
         raise NotFound
     return await get_resource_metadata(request)

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 from backend.auth import KeysUnavailable
 from backend.web import openapi
-from backend.web.proxies import neighbourhood
+from backend.web.proxies import client_network
 from backend.web.rate_limits import RateLimited
 from backend.web.requests import JSONRequest
 
@@ -42,7 +42,7 @@ async def receive_security_event(request: Request) -> Response:
 
     Public: the token's signature authenticates the sender. docs/security-events.md lists the events.
     """
-    state, address = request.state, neighbourhood(request.scope)
+    state, address = request.state, client_network(request.scope)
     events: SecurityEvents = state.security_events
     try:
         body = await JSONRequest(request.scope, request.receive, media_types=(MEDIA_TYPE,), limit=MAX_BODY).body()
