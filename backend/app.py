@@ -28,9 +28,10 @@ from backend.users.notifications import Listener
 from backend.users.security_events.service import SecurityEvents
 from backend.web import openapi, problems, resource_metadata
 from backend.web.dispatch import Dispatch
+from backend.web.event_quotas import EventQuotas
 from backend.web.middleware import CrossOrigin, HeadAsGet
 from backend.web.proxies import TrustedProxies
-from backend.web.rate_limits import EventQuotas, Quota, RateLimiting, RateLimits
+from backend.web.rate_limits import Quota, RateLimiting, RateLimits
 
 # One line a router. What is not named here is not imported: neither its routes nor its tables are known.
 ROUTERS = (
@@ -110,7 +111,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                         issuers=config.issuers,
                         audience=config.events_audience,
                         judged=observer.security_event if observer else None,
-                        quotas=EventQuotas(refused=observer.limited if observer else None),
+                        quotas=EventQuotas(on_rejection=observer.limited if observer else None),
                     ),
                     rate_limits=rate_limits,
                     proxies=TrustedProxies(config.trusted_proxies) if config.trusted_proxies else None,
@@ -149,14 +150,14 @@ async def limiting(settings: Settings, metrics: Metrics | None) -> AsyncIterator
     if settings.rate_quota is None:
         yield None
         return
-    quota, refused = Quota(*settings.rate_quota), metrics.limited if metrics else None
+    quota, on_rejection = Quota(*settings.rate_quota), metrics.limited if metrics else None
     if not settings.redis_url:
-        yield RateLimits(quota, refused=refused)
+        yield RateLimits(quota, on_rejection=on_rejection)
         return
     from backend.web.rate_limits_redis import SharedCounters  # the client takes 0.1 s to load
 
     async with SharedCounters(settings.redis_url, window=quota.window) as shared:
-        yield RateLimits(quota, shared=shared, refused=refused)
+        yield RateLimits(quota, shared=shared, on_rejection=on_rejection)
 
 
 @asynccontextmanager

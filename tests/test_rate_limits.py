@@ -14,8 +14,9 @@ from backend.auth.verifier import TokenVerifier, verify_signature
 from backend.settings import Settings
 from backend.users.security_events.schemas import EventType
 from backend.users.security_events.verification import SecurityEventVerifier
-from backend.web.rate_limits import Counters, EventQuotas, Quota, RateLimited, RateLimits, wants_credentials
-from backend.web.rate_limits_redis import TURN, TURNS, SharedCounters
+from backend.web.event_quotas import EventQuotas
+from backend.web.rate_limits import Counters, Quota, RateLimited, RateLimits, reads_credentials
+from backend.web.rate_limits_redis import STEP, STEPS, SharedCounters
 from tests.conftest import Api, Person, running
 from tests.redis_server import RedisServer, redis_server
 
@@ -190,7 +191,7 @@ class TestAddresses:
     async def test_every_operation_that_wants_a_token_counts_whose_it_is(self, api: Api) -> None:
         for path, operations in api.app.openapi()["paths"].items():
             for operation in operations.values():
-                assert wants_credentials(path) == ("security" in operation), path
+                assert reads_credentials(path) == ("security" in operation), path
 
     @pytest.mark.parametrize("path", ["/livez", "/readyz"])
     async def test_probes_are_never_refused(self, limited: Any, path: str) -> None:
@@ -332,7 +333,7 @@ def redis() -> Iterator[RedisServer]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that gets no time on a busy machine is not a missing one."""
-    monkeypatch.setattr("backend.web.rate_limits_redis.TURN", 5)
+    monkeypatch.setattr("backend.web.rate_limits_redis.STEP", 5)
 
 
 @pytest.mark.needs("redis-server")
@@ -364,13 +365,13 @@ class TestShared:
     ) -> None:
         shared = SharedCounters(redis.url, window=60)
         asked: list[int] = []
-        ask = shared._ask
+        ask = shared._query
 
         async def noted(keys: list[str]) -> list[tuple[int, float]]:
             asked.append(len(keys))
             return await ask(keys)
 
-        monkeypatch.setattr(shared, "_ask", noted)
+        monkeypatch.setattr(shared, "_query", noted)
         async with shared:
             found = await asyncio.gather(*(shared.hit("a") for _ in range(100)))
         assert sorted(hit[0] for hit in found if hit) == list(range(1, 101))
@@ -389,14 +390,14 @@ class TestShared:
             await over.wait()
 
         shared = SharedCounters(redis.url, window=60)
-        monkeypatch.setattr("backend.web.rate_limits_redis.pause", sleep)
+        monkeypatch.setattr("backend.web.rate_limits_redis.sleep", sleep)
         limits = RateLimits(Quota(10, 60), shared=shared)
         async with shared:
-            assert (await limits.spend("user", "ada")).used == 1
+            assert (await limits.count("user", "ada")).used == 1
             redis.freeze()
             # The count goes on from what was known.
-            verdicts = await asyncio.gather(*(limits.spend("user", "ada") for _ in range(3)))
-            assert sorted(verdict.used for verdict in verdicts) == [2, 3, 4]
+            decisions = await asyncio.gather(*(limits.count("user", "ada") for _ in range(3)))
+            assert sorted(decision.used for decision in decisions) == [2, 3, 4]
             assert not shared.up.is_set()
             step = shared.hit("ada")
             with pytest.raises(StopIteration):  # it waits for nothing
@@ -407,7 +408,7 @@ class TestShared:
             redis.thaw()
             over.set()
             await shared.up.wait()
-            assert (await limits.spend("user", "bob")).used == 1
+            assert (await limits.count("user", "bob")).used == 1
         assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
         assert redis.url not in caplog.text
 
@@ -445,5 +446,5 @@ class TestShared:
             assert 0 < await shared._redis.pttl("a") <= 1000
 
 
-def test_patience_is_short() -> None:
-    assert TURNS * TURN <= 0.05
+def test_a_request_waits_for_redis_at_most_50_ms() -> None:
+    assert STEPS * STEP <= 0.05

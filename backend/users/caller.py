@@ -11,7 +11,7 @@ from backend.database import Database
 from backend.users.cache import Users
 from backend.web import openapi
 from backend.web.arguments import Arguments
-from backend.web.rate_limits import spend_as_user
+from backend.web.rate_limits import count_user
 from backend.web.requests import JSON, MERGE_PATCH, JSONRequest
 
 MISSING_ROLE = "The account does not have the required role."
@@ -44,7 +44,7 @@ class PersonRoute(BearerRoute):
     async def judge(self, request: Request) -> None:
         principal = await judge(request)
         state: dict[str, Any] = request.scope["state"]
-        await spend_as_user(state)
+        await count_user(state)
         users: Users = state["users"]
         bearer: Bearer = state["bearer"]
         bearer.require_person(principal)

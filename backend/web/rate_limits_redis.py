@@ -1,8 +1,8 @@
-"""Counters in Redis, in which all workers of all machines count together."""
+"""Counters in Redis, shared by the workers of all machines."""
 
 import asyncio
 import logging
-from asyncio import sleep as pause
+from asyncio import sleep
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Self
@@ -14,33 +14,32 @@ from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
 
-# A request waits for Redis 50 ms at most, in turns: a worker that was late itself has only missed one of them.
-TURNS: Final = 5
-TURN: Final = 0.01  # seconds
-PAUSE: Final = 1.0  # seconds between attempts to find Redis again
+# A request waits at most 50 ms for Redis, in steps: if the event loop itself is late, this uses up only one step.
+STEPS: Final = 5
+STEP: Final = 0.01  # seconds
+RETRY_AFTER: Final = 1.0  # seconds between attempts to reach Redis again
 
-# One round trip, and nothing that a window left behind outlives it. EVAL, since a Redis that was restarted has
-# forgotten what EVALSHA names.
+# One round trip; every key gets an expiry. EVAL, since a restarted Redis no longer has the script of EVALSHA.
 _HIT = """
 local count = redis.call('INCR', KEYS[1])
-local left = redis.call('PTTL', KEYS[1])
-if left < 0 then
-  left = tonumber(ARGV[1])
-  redis.call('PEXPIRE', KEYS[1], left)
+local ttl = redis.call('PTTL', KEYS[1])
+if ttl < 0 then
+  ttl = tonumber(ARGV[1])
+  redis.call('PEXPIRE', KEYS[1], ttl)
 end
-return {count, left}
+return {count, ttl}
 """
 
 
 class SharedCounters:
-    """One for the process. The hits of one moment take one round trip, on one connection.
+    """Counts requests in Redis; one per process. Concurrent hits share one round trip on one connection.
 
-    A Redis that fails, or does not answer in 50 ms, is left alone until it answers again; nobody waits meanwhile.
+    When Redis fails or does not respond within 50 ms, `hit` returns None at once until Redis responds again.
     """
 
     def __init__(self, url: str, *, window: int) -> None:
-        # Its own retries would be waited for.
-        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=PAUSE)
+        # No retries by the client: requests would wait for them.
+        self._redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=RETRY_AFTER)
         self._window = window * 1000
         self._pending: list[tuple[str, asyncio.Future[tuple[int, float] | None]]] = []
         self._wake = asyncio.Event()
@@ -54,17 +53,17 @@ class SharedCounters:
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.wait({self._task})
-        self._answer(self._pending, None)
+        self._resolve(self._pending, None)
         await self._redis.aclose()
 
     async def hit(self, key: str) -> tuple[int, float] | None:
-        """How many hits there are with this one, and for how many seconds they count; None without Redis."""
+        """Count a request. Returns the count and the seconds until the window ends; None while Redis is unavailable."""
         if not self.up.is_set():
             return None
-        answer: asyncio.Future[tuple[int, float] | None] = asyncio.get_running_loop().create_future()
-        self._pending.append((key, answer))
+        result: asyncio.Future[tuple[int, float] | None] = asyncio.get_running_loop().create_future()
+        self._pending.append((key, result))
         self._wake.set()
-        return await answer
+        return await result
 
     async def _run(self) -> None:
         while True:
@@ -72,65 +71,68 @@ class SharedCounters:
             self._wake.clear()
             batch, self._pending = self._pending, []
             try:
-                self._answer(batch, await self._ask([key for key, _ in batch]))
-            except Exception as error:  # noqa: BLE001 - the edge of a background task: requests wait for it to go on
+                self._resolve(batch, await self._query([key for key, _ in batch]))
+            except Exception as error:  # noqa: BLE001 - outer edge of a background task
                 self.up.clear()
-                self._answer(batch + self._pending, None)
+                self._resolve(batch + self._pending, None)
                 self._pending = []
-                logger.warning("rate limits are each worker's own for now: Redis: %s", type(error).__name__)
+                logger.warning(
+                    "Redis is unavailable (%s): each worker counts rate limits alone until it responds",
+                    type(error).__name__,
+                )
                 await self._recover()
             except asyncio.CancelledError:
-                self._answer(batch, None)
+                self._resolve(batch, None)
                 raise
 
     async def _recover(self) -> None:
         while not self.up.is_set():
-            await pause(PAUSE)
+            await sleep(RETRY_AFTER)
             try:
-                await self._ask([])
+                await self._query([])
             except (RedisError, OSError, TimeoutError):
                 continue
             self.up.set()
-            logger.info("rate limits are shared again")
+            logger.info("Redis responds again: rate limits are shared")
 
-    async def _ask(self, keys: list[str]) -> list[tuple[int, float]]:
+    async def _query(self, keys: list[str]) -> list[tuple[int, float]]:
         try:
-            async with _patience(), self._redis.pipeline(transaction=False) as pipeline:
+            async with _deadline(), self._redis.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.eval(_HIT, 1, key, str(self._window))
                 if not keys:
                     pipeline.ping()
-                found = await pipeline.execute()
+                replies = await pipeline.execute()
         except BaseException:
             await self._redis.connection_pool.disconnect(inuse_connections=True)
             raise
-        return [(count, left / 1000) for count, left in found] if keys else []
+        return [(count, ttl / 1000) for count, ttl in replies] if keys else []
 
     @staticmethod
-    def _answer(
-        batch: list[tuple[str, asyncio.Future[tuple[int, float] | None]]], found: list[tuple[int, float]] | None
+    def _resolve(
+        batch: list[tuple[str, asyncio.Future[tuple[int, float] | None]]], results: list[tuple[int, float]] | None
     ) -> None:
-        for index, (_, answer) in enumerate(batch):
-            if not answer.done():  # whoever asked may have gone
-                answer.set_result(found[index] if found else None)
+        for index, (_, result) in enumerate(batch):
+            if not result.done():  # the request may have been cancelled
+                result.set_result(results[index] if results else None)
 
 
 @asynccontextmanager
-async def _patience() -> AsyncIterator[None]:
-    """Raises TimeoutError after the last turn."""
+async def _deadline() -> AsyncIterator[None]:
+    """Raises TimeoutError after the last step."""
     loop = asyncio.get_running_loop()
-    turn: asyncio.TimerHandle
+    timer: asyncio.TimerHandle
     async with asyncio.timeout(None) as timeout:
 
-        def take(left: int) -> None:
-            nonlocal turn
-            if left:
-                turn = loop.call_later(TURN, take, left - 1)
+        def step(remaining: int) -> None:
+            nonlocal timer
+            if remaining:
+                timer = loop.call_later(STEP, step, remaining - 1)
             else:
                 timeout.reschedule(loop.time())
 
-        turn = loop.call_later(TURN, take, TURNS - 1)
+        timer = loop.call_later(STEP, step, STEPS - 1)
         try:
             yield
         finally:
-            turn.cancel()
+            timer.cancel()

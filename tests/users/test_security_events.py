@@ -17,7 +17,7 @@ from backend.database import SYSTEM, Database
 from backend.settings import Settings
 from backend.users import lifecycle
 from backend.users.security_events.schemas import EventType
-from backend.web.rate_limits import EventQuotas
+from backend.web.event_quotas import EventQuotas
 from tests.conftest import BASE, ISSUER, Api, caught_up, running
 from tests.test_database import raw
 

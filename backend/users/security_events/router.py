@@ -48,15 +48,15 @@ async def receive_security_event(request: Request) -> Response:
         body = await JSONRequest(request.scope, request.receive, media_types=(MEDIA_TYPE,), limit=MAX_BODY).body()
         state.rate_limit = await events.receive(body, state.request_id, address)
     except RateLimited as limited:
-        state.rate_limit = limited.verdict
+        state.rate_limit = limited.decision
         raise
     except KeysUnavailable as error:
         events.quotas.fail(address)
         raise state.bearer.refusal(error) from None
     except (HTTPException, Rejected) as error:
-        state.rate_limit = verdict = events.quotas.fail(address)
-        if verdict.exceeded:
-            raise events.quotas.refuse(verdict) from None
+        state.rate_limit = decision = events.quotas.fail(address)
+        if decision.exceeded:
+            raise events.quotas.reject(decision) from None
         if isinstance(error, Rejected):
             content = Rejection(err=error.err, description=str(error)).model_dump()
             return JSONResponse(content, 400, {"Content-Language": "en"})

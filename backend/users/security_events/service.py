@@ -12,7 +12,8 @@ from backend.users import lifecycle
 from backend.users.audit import record
 from backend.users.cache import Users
 from backend.users.models import AuditSource
-from backend.web.rate_limits import EventQuotas, RateLimited, Verdict
+from backend.web.event_quotas import EventQuotas
+from backend.web.rate_limits import Decision, RateLimited
 
 from .schemas import Event, EventType, SecurityEvent
 from .statements import INSERT_RECEIVED_EVENT
@@ -45,15 +46,15 @@ class SecurityEvents:
         self._verifier = SecurityEventVerifier(keys=keys, issuers=issuers, audience=audience, clock=clock)
         self._judged = judged or (lambda _: None)
 
-    async def receive(self, token: bytes, request_id: str, address: str) -> Verdict:
+    async def receive(self, token: bytes, request_id: str, address: str) -> Decision:
         """Verify a token and apply its events; a token whose `jti` was applied before changes nothing.
 
         `address`: the sender's address, for the quota of rejected tokens. Returns the decision on the issuer's quota.
         Raises Rejected, RateLimited, KeysUnavailable or psycopg.Error. After any but Rejected the sender should retry.
         """
         try:
-            event = await self._verifier.verify(token, self.quotas, is_over_quota=self.quotas.is_spent(address))
-            verdict = self.quotas.verify({each.action for each in event.events})
+            event = await self._verifier.verify(token, self.quotas, is_over_quota=self.quotas.is_used_up(address))
+            decision = self.quotas.verify({each.action for each in event.events})
             await self._database.transact(lambda transaction: self._apply(transaction, event, request_id))
         except Rejected as rejected:
             self._judged(rejected.err)
@@ -65,7 +66,7 @@ class SecurityEvents:
         # The database notifies the other workers. In this one the change holds before the sender gets the response.
         for subject in (event.subject, *(each.into for each in event.events if each.into)):
             self._users.invalidate(subject)
-        return verdict
+        return decision
 
     async def _apply(self, transaction: Transaction, event: SecurityEvent, request_id: str) -> None:
         if await transaction.row(INSERT_RECEIVED_EVENT, issuer=self._issuer, jti=event.id) is None:

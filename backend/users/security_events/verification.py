@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from backend.auth import JWS, InvalidToken, KeySource, Reason, decode_object, parse_jws, verify_signature
 from backend.auth.claims import read_roles, without_unstorable
-from backend.web.rate_limits import EventQuotas
+from backend.web.event_quotas import EventQuotas
 
 from .schemas import Claims, ClaimsChange, Err, Event, EventType, Merge, SecurityEvent, Subject
 
