@@ -24,7 +24,7 @@ from backend import migrations
 from backend.auth.testing import LocalIssuer
 from backend.dev.postgres import EmbeddedPostgres
 from backend.sync.broker import MAX_STREAMS
-from backend.web.server import most_connections
+from backend.web.server import max_connections
 from benchmarks import cpu
 from benchmarks.__main__ import ISSUER, say, write
 from benchmarks.errors import BenchmarkError
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, default=STREAMS)
     parser.add_argument("--idle", type=float, default=IDLE, help="seconds of each measurement")
     options = parser.parse_args(arguments)
-    if most_connections() < options.streams + 100:
+    if max_connections() < options.streams + 100:
         say("the limit of open files is too low")
         return 1
     issuer = LocalIssuer(ISSUER, audience=AUDIENCE)

@@ -21,7 +21,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from backend.web import server
-from backend.web.server import MAX_HEAD, MAX_TRAILERS, MAX_UNREAD, PIECE, Cycle, Protocol, most_connections
+from backend.web.response_cycle import Cycle
+from backend.web.server import MAX_HEAD, MAX_TRAILERS, MAX_UNREAD, PIECE, Protocol, max_connections
 from tests.conftest import running
 
 BIG = 20_000_000
@@ -465,7 +466,7 @@ async def test_pipelined_requests_are_all_answered() -> None:
         nonlocal waiting, unparsed
         await receive()
         (connection,) = cast("set[Any]", one.server_state.connections)
-        waiting, unparsed = max(waiting, len(connection.pipeline)), max(unparsed, len(connection._rest))
+        waiting, unparsed = max(waiting, len(connection.pipeline)), max(unparsed, len(connection._unparsed))
         await answer(scope, receive, send)
 
     request = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 275 + b"\r\n\r\n"
@@ -585,7 +586,7 @@ async def test_who_reads_slowly_is_not(port: int, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_one_connection_too_many_is_told(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "most_connections", lambda: 1)
+    monkeypatch.setattr(server, "max_connections", lambda: 1)
     reader, writer = await connect(port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"ok")
@@ -623,7 +624,7 @@ async def test_who_has_been_let_in_is_answered_at_the_end() -> None:
 
 
 def test_there_is_room_for_connections() -> None:
-    assert 500 <= most_connections() <= 10_000
+    assert 500 <= max_connections() <= 10_000
 
 
 async def test_a_body_that_trickles_is_a_408(

@@ -80,7 +80,7 @@ async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.Mon
     bound = 64 * 1024 + max(MAX_CACHED, page * 2 * len(text))  # what uvicorn lets wait, and the next piece
     monkeypatch.setattr(broker, "PAGE", page)
     stalled: list[Protocol] = []
-    watch, made, lost = Protocol._watch_reader, Protocol.connection_made, Protocol.connection_lost
+    watch, made, lost = Protocol._watch_client, Protocol.connection_made, Protocol.connection_lost
     gone = asyncio.Event()
 
     def connection_made(self: Protocol, transport: Any) -> None:
@@ -93,7 +93,7 @@ async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Protocol, "connection_made", connection_made)
     monkeypatch.setattr(Protocol, "connection_lost", connection_lost)
-    monkeypatch.setattr(Protocol, "_watch_reader", lambda self: stalled.append(self))
+    monkeypatch.setattr(Protocol, "_watch_client", lambda self: stalled.append(self))
     ada, updates = api.person(), api.state["broker"]
     assert isinstance(updates, Broker)
     loop = asyncio.get_running_loop()
@@ -122,7 +122,7 @@ async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.Mon
                 assert 0 < waiting <= bound < len(titles) * len(text) / 4
                 assert len(updates) == 1
                 monkeypatch.setattr(server, "STALL_SECONDS", 0.05)
-                monkeypatch.setattr(Protocol, "_watch_reader", watch)
+                monkeypatch.setattr(Protocol, "_watch_client", watch)
                 watch(stalled[-1])
                 await gone.wait()
                 while len(updates):  # noqa: ASYNC110
