@@ -1,4 +1,4 @@
-"""The command `resource-server`: each sub-command says what is wrong in one line, and loads only what it needs."""
+"""The command `resource-server`. Each sub-command reports an error in one line and imports only what it needs."""
 
 import argparse
 import gc
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from backend.settings import Settings
 
 
-# Seconds. Proxies keep idle connections for 60; whoever closes first must not be the one who may get a request on it.
+# Seconds; longer than the 60 of common proxies, so that a proxy does not send a request on a connection being closed.
 _KEEP_ALIVE = 75
 
 
 class CommandError(Exception):
-    """Ends the command with one line, and an exit code: 2 for what the caller can mend in the settings, else 1."""
+    """Ends the command with a message and an exit code: 2 for invalid settings, else 1."""
 
     def __init__(self, message: object, code: int = 1) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except CommandError as error:
-        _say(str(error))
+        _print(str(error))
         return error.code
     except KeyboardInterrupt:
         return 130
@@ -40,12 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def dev(options: argparse.Namespace) -> int:
-    """Run the API, Better Auth and PostgreSQL on this machine, and reload on changes"""
+    """Run the API, Better Auth and PostgreSQL on this machine, with reload on changes"""
     return _up(options)
 
 
 def web(options: argparse.Namespace) -> int:
-    """Run the web app in place of the bare Better Auth, and all that `dev` runs beside it"""
+    """Run everything that `dev` runs, with the web app, which contains Better Auth"""
     return _up(options, web=True)
 
 
@@ -61,7 +61,7 @@ def _up(options: argparse.Namespace, *, web: bool = False) -> int:
             issuer_port=options.issuer_port,
             data_dir=options.data_dir,
             settings=settings,
-            say=_say,
+            say=_print,
             web=web,
         )
     except (DevError, EmbeddedPostgresError, IssuerError) as error:
@@ -69,7 +69,7 @@ def _up(options: argparse.Namespace, *, web: bool = False) -> int:
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Serve the API as in production; refuse to start on a database that has not been migrated"""
+    """Serve the API for production; requires a migrated database"""
     from contextlib import nullcontext
 
     import uvicorn
@@ -106,13 +106,13 @@ def serve(options: argparse.Namespace) -> int:
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=20,
-            timeout_worker_healthcheck=30,  # a worker that starts anew on a busy machine needs time
+            timeout_worker_healthcheck=30,  # a restarted worker needs time on a busy machine
         )
     return 0
 
 
 def application() -> "FastAPI":
-    """What each worker process of `serve` runs: the application, and its log."""
+    """Create the application and configure logging, in each worker process of `serve`."""
     from backend.app import create_app
     from backend.operations import tracing
     from backend.operations.log_lines import configure_logging
@@ -122,26 +122,26 @@ def application() -> "FastAPI":
     configure_logging(settings.log_level, settings.log_format)
     stop_with_parent()
     app = create_app(settings, telemetry=tracing.from_environment())
-    # What is imported by now stays for good. To look through it for garbage stopped every request for 90 ms at a time.
+    # Imported objects are never garbage; collecting them would pause all requests for 90 ms.
     gc.collect()
     gc.freeze()
     return app
 
 
 def migrate(_: argparse.Namespace) -> int:
-    """Bring the database to the newest revision; any number of machines may do so at once"""
+    """Migrate the database to the newest revision; safe to run on several machines at once"""
     from backend import migrations
 
     try:
         migrations.upgrade(_settings(database=True).direct_url)
     except migrations.MigrationError as error:
         raise CommandError(" ".join(str(error).split())) from error
-    _say(f"the database is at revision {migrations.head()}")
+    _print(f"the database is at revision {migrations.head()}")
     return 0
 
 
 def reinstate(options: argparse.Namespace) -> int:
-    """End the suspension of a user, where no administrator of the API can; a ban ends at Better Auth alone"""
+    """End the suspension of a user without an administrator; a ban can only be lifted at Better Auth"""
     import asyncio
 
     import psycopg
@@ -167,35 +167,36 @@ def reinstate(options: argparse.Namespace) -> int:
     except LookupError as error:
         raise CommandError(f"{options.user} {error}") from error
     except psycopg.Error as error:
-        raise CommandError(f"the database failed: {type(error).__name__}") from error
-    _say(f"{row['subject']} is {row['status']}" + (": banned at Better Auth, unban there" if row["banned"] else ""))
+        raise CommandError(f"database error: {type(error).__name__}") from error
+    note = ": banned at Better Auth; unban them there" if row["banned"] else ""
+    _print(f"{row['subject']} is {row['status']}{note}")
     return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Walk from the settings to the claims of a token, and say what to change where the way ends"""
+    """Check settings, database, issuer and a token, and report what to change"""
     import asyncio
 
     from backend.doctor import examine
 
     settings = _settings()
     token: str | None = options.token
-    if token == "-":  # noqa: S105  # of an argument, other users of the machine can read the value
+    if token == "-":  # noqa: S105  # arguments are visible to other users of the machine
         token = sys.stdin.read()
 
     async def report() -> bool:
-        well = True
+        succeeded = True
         async for finding in examine(settings, token.strip() if token is not None else None):
             sys.stdout.write(f"{finding}\n")
             sys.stdout.flush()
-            well = well and finding.holds
-        return well
+            succeeded = succeeded and finding.holds
+        return succeeded
 
     return 0 if asyncio.run(report()) else 1
 
 
 def openapi(_: argparse.Namespace) -> int:
-    """Print the API's OpenAPI document as JSON"""
+    """Print the OpenAPI document as JSON"""
     import json
 
     from backend.app import create_app
@@ -222,7 +223,7 @@ def routes(_: argparse.Namespace) -> int:
 
 
 def token(options: argparse.Namespace) -> int:
-    """Print a JWT of a demo person, from the reference issuer at BETTER_AUTH_URL"""
+    """Print a JWT of a demo user, issued by the reference issuer at BETTER_AUTH_URL"""
     import httpx
 
     from backend.dev.people import DEMO_EMAIL, Refused, demo_token
@@ -233,7 +234,7 @@ def token(options: argparse.Namespace) -> int:
     except (Refused, ValueError) as error:
         raise CommandError(f"{settings.better_auth_url}: {error}") from error
     except httpx.HTTPError as error:
-        raise CommandError(f"no issuer answers at {settings.better_auth_url}: start one with `make dev`") from error
+        raise CommandError(f"no issuer at {settings.better_auth_url}; start one with `make dev`") from error
     sys.stdout.write(f"{jwt}\n")
     return 0
 
@@ -248,7 +249,7 @@ def _settings(*, database: bool = False) -> "Settings":
     except ValidationError as error:
         raise CommandError(explain(error), code=2) from error
     if database and not settings.database_url:
-        raise CommandError("DATABASE_URL: is not set (`resource-server dev` needs none)", code=2)
+        raise CommandError("DATABASE_URL: is not set (only `resource-server dev` can run without)", code=2)
     return settings
 
 
@@ -261,27 +262,27 @@ def _parser() -> argparse.ArgumentParser:
         added[run] = commands.add_parser(run.__name__, help=run.__doc__, description=f"{run.__doc__}.")
         added[run].set_defaults(run=run)
     for command in (added[dev], added[web]):
-        command.add_argument("--port", type=_port, default=8000, help="the API's (%(default)s; 0: any free one)")
-        command.add_argument("--issuer-port", type=_port, default=3000, help="Better Auth's (%(default)s; 0: any)")
-        command.add_argument("--data-dir", type=Path, default=Path(".data"), help="kept between runs (%(default)s)")
+        command.add_argument("--port", type=_port, default=8000, help="port of the API (%(default)s; 0: any)")
+        command.add_argument("--issuer-port", type=_port, default=3000, help="Better Auth's port (%(default)s; 0: any)")
+        command.add_argument("--data-dir", type=Path, default=Path(".data"), help="directory of the data (%(default)s)")
     added[serve].add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     added[serve].add_argument("--port", type=_port, default=8000, help="port to listen on (%(default)s)")
-    added[serve].add_argument("--fd", type=int, help="an inherited listening socket, instead of host and port")
-    added[serve].add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
-    added[serve].add_argument("--migrate", action="store_true", help="migrate the database first")
-    added[reinstate].add_argument("user", metavar="USER", help="the id of the user here, or at Better Auth")
-    added[doctor].add_argument("--token", help="a JWT, or a session token, to judge; -: read it from standard input")
-    added[token].add_argument("--email", help="whose; signed up when new")
+    added[serve].add_argument("--fd", type=int, help="inherited listening socket, instead of host and port")
+    added[serve].add_argument("--workers", type=int, default=1, help="number of worker processes (%(default)s)")
+    added[serve].add_argument("--migrate", action="store_true", help="migrate the database before starting")
+    added[reinstate].add_argument("user", metavar="USER", help="id of the user in this API or at Better Auth")
+    added[doctor].add_argument("--token", help="JWT or session token to check; -: read it from standard input")
+    added[token].add_argument("--email", help="email address of the user, who is signed up if new")
     return parser
 
 
 def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) <= 65535:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is not a port: 0 to 65535")
+    raise argparse.ArgumentTypeError(f"{text} is not a port (0 to 65535)")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 

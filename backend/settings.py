@@ -1,4 +1,4 @@
-"""Everything the environment can change, in one frozen object."""
+"""The settings, read from the environment."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ def _split(value: object) -> object:
 
 
 def _web_address(value: str) -> str:
-    """As a browser would write it (WHATWG URL), since Better Auth does: lower case, no port that goes unsaid."""
+    """Normalize an address as browsers and Better Auth do (WHATWG URL): lower case, without the default port."""
     parts = urlsplit(value)
     if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise ValueError("must be an http(s) address without query, fragment or credentials")
@@ -43,10 +43,11 @@ def _database_address(value: str) -> str:
         parts = conninfo_to_dict(value)
     except ProgrammingError:
         parts = {"port": "unreadable"}
-    # What libpq takes for a host or a port it quotes when it cannot be reached, and it may be half a password.
+    # If a special character in the password is not escaped, libpq reads a part of the password as host or port, and
+    # quotes it in error messages.
     ports = str(parts.get("port") or "0").split(",")
     if "@" in str(parts.get("host")) or not all(port.isascii() and port.isdigit() for port in ports):
-        raise ValueError("write what is special in its password as %XX (`/` is %2F, `@` %40, `%` %25)")
+        raise ValueError("percent-encode special characters in the password (`/` as %2F, `@` as %40, `%` as %25)")
     return value
 
 
@@ -55,13 +56,13 @@ def _networks(value: tuple[str, ...]) -> tuple[str, ...]:
         try:
             network(text)
         except ValueError as error:
-            raise ValueError(f"{text!r} cannot be trusted: {error}") from None
+            raise ValueError(f"{text!r}: {error}") from None
     return value
 
 
 def _rate(value: str) -> str:
     if value != "off" and not _RATE.fullmatch(value):
-        raise ValueError("must be such as 600/minute (or second, hour, day), or off")
+        raise ValueError("must be a rate such as 600/minute (or per second, hour, day), or off")
     return value
 
 
@@ -83,9 +84,9 @@ DatabaseAddress = Annotated[str, AfterValidator(_database_address)]
 
 
 class Settings(BaseSettings):
-    """Read from the environment and from `.env`; a wrong value is an error before anything starts.
+    """Read from the environment and from `.env`. Raises ValidationError for an invalid value.
 
-    A name that is left empty counts as unset, so that `.env.example` can be copied as it stands.
+    An empty variable counts as unset, so that `.env.example` can be copied unchanged.
     """
 
     model_config = SettingsConfigDict(
@@ -95,98 +96,97 @@ class Settings(BaseSettings):
     database_url: DatabaseAddress = Field(
         default="",
         validate_default=False,
-        description="PostgreSQL 18 or newer. Any login that may `SET ROLE api_user` and `api_system` will do. "
-        "Unset under `resource-server dev`: an embedded server in `.data/`.",
+        description="Address of PostgreSQL 18 or newer, with a login that may `SET ROLE api_user` and `api_system`. "
+        "Default under `resource-server dev`: an embedded server in `.data/`.",
     )
     database_direct_url: DatabaseAddress = Field(
         default="",
         validate_default=False,
-        description="The same database past any transaction pooler, for migrations and to LISTEN. "
+        description="Address of the same database that bypasses a transaction pooler, for migrations and LISTEN. "
         "Default: `DATABASE_URL`.",
     )
     database_pool_size: int = Field(
         default=10,
         ge=5,
         le=1000,
-        description="Connections per worker that serve requests. Two more listen for changes and answer `/readyz`.",
+        description="Database connections per worker. Each worker opens two more, for LISTEN and `/readyz`.",
     )
     database_prepare: Literal["on", "off"] = Field(
-        default="on", description="Prepared statements. `off` behind a pgbouncer older than 1.21."
+        default="on", description="Use prepared statements. Set to `off` behind PgBouncer older than 1.21."
     )
     public_url: WebAddress = Field(
         default="http://localhost:8000",
-        description="This API's own public address: its RFC 9728 resource identifier, and an accepted audience. "
+        description="Public address of this API: its resource identifier (RFC 9728) and an accepted audience. "
         "Default: `http://localhost:8000`.",
     )
     better_auth_url: WebAddress = Field(
         default="http://localhost:3000",
-        description="Where Better Auth lives: its origin, or its full base address when that has a path of its own. "
-        "Default: `http://localhost:3000`; under `resource-server dev`: a reference issuer.",
+        description="Address of Better Auth: its origin, or its base address if the path is not `/api/auth`. "
+        "Default: `http://localhost:3000`; under `resource-server dev`: the reference issuer.",
     )
     better_auth_issuers: Names = Field(
         default=(),
-        description="Accepted `iss` values, comma-separated, all names of ONE server; users are filed under the first. "
-        "Default: the origin of `BETTER_AUTH_URL`, and its base address (`/api/auth` unless it has a path).",
+        description="Accepted `iss` values of ONE server, comma-separated; users are stored under the first. "
+        "Default: the origin and the base address of `BETTER_AUTH_URL`.",
     )
     better_auth_audiences: Names = Field(
         default=(),
-        description="Accepted `aud` values, comma-separated. Default: `BETTER_AUTH_URL`'s origin, and `PUBLIC_URL`.",
+        description="Accepted `aud` values, comma-separated. Default: `BETTER_AUTH_URL`'s origin and `PUBLIC_URL`.",
     )
     better_auth_jwks_url: WebAddress = Field(
         default="",
         validate_default=False,
-        description="Where the keys are fetched: https, or http to a loopback address; may be another address than the "
-        "public one. Default: `/jwks` below the base address.",
+        description="Address of the JWKS: https, or http to a loopback address. It may differ from the public address. "
+        "Default: `/jwks` below the base address.",
     )
     token_max_lifetime: int = Field(
-        default=3600, ge=60, le=86400, description="Longest accepted `exp - iat` of a token, in seconds."
+        default=3600, ge=60, le=86400, description="Maximum accepted lifetime of a token (`exp - iat`), in seconds."
     )
     security_events_audience: str = Field(
         default="",
-        description="`aud` of the security events that Better Auth sends here. "
-        "Default: `{PUBLIC_URL}/api/v1/security-events`.",
+        description="`aud` of security events from Better Auth. Default: `{PUBLIC_URL}/api/v1/security-events`.",
     )
     cors_origins: Names = Field(
-        default=(), description="Origins whose pages may call this API, comma-separated, exact. Default: none."
+        default=(), description="Origins of web pages that may call this API, comma-separated. Default: none."
     )
     trusted_hosts: Annotated[Names, AfterValidator(_host_patterns)] = Field(
-        default=("*",), description="Accepted `Host` names, comma-separated, `*.example.com` allowed. Default: any."
+        default=("*",), description="Accepted `Host` names, comma-separated, such as `*.example.com`. Default: any."
     )
     trusted_proxies: Annotated[Names, AfterValidator(_networks)] = Field(
         default=(),
-        description="Addresses or networks, comma-separated, whose `X-Forwarded-For` and `X-Forwarded-Proto` are "
-        "believed. Default: none.",
+        description="Addresses or networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted, "
+        "comma-separated. Default: none.",
     )
     rate_limit: Annotated[str, AfterValidator(_rate)] = Field(
         default="600/minute",
-        description="Requests per user, and per address without a good token: a number per `second`, `minute`, `hour` "
-        "or `day`; `off`.",
+        description="Limit of requests per user, and per IP address without a valid token: a number per `second`, "
+        "`minute`, `hour` or `day`; or `off`.",
     )
     redis_url: Annotated[str, AfterValidator(_redis_address)] = Field(
         default="",
         validate_default=False,
-        description="A Redis in which all workers share the rate limits. Default: each worker counts alone.",
+        description="A Redis through which workers share the rate limits. Default: each worker counts alone.",
     )
     drain_seconds: float = Field(
         default=5,
         ge=0,
         le=600,
-        description="Seconds to go on serving after SIGTERM, while `/readyz` is 503, so that load balancers notice. "
-        "What is still being answered then gets 20 seconds more.",
+        description="Seconds to keep serving after SIGTERM while `/readyz` is 503, so that load balancers notice. "
+        "Requests in progress then have 20 more seconds.",
     )
-    metrics: Literal["on", "off"] = Field(default="on", description="Prometheus metrics at `/metrics`.")
+    metrics: Literal["on", "off"] = Field(default="on", description="Serve Prometheus metrics at `/metrics`.")
     metrics_token: SecretStr = Field(
-        default=SecretStr(""), description="What `/metrics` wants as a bearer. Default: it is open to all."
+        default=SecretStr(""), description="Bearer token for `/metrics`. Default: none, so it is public."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Minimum log level.")
     log_format: Literal["json", "console"] | None = Field(
         default=None,
-        description="`json`: one object a line. `console`: for people. Default: `console` in a terminal, else `json`.",
+        description="`json`: one object per line. `console`: text. Default: `console` in a terminal, else `json`.",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _names_in_lower_case(cls, data: Any) -> Any:
+    def _lower_case(cls, data: Any) -> Any:
         if isinstance(data, dict):
             for name in ("log_level", "log_format", "database_prepare", "rate_limit", "metrics"):
                 if isinstance(data.get(name), str):
@@ -194,7 +194,7 @@ class Settings(BaseSettings):
         return data
 
     @model_validator(mode="after")
-    def _addresses_will_do(self) -> "Settings":
+    def _check_addresses(self) -> "Settings":
         for origin in self.cors_origins:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
@@ -207,7 +207,7 @@ class Settings(BaseSettings):
 
     @property
     def rate_quota(self) -> tuple[int, int] | None:
-        """Requests, and the seconds they may be spread over; None when there is no limit."""
+        """The number of requests and the window in seconds; None without a limit."""
         rate = _RATE.fullmatch(self.rate_limit)
         return (int(rate[1]), _SECONDS[rate[2]]) if rate else None
 
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
 
     @property
     def base_url(self) -> str:
-        """Where its endpoints are. Better Auth mounts itself at /api/auth unless its base URL has a path of its own."""
+        """The address of Better Auth's endpoints: below /api/auth unless its base URL has another path."""
         return self.better_auth_url if urlsplit(self.better_auth_url).path else f"{self.better_auth_url}/api/auth"
 
     @property
@@ -243,7 +243,7 @@ class Settings(BaseSettings):
 
 
 def explain(error: ValidationError) -> str:
-    """One line per wrong setting, by its variable's name and never with its value, which may be a secret."""
+    """One line per invalid setting, with the name of its variable but not its value, which may be a secret."""
     lines = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         name = "_".join(map(str, problem["loc"][:1])).upper()

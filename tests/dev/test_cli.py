@@ -153,7 +153,7 @@ class TestReinstate:
     def test_a_ban_is_better_auths(self, capsys: pytest.CaptureFixture[str], database: psycopg.Connection) -> None:
         id, subject = self.suspended(database, "banned = true")
         assert main(["reinstate", id]) == 0
-        assert lines(capsys) == [f"{subject} is suspended: banned at Better Auth, unban there"]
+        assert lines(capsys) == [f"{subject} is suspended: banned at Better Auth; unban them there"]
         assert self.status(database, id) == "suspended"
 
     def test_whoever_is_not_one_person_is_refused(
@@ -215,7 +215,7 @@ def test_token_without_an_issuer_says_how_to_start_one(
         url = f"http://localhost:{unused.getsockname()[1]}"
         monkeypatch.setenv("BETTER_AUTH_URL", url)
         assert main(["token"]) == 1
-    assert lines(capsys) == [f"no issuer answers at {url}: start one with `make dev`"]
+    assert lines(capsys) == [f"no issuer at {url}; start one with `make dev`"]
 
 
 def test_the_doctor_ends_with_what_it_has_found(
