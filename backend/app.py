@@ -1,4 +1,4 @@
-"""The application: every piece made once, at start-up, and put where the next one finds it."""
+"""The application: routers, middleware and the objects that live as long as the process."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +18,7 @@ from backend.database import Pool
 from backend.operations import health, metrics
 from backend.operations.access_log import AccessLog
 from backend.operations.metrics import Metrics
-from backend.operations.shutdown import when_told_to_stop
+from backend.operations.shutdown import on_shutdown
 from backend.resources.retention import purging
 from backend.settings import Settings
 from backend.sync.broker import Broker
@@ -33,7 +33,7 @@ from backend.web.middleware import CrossOrigin, HeadAsGet
 from backend.web.proxies import TrustedProxies
 from backend.web.rate_limits import Quota, RateLimiting, RateLimits
 
-# One line a router. What is not named here is not imported: neither its routes nor its tables are known.
+# One line per router. Features that are not listed are not imported, so their routes and tables do not exist.
 ROUTERS = (
     "backend.users.router:router",
     "backend.users.router:person_router",
@@ -44,12 +44,12 @@ ROUTERS = (
     "backend.tasks.router:tags_router",
 )
 
-# From the innermost to the outermost. tests/test_app.py holds the order.
+# From the innermost to the outermost. tests/test_app.py checks the order.
 MIDDLEWARE = (RateLimiting, CrossOrigin, HeadAsGet, AccessLog)
 
 
 class State(TypedDict):
-    """What lives as long as the process, reached as `request.state`."""
+    """Objects that live as long as the process, available as `request.state`."""
 
     settings: Settings
     pool: Pool
@@ -68,8 +68,8 @@ class State(TypedDict):
 def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig | None = None) -> FastAPI:
     """Build the application.
 
-    Nothing is read or opened before start-up, so that the schema can be had without settings. Start-up waits for
-    nobody: a database or an issuer that is down is a 503 until it is back.
+    Settings are read and connections opened at start-up, so that the OpenAPI document needs no settings. Start-up does
+    not wait for the database or the issuer: while one is unavailable, requests that need it are answered with 503.
     """
 
     @asynccontextmanager
@@ -119,20 +119,20 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
                     schema=schema,
                     stopping=asyncio.Event(),
                 )
-                with when_told_to_stop(state["stopping"].set, broker.stop, after=config.drain_seconds):
+                with on_shutdown(state["stopping"].set, broker.stop, after=config.drain_seconds):
                     yield state
 
     app = Application(
         title="Better Auth resource server",
-        summary="Tasks of people whom Better Auth has signed in.",
+        summary="Task lists for users of Better Auth.",
         description=DESCRIPTION,
         version=__version__,
         license_info={"name": "MIT", "identifier": "MIT"},
-        openapi_tags=described(),
+        openapi_tags=openapi_tags(),
         lifespan=lifespan,
         telemetry=telemetry,
         generate_unique_id_function=operation_id,
-        redirect_slashes=False,  # such a redirect would name the host that the client named
+        redirect_slashes=False,  # such a redirect would use the Host header of the request
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
@@ -146,7 +146,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
 
 @asynccontextmanager
 async def limiting(settings: Settings, metrics: Metrics | None) -> AsyncIterator[RateLimits | None]:
-    """The rate limits that the settings ask for, shared where there is a Redis."""
+    """The rate limits of the settings, shared through Redis if one is configured; None if they are off."""
     if settings.rate_quota is None:
         yield None
         return
@@ -154,7 +154,7 @@ async def limiting(settings: Settings, metrics: Metrics | None) -> AsyncIterator
     if not settings.redis_url:
         yield RateLimits(quota, on_rejection=on_rejection)
         return
-    from backend.web.rate_limits_redis import SharedCounters  # the client takes 0.1 s to load
+    from backend.web.rate_limits_redis import SharedCounters  # importing the client takes 0.1 s
 
     async with SharedCounters(settings.redis_url, window=quota.window) as shared:
         yield RateLimits(quota, shared=shared, on_rejection=on_rejection)
@@ -164,7 +164,7 @@ async def limiting(settings: Settings, metrics: Metrics | None) -> AsyncIterator
 async def measuring(
     metrics: Metrics | None, pool: Pool, keys: RemoteKeys, users: Users, broker: Broker, limits: RateLimits | None
 ) -> AsyncIterator[None]:
-    """Have the metrics look at the parts."""
+    """Sample gauges of the parts of the application."""
     if metrics is None:
         yield
         return
@@ -187,27 +187,27 @@ async def measuring(
 
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 DESCRIPTION = """
-Get a JWT from Better Auth (`GET /api/auth/token` with a session) and send it as `Authorization: Bearer`. What you see
-and change is yours alone. Every error is `application/problem+json` with a stable `code`.
+Get a JWT from Better Auth (`GET /api/auth/token` with a session) and send it as `Authorization: Bearer`. All resources
+belong to the authenticated user. Every error is `application/problem+json` with a stable `code`.
 """
 
 
-def described() -> list[dict[str, str | None]]:
-    """The tags of the API's description: the features by the names of their packages, which say what they are."""
+def openapi_tags() -> list[dict[str, str | None]]:
+    """The tags of the OpenAPI document: one per feature, described by the docstring of its package."""
     features = dict.fromkeys(name.split(".")[1] for name in ROUTERS)
     tags = [{"name": name, "description": import_module(f"backend.{name}").__doc__} for name in features]
-    return [*tags, {"name": "service", "description": "Public: what this is, and whether it is well."}]
+    return [*tags, {"name": "service", "description": "Public: version, health and resource metadata."}]
 
 
 class Application(FastAPI):
-    """FastAPI, with compiled dispatch in front of it for the routes that are understood in every detail."""
+    """FastAPI with compiled dispatch in front of it."""
 
     def __init__(self, *, telemetry: TelemetryConfig | None, **options: Any) -> None:
         super().__init__(telemetry=telemetry or NO_TELEMETRY, **options)
         self._is_traced = telemetry is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """FastAPI's own, past three looks at each request for what this process never does."""
+        """Same as FastAPI.__call__, without three per-request checks that never apply here."""
         if self._is_traced or scope["type"] != "http" or self.root_path or self.middleware_stack is None:
             await super().__call__(scope, receive, send)
             return
@@ -215,7 +215,7 @@ class Application(FastAPI):
         await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """What was added stands around both ways; what FastAPI adds itself, around its own."""
+        """Put the added middleware around compiled dispatch and FastAPI; FastAPI's own stays around FastAPI alone."""
         added, self.user_middleware = self.user_middleware, []
         app: ASGIApp = problems.ExceptionsAsProblems(
             Dispatch(super().build_middleware_stack(), self.router, PersonRoute)
@@ -226,7 +226,7 @@ class Application(FastAPI):
         return app
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, made once."""
+        """The OpenAPI document, generated once."""
         if not self.openapi_schema:
             self.openapi_schema = openapi.corrected(super().openapi())
         return self.openapi_schema

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from backend.operations.shutdown import when_told_to_stop
+from backend.operations.shutdown import on_shutdown
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def heard() -> Iterator[asyncio.Queue[int]]:
 async def test_the_server_hears_of_sigterm_later_and_once(heard: asyncio.Queue[int]) -> None:
     told: asyncio.Queue[float] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    with when_told_to_stop(lambda: told.put_nowait(loop.time()), after=0.2):
+    with on_shutdown(lambda: told.put_nowait(loop.time()), after=0.2):
         os.kill(os.getpid(), signal.SIGTERM)
         at = await told.get()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -42,7 +42,7 @@ async def test_the_server_hears_of_sigterm_later_and_once(heard: asyncio.Queue[i
 
 async def test_who_sits_before_it_waits_for_nothing(heard: asyncio.Queue[int]) -> None:
     told = asyncio.Event()
-    with when_told_to_stop(told.set, after=3600):
+    with on_shutdown(told.set, after=3600):
         os.kill(os.getpid(), signal.SIGTERM)
         await told.wait()
         for _ in range(2):  # the second is the server's word to hurry

@@ -25,7 +25,7 @@ from backend.auth.testing import LocalIssuer
 from backend.cli import main
 from backend.operations import tracing
 from backend.operations.log_lines import JsonLines
-from backend.operations.tracing import Discreet
+from backend.operations.tracing import PrivateTracerProvider
 from backend.settings import Settings
 from tests.conftest import Api, running
 
@@ -44,7 +44,7 @@ def exporter() -> InMemorySpanExporter:
 async def traced(settings: Settings, issuer: LocalIssuer, exporter: InMemorySpanExporter) -> Any:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    async with running(settings, issuer, {"tracer_provider": Discreet(provider), "logs": False}) as api:
+    async with running(settings, issuer, {"tracer_provider": PrivateTracerProvider(provider), "logs": False}) as api:
         yield api
 
 

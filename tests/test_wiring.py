@@ -88,7 +88,7 @@ async def test_a_known_caller_is_looked_up_again_after_a_minute(api: Api) -> Non
 async def test_readiness_says_what_is_wrong_with_the_schema(
     postgres: str, settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "FRESH", 0)
+    monkeypatch.setattr(health, "MAX_AGE", 0)
     url = create_database(postgres, f"ready_{uuid4().hex[:8]}")
     async with running(changed(settings, database_url=url), issuer) as api:
         await api.person().get(ME)  # by then there are keys
@@ -105,10 +105,10 @@ async def test_readiness_says_what_is_wrong_with_the_schema(
             assert await said() == (200, "ok")  # a newer version is being rolled out
             for other in "0000", "other":
                 connection.execute("UPDATE alembic_version SET version_num = %s", (other,))
-                assert await said() == (503, "at another revision than this version needs")
+                assert await said() == (503, "schema revision does not match this version")
         api.state["stopping"].set()
         response = await api.http.get("/readyz")
-        assert (response.status_code, response.json()["checks"]) == (503, {"process": "is being stopped"})
+        assert (response.status_code, response.json()["checks"]) == (503, {"process": "shutting down"})
 
 
 def test_migrations_go_past_a_pooler(

@@ -16,7 +16,7 @@ from backend.web.headers import with_policies
 
 access = logging.getLogger("backend.access")
 
-_TRACED = "fastapi.telemetry"  # FastAPI's mark on the scope of a request that it traces
+_TRACED = "fastapi.telemetry"  # in the scope of requests that FastAPI traces
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 

@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether it can serve."""
+"""Liveness and readiness checks, and the version of the service."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,100 +16,101 @@ from backend.database import Pool, Probe
 
 router = APIRouter(tags=["service"])
 
-PATIENCE: Final = 1.0  # seconds, as the next one
-FRESH: Final = 1.0
+TIMEOUT: Final = 1.0  # seconds of a readiness check
+MAX_AGE: Final = 1.0  # seconds that its result is cached
 
 
 class Service(BaseModel):
-    """What answers here."""
+    """The service and its version."""
 
-    name: str = Field(description="Of the API")
-    version: str = Field(description="Of the running server")
+    name: str = Field(description="Name of the API")
+    version: str = Field(description="Version of the running server")
     docs: str = Field(description="Path of the interactive documentation")
     openapi: str = Field(description="Path of the OpenAPI document")
 
 
 class Liveness(BaseModel):
-    """Being asked, it answers."""
+    """The process is running."""
 
-    status: Literal["ok"] = Field(description="There is no other")
+    status: Literal["ok"] = Field(description="Always `ok`")
 
 
 @router.get("/", summary="Name and version")
 async def get_service(request: Request) -> Service:
-    """Of the API and of the server that answers; and where to read on."""
+    """The name and version of the API, and the paths of its documentation."""
     return Service(name=request.app.title, version=__version__, docs="/docs", openapi="/openapi.json")
 
 
-@router.get("/livez", summary="The process answers")
+@router.get("/livez", summary="Liveness")
 async def get_liveness() -> Liveness:
-    """For a supervisor: it asks nobody else, so nothing but a hanging process fails it."""
+    """The process is running. Checks no other service, so only a blocked process fails."""
     return Liveness(status="ok")
 
 
 class Readiness(BaseModel):
     """Whether requests can be served."""
 
-    status: Literal["ok", "unavailable"] = Field(description="`ok` if every check is")
-    checks: dict[str, str] = Field(description="`ok`, or what is wrong, for each part", examples=[{"database": "ok"}])
+    status: Literal["ok", "unavailable"] = Field(description="`ok` if all checks are `ok`")
+    checks: dict[str, str] = Field(
+        description="Result of each check: `ok` or the problem", examples=[{"database": "ok"}]
+    )
 
 
 @router.get(
     "/readyz",
-    summary="Database, migrations and keys are there",
+    summary="Readiness",
     response_model=Readiness,
-    responses={503: {"description": "Something is missing: `checks` says what.", "model": Readiness}},
+    responses={503: {"description": "Requests cannot be served; `checks` contains the reason.", "model": Readiness}},
 )
 async def get_readiness(request: Request) -> JSONResponse:
-    """Takes at most one second. What it says of the database is at most one second old."""
+    """Whether the database, its schema and the issuer's keys are available. Takes at most one second.
+
+    The result for the database is cached for one second.
+    """
     state = request.state
     if state.stopping.is_set():
-        return _said({"process": "is being stopped"})
+        return _response({"process": "shutting down"})
     schema: SchemaCheck = state.schema
-    checks = {
-        "database": await schema.status(),
-        "keys": "ok" if state.keys.ready else "no usable keys",
-    }
-    return _said(checks)
+    checks = {"database": await schema.status(), "keys": "ok" if state.keys.ready else "no usable keys"}
+    return _response(checks)
 
 
-def _said(checks: dict[str, str]) -> JSONResponse:
-    ready = all(check == "ok" for check in checks.values())
-    return JSONResponse({"status": "ok" if ready else "unavailable", "checks": checks}, 200 if ready else 503)
+def _response(checks: dict[str, str]) -> JSONResponse:
+    is_ready = all(check == "ok" for check in checks.values())
+    return JSONResponse({"status": "ok" if is_ready else "unavailable", "checks": checks}, 200 if is_ready else 503)
 
 
-class _Answer(NamedTuple):
+class _Result(NamedTuple):
     status: str
-    at: float  # by the loop's clock
+    at: float  # time of the event loop
 
 
 class SchemaCheck:
-    """Asks the database for its revision, on a connection of its own: users who load the pool do not fail the check.
+    """Reads the revision of the database on a connection of its own, so that a busy pool does not fail the check.
 
-    `/readyz` is public and has no rate limit, so requests that come at once share one question, and the answer is kept
-    for one second.
+    `/readyz` is public and has no rate limit, so concurrent requests share one query, and its result is cached.
     """
 
     def __init__(self, probe: Probe, revision: str) -> None:
-        """`revision`: the one that this version needs."""
+        """`revision`: the schema revision that this version needs."""
         self._probe = probe
         self._revision = revision
-        self._last = _Answer("unreachable", -inf)
-        self._question: asyncio.Task[str] | None = None
+        self._last = _Result("unreachable", -inf)
+        self._query: asyncio.Task[str] | None = None
 
     async def status(self) -> str:
-        """`ok`, or what is wrong."""
+        """`ok` or the problem."""
         loop = asyncio.get_running_loop()
-        if self._last.at + FRESH > loop.time():
+        if self._last.at + MAX_AGE > loop.time():
             return self._last.status
-        if self._question is None:
-            self._question = loop.create_task(self._ask(), name="readiness")
-        question = self._question
-        # A question that is not answered in time is left to its own limits, and the next request waits for it, too.
-        done, _ = await asyncio.wait({question}, timeout=PATIENCE)
-        return question.result() if done else "unreachable"
+        if self._query is None:
+            self._query = loop.create_task(self._run_query(), name="readiness")
+        query = self._query
+        # After the timeout the query continues until its own limits, and the next request waits for it, too.
+        done, _ = await asyncio.wait({query}, timeout=TIMEOUT)
+        return query.result() if done else "unreachable"
 
-    async def _ask(self) -> str:
+    async def _run_query(self) -> str:
         try:
             rows = await self._probe.rows("SELECT version_num FROM alembic_version")
         except psycopg.errors.UndefinedTable:
@@ -117,24 +118,24 @@ class SchemaCheck:
         except psycopg.Error:
             status = "unreachable"
         else:
-            suits = bool(rows) and _suits(rows[0]["version_num"], self._revision)
-            status = "ok" if suits else "at another revision than this version needs"
+            is_compatible = bool(rows) and _is_compatible(rows[0]["version_num"], self._revision)
+            status = "ok" if is_compatible else "schema revision does not match this version"
         finally:
-            self._question = None
-        self._last = _Answer(status, asyncio.get_running_loop().time())
+            self._query = None
+        self._last = _Result(status, asyncio.get_running_loop().time())
         return status
 
 
 @asynccontextmanager
 async def checking(pool: Pool, revision: str) -> AsyncIterator[SchemaCheck]:
-    """`revision`: the one that this version needs."""
-    probe = pool.probe(PATIENCE)
+    """Open the schema check. `revision`: the schema revision that this version needs."""
+    probe = pool.probe(TIMEOUT)
     try:
         yield SchemaCheck(probe, revision)
     finally:
         await probe.close()
 
 
-def _suits(found: str, needed: str) -> bool:
-    """A newer one does: in a rolling upgrade the migration comes first, and must not take everybody out of service."""
+def _is_compatible(found: str, needed: str) -> bool:
+    """Newer revisions are compatible: a rolling upgrade migrates first, and old workers must stay ready meanwhile."""
     return found == needed or (found.isdecimal() and needed.isdecimal() and int(found) > int(needed))

@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests, tokens, keys, users, the pool and the limits, of all workers of one `serve`."""
+"""Prometheus metrics of requests, tokens, keys, users, pool and limits, summed over all workers of one `serve`."""
 
 import asyncio
 import hmac
@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Literal
@@ -22,40 +22,38 @@ from backend.web.problems import NotFound
 
 router = APIRouter(tags=["service"], include_in_schema=False)
 
-_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # the client library's own name
+_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"  # variable of the client library
 _SAMPLE_EVERY: Final = 5.0  # seconds
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _PREFIX: Final = "resource_server"
 
-# What is looked at from time to time, and how the workers' values become one.
+# Sampled gauges: their help, and how the values of workers are combined.
 GAUGES: Final[dict[str, tuple[str, Literal["livesum", "livemin", "livemax"]]]] = {
-    "database_connections": ("Connections to the database in use.", "livesum"),
-    "database_connections_limit": ("Connections to the database that there can be.", "livesum"),
-    "database_waiting": ("Requests that wait for a connection to the database.", "livesum"),
-    "key_set_ready": ("1 where tokens can be judged; of several workers the least.", "livemin"),
-    "key_set_skipped_keys": ("Keys of the issuer that cannot be used; of several workers the most.", "livemax"),
-    "key_set_waiting": ("Requests that wait for the issuer's keys to be fetched.", "livesum"),
-    "users_remembered": ("Users whose row is remembered.", "livesum"),
-    "users_believed": ("1 where changes of users are heard, else each request looks; of several the least.", "livemin"),
-    "streams": ("Streams of live events that are open.", "livesum"),
-    "rate_limits_shared": ("1 where Redis counts, 0 where a worker counts alone; of several the least.", "livemin"),
+    "database_connections": ("Database connections in use.", "livesum"),
+    "database_connections_limit": ("Maximum number of database connections.", "livesum"),
+    "database_waiting": ("Requests waiting for a database connection.", "livesum"),
+    "key_set_ready": ("1 if tokens can be verified; the minimum of all workers.", "livemin"),
+    "key_set_skipped_keys": ("Unusable keys in the JWKS; the maximum of all workers.", "livemax"),
+    "key_set_waiting": ("Requests waiting for a JWKS fetch.", "livesum"),
+    "users_remembered": ("Cached users.", "livesum"),
+    "users_believed": ("1 if cached users are used, 0 if each request reads the user; the minimum.", "livemin"),
+    "streams": ("Open event streams.", "livesum"),
+    "rate_limits_shared": ("1 if rate limits are shared through Redis; the minimum of all workers.", "livemin"),
 }
 
 
 class Metrics(Observer):
-    """One for the process. Every label has few values: routes by their template, what has none as `unmatched`."""
+    """All metrics; one per process. Labels have few values: routes by template, or `unmatched`."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         if _FOLDER not in os.environ:
             ProcessCollector(registry=registry)
-        self._requests = Counter(
-            "http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
-        )
+        self._requests = Counter("http_requests", "Responses sent.", ["method", "route", "status"], registry=registry)
         self._durations = Histogram(
             "http_request_duration_seconds",
-            "Until the answer begins: neither a slow reader nor an open stream adds to it.",
+            "Time until the response starts; excludes slow readers and open streams.",
             ["method", "route"],
             buckets=_SECONDS,
             registry=registry,
@@ -63,104 +61,76 @@ class Metrics(Observer):
         self.in_progress = 0
         self._in_progress = Gauge(
             "http_requests_in_progress",
-            "Requests being answered, open streams among them.",
+            "Requests in progress, including open streams.",
             multiprocess_mode="livesum",
             registry=registry,
         )
-        self._judged = Counter(
+        counter = partial(Counter, namespace=_PREFIX, registry=registry)
+        histogram = partial(Histogram, namespace=_PREFIX, registry=registry)
+        gauge = partial(Gauge, namespace=_PREFIX, registry=registry)
+        self._verifications = counter(
             "token_verifications",
-            "Tokens judged: `hit` (remembered), `verified`, or why not.",
+            "Token verifications: `hit` (cached), `verified`, or the reason of the rejection.",
             ["outcome"],
-            namespace=_PREFIX,
-            registry=registry,
         )
-        self._fetches = Counter(
-            "key_set_fetches",
-            "Attempts to fetch the issuer's keys.",
-            ["reason", "outcome"],
-            namespace=_PREFIX,
-            registry=registry,
+        self._fetches = counter("key_set_fetches", "JWKS fetches.", ["reason", "outcome"])
+        self._fetch_durations = histogram(
+            "key_set_fetch_duration_seconds", "Duration of JWKS fetches.", buckets=_SECONDS
         )
-        self._fetch_durations = Histogram(
-            "key_set_fetch_duration_seconds",
-            "Of attempts to fetch the issuer's keys.",
-            namespace=_PREFIX,
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._fetched = Gauge(
+        self._fetched = gauge(
             "key_set_fetched_timestamp_seconds",
-            "When the issuer's keys were last fetched, in unix time; of several workers the least recent.",
-            namespace=_PREFIX,
+            "Unix time of the last JWKS fetch; the oldest of all workers.",
             multiprocess_mode="livemin",
-            registry=registry,
         )
-        self._unknown_kids = Counter(
-            "key_set_unknown_kids",
-            "Tokens that name a key which was not there, and what a fetch showed.",
-            ["answer"],
-            namespace=_PREFIX,
-            registry=registry,
+        self._unknown_kids = counter(
+            "key_set_unknown_kids", "Tokens with an unknown key id, by the result of the fetch.", ["answer"]
         )
-        self._limited = Counter(
-            "rate_limited", "Requests refused with 429.", ["who"], namespace=_PREFIX, registry=registry
-        )
-        self._loads = Counter("user_loads", "Callers whose row had to be read.", namespace=_PREFIX, registry=registry)
-        self._security_events = Counter(
+        self._limited = counter("rate_limited", "Requests rejected with 429.", ["who"])
+        self._loads = counter("user_loads", "User rows read from the database.")
+        self._security_events = counter(
             "security_events",
-            "Security event tokens that were sent here: `taken`, `rate_limited`, or the `err` they were refused with.",
+            "Security event tokens: `taken`, `rate_limited`, or the `err` of the rejection.",
             ["outcome"],
-            namespace=_PREFIX,
-            registry=registry,
         )
-        self._purged = Gauge(
+        self._purged = gauge(
             "purge_last_success_timestamp_seconds",
-            "When the purge last removed all that had expired in a table, in unix time; before the first time, when the"
-            " worker started. Of several workers the most recent.",
+            "Unix time of the last complete purge of a table, or of the worker's start; the latest of all workers.",
             ["table"],
-            namespace=_PREFIX,
             multiprocess_mode="livemax",
-            registry=registry,
         )
-        self._purge_failures = Counter(
-            "purge_failures",
-            "Purges of a table that ended in an error.",
-            ["table"],
-            namespace=_PREFIX,
-            registry=registry,
-        )
-        # To look a child up by its labels costs more than to count.
+        self._purge_failures = counter("purge_failures", "Failed purges of a table.", ["table"])
+        # Looking up a child by its labels takes longer than counting.
         self._request = lru_cache(2048)(self._requests.labels)
         self._duration = lru_cache(512)(self._durations.labels)
         self._sources: dict[Gauge, Callable[[], float]] = {}
         self._hits = 0
-        self._counts: dict[Counter, Callable[[], int]] = {self._judged.labels("hit"): lambda: self._hits}
+        self._counts: dict[Counter, Callable[[], int]] = {self._verifications.labels("hit"): lambda: self._hits}
         self._seen: dict[Counter, int] = {}
 
     def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
-        """A request was answered; its answer began after so many seconds."""
+        """Count a response, which started after `seconds`."""
         method = method if method in _METHODS else "other"
         route = route or "unmatched"
         self._request(method, route, status).inc()
         self._duration(method, route).observe(seconds)
 
-    def limited(self, who: str) -> None:
-        """A request was refused with 429."""
-        self._limited.labels(who).inc()
+    def limited(self, subject: str) -> None:
+        """Count a request that was rejected with 429."""
+        self._limited.labels(subject).inc()
 
     def security_event(self, outcome: str) -> None:
-        """A security event token was taken, or refused."""
+        """Count a security event token."""
         self._security_events.labels(outcome).inc()
 
     def purges(self, tables: Iterable[str]) -> None:
-        """There is a purge of these tables, which `purged` will tell of."""
+        """Create the metrics of the purge of these tables."""
         for table in tables:
             self._purged.labels(table).set(time.time())
-            # Prometheus sees an increase only of a counter that it has seen before.
+            # Prometheus detects an increase only in a counter that existed before.
             self._purge_failures.labels(table)
 
     def purged(self, table: str, *, done: bool) -> None:
-        """A purge of the table has ended: it removed all that had expired, or failed."""
+        """Record the end of a purge. `done`: all expired rows were removed, else it failed."""
         if done:
             self._purged.labels(table).set(time.time())
         else:
@@ -176,16 +146,16 @@ class Metrics(Observer):
         self._unknown_kids.labels(answer).inc()
 
     def judged(self, outcome: str) -> None:
-        if outcome == "hit":  # which each request is
+        if outcome == "hit":  # almost every request: summed in `_sample`
             self._hits += 1
         else:
-            self._judged.labels(outcome).inc()
+            self._verifications.labels(outcome).inc()
 
     @asynccontextmanager
     async def sampling(self, user_loads: Callable[[], int], **sources: Callable[[], float]) -> AsyncIterator[None]:
-        """Look at `sources`, named as in GAUGES, when metrics are asked for.
+        """Sample `sources`, named as in GAUGES, for each scrape.
 
-        A worker cannot ask another one, so among several each writes down its own every five seconds.
+        Workers cannot read each other's sources, so with several workers each samples its own every five seconds.
         """
         self._counts[self._loads] = user_loads
         for name, source in sources.items():
@@ -201,11 +171,11 @@ class Metrics(Observer):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-            self._sample()  # what came since the last time
+            self._sample()  # counts since the last sample
 
     async def exposition(self) -> bytes:
-        """In Prometheus' text format. Written in a thread: it takes a few milliseconds."""
-        await asyncio.sleep(0)  # whatever has ended by now is counted first
+        """The metrics in Prometheus' text format, written in a thread, since it takes a few milliseconds."""
+        await asyncio.sleep(0)  # let the access log count the requests that have ended
         self._sample()
         return await asyncio.to_thread(self._write)
 
@@ -229,7 +199,7 @@ class Metrics(Observer):
         folder = os.environ[_FOLDER]
         for file in Path(folder).glob("gauge_live*_*.db"):
             pid = int(file.stem.rpartition("_")[2])
-            if not _lives(pid):
+            if not _is_running(pid):
                 with suppress(FileNotFoundError):  # another worker has removed it
                     mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]  # the library leaves it unannotated
         registry = CollectorRegistry()
@@ -238,9 +208,9 @@ class Metrics(Observer):
 
 
 class _Workers(Collector):
-    """The values of all workers, read from their files.
+    """Reads the values of all workers from their files.
 
-    The library's own collector fails on a file that has no content yet, which is so for a moment when a worker starts.
+    The library's own collector fails on an empty file, which exists for a moment when a worker starts.
     """
 
     def __init__(self, folder: str) -> None:
@@ -248,7 +218,7 @@ class _Workers(Collector):
 
     def collect(self) -> Iterable[Metric]:
         files = [str(file) for file in self._folder.glob("*.db") if _has_content(file)]
-        metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # likewise
+        metrics: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]  # as above
         return metrics
 
 
@@ -261,18 +231,20 @@ def _has_content(file: Path) -> bool:
 
 @router.get("/metrics")
 async def get_metrics(request: Request) -> Response:
-    """For Prometheus, which sends METRICS_TOKEN as a bearer where one is set."""
+    """Metrics for Prometheus. Requires METRICS_TOKEN as a bearer token if it is set."""
     metrics, token = request.state.metrics, request.state.settings.metrics_token.get_secret_value()
     if metrics is None:
         raise NotFound
     if token and not _is_bearer(request, token):
-        raise Refusal(401, "unauthorized", "This needs the bearer METRICS_TOKEN.", {"WWW-Authenticate": "Bearer"})
+        raise Refusal(
+            401, "unauthorized", "The bearer token METRICS_TOKEN is required.", {"WWW-Authenticate": "Bearer"}
+        )
     return Response(await metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @contextmanager
 def shared_by_workers() -> Iterator[None]:
-    """Give the processes that are started from here a place to count together, unless they have one."""
+    """Create a directory for the metrics of worker processes, unless the environment names one."""
     if _FOLDER in os.environ:
         yield
         return
@@ -289,7 +261,7 @@ def _is_bearer(request: Request, token: str) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
-def _lives(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What happens between the word to stop and the end: the server itself would close first, and say so to nobody."""
+"""Graceful shutdown: keep serving for DRAIN_SECONDS after SIGTERM, report 503 on /readyz, then close."""
 
 import asyncio
 import multiprocessing
@@ -11,58 +11,58 @@ from typing import Any
 
 
 @contextmanager
-def when_told_to_stop(*calls: Callable[[], object], after: float = 0) -> Iterator[None]:
-    """Call them in the running loop on SIGINT and SIGTERM. The server's own handler is left in charge of the rest.
+def on_shutdown(*calls: Callable[[], object], after: float = 0) -> Iterator[None]:
+    """Run `calls` in the event loop on SIGINT and SIGTERM, then the server's own signal handler.
 
-    It hears of SIGINT at once, of SIGTERM `after` so many seconds: who sends requests here needs them to notice.
-    Where the server handles no signals, or runs outside of the main thread, nobody is told.
+    The server's handler runs at once on SIGINT, and `after` so many seconds on SIGTERM, so that load balancers notice.
+    Does nothing if the server handles no signals or runs outside the main thread.
     """
     loop = asyncio.get_running_loop()
-    before: dict[int, Any] = {}
-    told = False
+    handlers: dict[int, Any] = {}
+    has_begun = False
 
     def begin(number: int) -> None:
-        nonlocal told
-        if told:
-            return  # a supervisor may pass on what each process of its group has heard already
-        told = True
+        nonlocal has_begun
+        if has_begun:
+            return  # a supervisor may forward a signal that its process group has already received
+        has_begun = True
         for call in calls:
             call()
         if number == signal.SIGTERM:
-            loop.call_later(after, lambda: before[number](number, None))
+            loop.call_later(after, lambda: handlers[number](number, None))
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if loop.is_closed():
-            before[number](number, frame)
+            handlers[number](number, frame)
             return
         loop.call_soon_threadsafe(begin, number)
         if number == signal.SIGINT:
-            before[number](number, frame)
+            handlers[number](number, frame)
 
     for number in signal.SIGINT, signal.SIGTERM:
         handler = signal.getsignal(number)
         if callable(handler):
             try:
-                signal.signal(number, hear)
+                signal.signal(number, handle)
             except ValueError:  # not the main thread
                 break
-            before[number] = handler
+            handlers[number] = handler
     try:
         yield
     finally:
-        for heard, handler in before.items():
-            signal.signal(heard, handler)
+        for handled, handler in handlers.items():
+            signal.signal(handled, handler)
 
 
 def stop_with_parent() -> None:
-    """Let a worker be told to stop when its supervisor has ended, however that came: it would keep the port."""
+    """Stop this worker when its supervisor has ended for any reason; an orphaned worker would keep the port."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
     loop = asyncio.get_running_loop()
 
-    def gone() -> None:
+    def stop() -> None:
         loop.remove_reader(parent.sentinel)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    loop.add_reader(parent.sentinel, gone)
+    loop.add_reader(parent.sentinel, stop)

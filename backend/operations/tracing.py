@@ -1,4 +1,4 @@
-"""OpenTelemetry, where the standard's OTEL_* variables ask for it; no span tells what a client sent."""
+"""OpenTelemetry, configured by the standard OTEL_* variables; spans contain no data chosen by clients."""
 
 import importlib.util
 import os
@@ -15,12 +15,12 @@ _ENDPOINTS = (
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
 )
 
-# Written by the client as it likes. The route says where it went.
+# Attributes chosen by the client. The route is recorded instead.
 PRIVATE = frozenset({"url.path", "url.query", "url.full", "http.request.method_original"})
 
 
 class NotInstalled(Exception):
-    """OTEL_EXPORTER_OTLP_ENDPOINT is set, and OpenTelemetry is not installed: the extra `otel` brings it."""
+    """OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: install the extra `otel`."""
 
 
 def is_wanted() -> bool:
@@ -33,30 +33,30 @@ def is_wanted() -> bool:
 
 
 def from_environment() -> TelemetryConfig | None:
-    """What FastAPI is to trace and measure; None when nobody asks. Raises NotInstalled."""
+    """FastAPI's telemetry configuration; None without a collector. Raises NotInstalled."""
     if not is_wanted():
         return None
     from opentelemetry.sdk.trace import TracerProvider as SDKTracerProvider
 
-    # FastAPI adds the exporters that the environment names. Its events for a log would quote exceptions.
-    return {"tracer_provider": Discreet(SDKTracerProvider()), "logs": False, "auto_configure": True}
+    # FastAPI adds the exporters of the environment. Its log events are off, since they would quote exceptions.
+    return {"tracer_provider": PrivateTracerProvider(SDKTracerProvider()), "logs": False, "auto_configure": True}
 
 
-class Discreet(TracerProvider):
-    """A provider whose spans never get the attributes that a client writes."""
+class PrivateTracerProvider(TracerProvider):
+    """A provider that removes the attributes PRIVATE from spans."""
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
 
     def get_tracer(self, *names: Any, **options: Any) -> Tracer:
-        return _DiscreetTracer(self._provider.get_tracer(*names, **options))
+        return _PrivateTracer(self._provider.get_tracer(*names, **options))
 
     def add_span_processor(self, processor: Any) -> None:
-        """As the SDK's, for FastAPI to add an exporter."""
+        """Pass on to the SDK; FastAPI adds its exporter here."""
         self._provider.add_span_processor(processor)
 
 
-class _DiscreetTracer(Tracer):
+class _PrivateTracer(Tracer):
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
@@ -69,7 +69,7 @@ class _DiscreetTracer(Tracer):
         *others: Any,
         **options: Any,
     ) -> Span:
-        return self._tracer.start_span(name, context, kind, _public(attributes), *others, **options)
+        return self._tracer.start_span(name, context, kind, _without_private(attributes), *others, **options)
 
     def start_as_current_span(
         self,
@@ -80,8 +80,8 @@ class _DiscreetTracer(Tracer):
         *others: Any,
         **options: Any,
     ) -> Any:
-        return self._tracer.start_as_current_span(name, context, kind, _public(attributes), *others, **options)
+        return self._tracer.start_as_current_span(name, context, kind, _without_private(attributes), *others, **options)
 
 
-def _public(attributes: Attributes) -> Attributes:
+def _without_private(attributes: Attributes) -> Attributes:
     return {name: value for name, value in (attributes or {}).items() if name not in PRIVATE}

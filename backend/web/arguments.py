@@ -29,30 +29,12 @@ _TEXT: Final = (str, bytes)  # collections, but single values in a request
 _EMPTY: Final = (None, tuple, frozenset)  # default factories whose result is the same for every request
 _SHAREABLE: Final = (str, int, float, bool, NoneType)
 # The members of FastAPI's dependency model that this module takes into account.
-_TRAITS: Final = frozenset(
-    {
-        "path_params",
-        "query_params",
-        "header_params",
-        "cookie_params",
-        "body_params",
-        "dependencies",
-        "name",
-        "call",
-        "request_param_name",
-        "websocket_param_name",
-        "http_connection_param_name",
-        "response_param_name",
-        "background_tasks_param_name",
-        "security_scopes_param_name",
-        "own_oauth_scopes",
-        "parent_oauth_scopes",
-        "use_cache",
-        "path",
-        "scope",
-        "concurrency",
-    }
-)
+_TRAITS: Final = frozenset({
+    "path_params", "query_params", "header_params", "cookie_params", "body_params", "dependencies", "name", "call",
+    "request_param_name", "websocket_param_name", "http_connection_param_name", "response_param_name",
+    "background_tasks_param_name", "security_scopes_param_name", "own_oauth_scopes", "parent_oauth_scopes",
+    "use_cache", "path", "scope", "concurrency",
+})  # fmt: skip
 
 
 class Unsupported(TypeError):

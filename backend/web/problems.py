@@ -108,7 +108,7 @@ WITHOUT_SQLSTATE: tuple[tuple[type[psycopg.Error], tuple[int, str]], ...] = (
 )
 
 DETAILS = {
-    "conflict": "A resource with this name or id already exists.",
+    "conflict": "The resource already exists.",
     "constraint_violated": "The change violates a constraint of the database.",
     "invalid_value": "A value cannot be stored in the database.",
     "database_busy": "The database is busy. Nothing was changed; try again.",
@@ -117,7 +117,7 @@ DETAILS = {
 }
 
 # Headers of a rejected preflight response that are sent with the problem.
-_PREFLIGHT_HEADERS = {"vary", "access-control-allow-origin", "access-control-allow-methods", "access-control-max-age"}
+_PREFLIGHT = {"vary", "access-control-allow-origin", "access-control-allow-methods", "access-control-max-age"}
 
 MOST_ERRORS = 50
 LONGEST_NAME = 100
@@ -265,26 +265,22 @@ class PlainTextErrorsAsProblems:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        rejection: Message | None = None
+        refusal: Message | None = None
 
         async def send_problem(message: Message) -> None:
-            nonlocal rejection
-            is_rejection = message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST
-            if is_rejection and "host_allowed" not in scope["state"]:
+            nonlocal refusal
+            is_refusal = message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST
+            if is_refusal and "host_allowed" not in scope["state"]:
                 headers = Headers(raw=message["headers"])
                 if headers.get("content-type", "").startswith("text/plain"):
-                    rejection = message
+                    refusal = message
                     return
-            if rejection is None:
+            if refusal is None:
                 await send(message)
                 return
-            kept = {
-                name: value for name, value in Headers(raw=rejection["headers"]).items() if name in _PREFLIGHT_HEADERS
-            }
+            kept = {name: value for name, value in Headers(raw=refusal["headers"]).items() if name in _PREFLIGHT}
             detail = message["body"].decode()
-            await respond(Request(scope), rejection["status"], "bad_request", detail, headers=kept)(
-                scope, receive, send
-            )
+            await respond(Request(scope), refusal["status"], "bad_request", detail, headers=kept)(scope, receive, send)
 
         await self.app(scope, receive, send_problem)
 

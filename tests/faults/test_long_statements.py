@@ -124,7 +124,7 @@ async def test_another_person_may_search_meanwhile(api: Api, ada: Person) -> Non
 
 async def test_readiness_does_not_depend_on_users(api: Api, ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy they keep the pool, with reads that take long and with transactions that wait for a lock."""
-    monkeypatch.setattr(health, "FRESH", 0, raising=False)
+    monkeypatch.setattr(health, "MAX_AGE", 0, raising=False)
     pool = api.state["pool"]
 
     async def hold() -> None:
@@ -170,7 +170,7 @@ async def test_one_question_serves_for_a_second(api: Api, monkeypatch: pytest.Mo
         return await rows(sql)
 
     monkeypatch.setattr(probe, "rows", counted)
-    monkeypatch.setattr(api.state["schema"], "_last", health._Answer("unreachable", -1e9))
+    monkeypatch.setattr(api.state["schema"], "_last", health._Result("unreachable", -1e9))
     for _ in range(3):
         answers = await asyncio.gather(*(api.http.get("/readyz") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}

@@ -39,7 +39,7 @@ async def test_who_is_told_to_stop_finishes(
             machine.terminate()
             rest = [line async for line in events]
             assert rest[-3:] == ["event: end", 'data: {"reason": "shutdown"}', ""]
-            assert await ready(machine.url) == (503, {"process": "is being stopped"})
+            assert await ready(machine.url) == (503, {"process": "shutting down"})
             kept = await http.get("/livez")
             assert (kept.status_code, kept.headers["connection"]) == (200, "close")
             await machine.says("Shutting down")
