@@ -30,7 +30,7 @@ from backend import migrations
 from backend.auth.testing import LocalIssuer
 from backend.database import Actor, Statement
 from backend.dev.postgres import EmbeddedPostgres
-from backend.tasks import statements
+from backend.tasks import listing, statements
 from backend.tasks.schemas import Sort
 from benchmarks.__main__ import ISSUER, say, write
 from benchmarks.data import numbered
@@ -104,7 +104,7 @@ class Shape(NamedTuple):
 
     @property
     def statement(self) -> Statement:
-        return statements.listing(
+        return listing.listing(
             self.filters, self.sort, continued=self.continued, deleted=self.deleted, counted=self.counted
         )
 
@@ -114,10 +114,10 @@ class Shape(NamedTuple):
         return {"limit": 21} | {name: VALUES[name] for name in self.filters} | after
 
 
-def shapes(most_filters: int = len(statements.FILTERS)) -> Iterator[Shape]:
+def shapes(most_filters: int = len(listing.FILTERS)) -> Iterator[Shape]:
     """Every combination that the API supports, with at most `most_filters` filters."""
     sizes = range(most_filters + 1)
-    sets = [frozenset(chosen) for size in sizes for chosen in combinations(statements.FILTERS, size)]
+    sets = [frozenset(chosen) for size in sizes for chosen in combinations(listing.FILTERS, size)]
     flags = False, True
     return (Shape(*each) for each in product(sets, get_args(Sort), flags, flags, flags))
 

@@ -22,7 +22,7 @@ import psycopg
 from backend import migrations
 from backend.database import Actor, Database, Pool
 from backend.dev.postgres import EmbeddedPostgres
-from backend.tasks.statements import ADD, change
+from backend.tasks.statements import INSERT_TASK, update_task
 from benchmarks import cpu
 from benchmarks.__main__ import say, write
 from benchmarks.plans import table
@@ -93,11 +93,11 @@ class Side:
 
         async def writer(owner: UUID) -> None:
             nonlocal done
-            database, title = Database(self._pool, Actor.user(owner)), change(frozenset({"title"}))
+            database, title = Database(self._pool, Actor.user(owner)), update_task(frozenset({"title"}))
             while time.perf_counter() < end:
                 number = next(numbers)
                 if case.new:
-                    rows = await database.rows(ADD, **NEW)
+                    rows = await database.rows(INSERT_TASK, **NEW)
                 else:
                     task = self._tasks[owner][number % TASKS_EACH]
                     # A different title each time, because an equal one creates no version.

@@ -17,7 +17,7 @@ from backend.database import Statement
 from backend.operations.access_log import AccessLog
 from backend.operations.log_lines import Console, JsonLines
 from backend.settings import Settings
-from backend.tasks.statements import BoundListing
+from backend.tasks.listing import BoundListing
 from backend.web import problems
 from backend.web.middleware import CrossOrigin, HeadAsGet
 from backend.web.rate_limits import RateLimiting

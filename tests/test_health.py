@@ -47,7 +47,7 @@ async def test_whoever_asks_first_may_leave_without_troubling_the_others() -> No
 async def test_an_answer_that_is_no_more_fresh_is_not_given_for_one_that_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(health, "FRESH", 0.0)
+    monkeypatch.setattr(health, "MAX_AGE", 0.0)
     probe = Scripted()
     probe.may_answer.set()
     schema = check(probe)

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
@@ -38,8 +39,9 @@ class Resource:
         return f"/api/v1/{self.name}"
 
     @property
-    def statements(self) -> ModuleType:
-        return import_module(f"backend.{self.name}.statements")
+    def statements(self) -> list[ModuleType]:
+        names = [f"backend.{self.name}.{name}" for name in ("statements", "listing")]
+        return [import_module(name) for name in names if find_spec(name)]
 
 
 RESOURCES = [
@@ -216,7 +218,7 @@ def told(answer: Any) -> Any:
 async def test_two_people_at_once(api: Api, resource: Resource, filter: str) -> None:
     """Neither sees, changes, deletes or detects what is the other's, though each guesses every id."""
     people = api.person(), api.person()
-    with forgotten_filter(resource.statements) if filter == "forgotten" else nullcontext():
+    with forgotten_filter(*resource.statements) if filter == "forgotten" else nullcontext():
         rows = await asyncio.gather(*(make(person, resource, 3) for person in people))
 
         async def trespass(person: Person, others: list[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
-"""Idempotency-Key: a request that is sent again is answered again, and done once.
+"""Idempotency-Key: a repeated request gets the response of the first one and is not processed again.
 
-The answer is kept in the transaction of the work, so that there is never one without the other. Named after
+The response is stored in the transaction of the write, so that one never exists without the other. See
 draft-ietf-httpapi-idempotency-key-header.
 """
 
@@ -38,14 +38,14 @@ Key = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x20-\x7e]+$",
-        description="For 24 hours the same key and body get the first answer again, and nothing is done twice.",
+        description="For 24 hours, requests with the same key and body get the first response.",
         examples=["8e03978e-40d5-43e8-bc93-6894a57f9324"],
     ),
 ]
 
 
-class KeptAnswer(SQLModel, table=True):
-    """What was answered to a request with an Idempotency-Key, which its owner alone can ask for again."""
+class StoredResponse(SQLModel, table=True):
+    """The response to a request with an Idempotency-Key, readable by its owner only."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (
@@ -65,77 +65,80 @@ class KeptAnswer(SQLModel, table=True):
 # For OpenAPI.
 REPLAYED = {
     "Idempotency-Replayed": {
-        "description": "`true`: this is the answer of the first time.",
+        "description": "`true`: this is the stored response of the first request.",
         "schema": {"type": "string", "enum": ["true"]},
     }
 }
 
-MINE = col(KeptAnswer.owner_id) == CALLER
-KEPT_FOR: ColumnElement[timedelta] = literal_column("interval '24 hours'")
-FRESH = col(KeptAnswer.created_at) > func.now() - KEPT_FOR
+MINE = col(StoredResponse.owner_id) == CALLER
+RETENTION: ColumnElement[timedelta] = literal_column("interval '24 hours'")
+FRESH = col(StoredResponse.created_at) > func.now() - RETENTION
 KEY = bindparam("key", type_=Text)
 LOCK = Statement(
     select(
         func.pg_try_advisory_xact_lock(
             func.hashtextextended(func.concat("idempotency key ", CALLER, " ", KEY), literal_column("0"))
-        ).label("ours")
+        ).label("acquired")
     )
 )
 FIND = Statement(
-    select(col(KeptAnswer.fingerprint), col(KeptAnswer.status), col(KeptAnswer.headers), col(KeptAnswer.body)).where(
-        MINE, col(KeptAnswer.key) == KEY, FRESH
-    )
+    select(
+        col(StoredResponse.fingerprint),
+        col(StoredResponse.status),
+        col(StoredResponse.headers),
+        col(StoredResponse.body),
+    ).where(MINE, col(StoredResponse.key) == KEY, FRESH)
 )
-ANSWER = ("fingerprint", "status", "headers", "body")
-_NEW = insert(KeptAnswer).values(owner_id=CALLER, key=KEY, **parameters(ANSWER))
-KEEP = Statement(
+STORED = ("fingerprint", "status", "headers", "body")
+_NEW = insert(StoredResponse).values(owner_id=CALLER, key=KEY, **parameters(STORED))
+STORE = Statement(
     _NEW.on_conflict_do_update(
-        index_elements=[col(KeptAnswer.owner_id), col(KeptAnswer.key)],
-        set_={**{name: _NEW.excluded[name] for name in ANSWER}, "created_at": func.now()},
-    ).returning(col(KeptAnswer.key))
+        index_elements=[col(StoredResponse.owner_id), col(StoredResponse.key)],
+        set_={**{name: _NEW.excluded[name] for name in STORED}, "created_at": func.now()},
+    ).returning(col(StoredResponse.key))
 )
 
 
 class KeyInUse(DomainError):
-    """A request with this Idempotency-Key is being worked on: ask again when it is done."""
+    """A request with this Idempotency-Key is still being processed. Try again later."""
 
     status, code = 409, "idempotency_key_in_use"
 
 
 class KeyReused(DomainError):
-    """This Idempotency-Key was sent with another request: a new request takes a new key."""
+    """This Idempotency-Key was used for a different request. Use a new key for each request."""
 
     status, code = 422, "idempotency_key_reused"
-    errors = ({"loc": ["header", "Idempotency-Key"], "msg": "Take a new key", "type": "idempotency_key_reused"},)
+    errors = ({"loc": ["header", "Idempotency-Key"], "msg": "Use a new key", "type": "idempotency_key_reused"},)
 
 
 async def once(
     database: Database, request: Request, key: str, work: Callable[[Transaction], Awaitable[Response]]
 ) -> Response:
-    """The answer of `work`, or the one that it gave to this key and body before. Only a 2xx is kept.
+    """The response of `work`, or the stored one for this key and body. Errors are raised, so only a 2xx is stored.
 
-    `work` runs in the transaction that keeps its answer, and may be called twice, like any `Database.transact`.
+    `work` runs in the transaction that stores its response, and may be retried, as in `Database.transact`.
     """
-    told = json.dumps([request.method, request.url.path, await request.json()], sort_keys=True)
-    fingerprint = blake2b(told.encode(), digest_size=16).digest()
+    identity = json.dumps([request.method, request.url.path, await request.json()], sort_keys=True)
+    fingerprint = blake2b(identity.encode(), digest_size=16).digest()
 
-    async def work_or_answer(transaction: Transaction) -> Response:
+    async def work_or_replay(transaction: Transaction) -> Response:
         lock = await transaction.row(LOCK, key=key)
-        if not (lock and lock["ours"]):
+        if not (lock and lock["acquired"]):
             raise KeyInUse
-        kept = await transaction.row(FIND, key=key)
-        if kept is None:
+        stored = await transaction.row(FIND, key=key)
+        if stored is None:
             response = await work(transaction)
-            answer = {
+            values = {
                 "fingerprint": fingerprint,
                 "status": response.status_code,
                 "headers": json.dumps(dict(response.headers)),
                 "body": bytes(response.body).decode(),
             }
-            await transaction.rows(KEEP, key=key, **answer)
+            await transaction.rows(STORE, key=key, **values)
             return response
-        if kept["fingerprint"] != fingerprint:
+        if stored["fingerprint"] != fingerprint:
             raise KeyReused
-        return Response(kept["body"], kept["status"], {**kept["headers"], "Idempotency-Replayed": "true"})
+        return Response(stored["body"], stored["status"], {**stored["headers"], "Idempotency-Replayed": "true"})
 
-    return await database.transact(work_or_answer)
+    return await database.transact(work_or_replay)

@@ -1,4 +1,4 @@
-"""What every table that belongs to users has in common, and the parts of its statements that are always the same."""
+"""Columns of tables whose rows belong to users, and shared parts of their statements."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
-# Filled in by the executor: the id of whoever the statement runs as.
+# Set by the executor to the id of the user that the statement runs as.
 CALLER = bindparam("caller", type_=Uuid)
 
 # How long deleted rows are kept as tombstones, for sync clients and the trash.
@@ -38,7 +38,7 @@ _VERSIONS = bindparam("if_match", type_=ARRAY(Integer))
 
 
 class Owned(SQLModel):
-    """The key leads with the owner: an id is unique per owner, so clients may choose it and learn nothing of others."""
+    """Primary keys are `(owner_id, id)`: clients may choose ids, and another user's id reveals nothing."""
 
     owner_id: UUID = Field(primary_key=True, foreign_key="users.id", ondelete="CASCADE")
     id: UUID = Field(primary_key=True, sa_column_kwargs={"server_default": text("uuidv7()")})
@@ -48,7 +48,7 @@ class Owned(SQLModel):
 
 
 class Synced(Owned):
-    """Part of a feed of changes. Its migration calls `number`; rows are marked as deleted, and removed by the purge."""
+    """Part of a feed of changes. Its migration calls `number`; deleted rows are tombstones until the purge."""
 
     n: int = Field(sa_type=BigInteger)
     deleted_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
@@ -59,20 +59,20 @@ def tombstoned() -> Sequence[Table]:
     return [table for table in SQLModel.metadata.sorted_tables if {"n", "deleted_at"} <= set(table.c.keys())]
 
 
-def turn(owner: ColumnElement[Any]) -> Function[int]:
+def changes_lock(owner: ColumnElement[Any]) -> Function[int]:
     """The key of the advisory lock that triggers take before any change of this owner's rows."""
     return func.hashtextextended(func.concat("changes of ", owner), literal_column("0"))
 
 
 def matches(table: Table) -> ColumnElement[bool]:
-    """Whether the version is one of the parameter `if_match`; null allows any."""
+    """Whether the version is in the parameter `if_match`; null matches any version."""
     return or_(_VERSIONS.is_(None), table.c.version == func.any(_VERSIONS))
 
 
 def changes(table: Table, names: Iterable[str], *or_else: ColumnElement[bool]) -> dict[str, Any]:
-    """For the `values()` of an update: these columns, from the parameters of their names, and what tells of a change.
+    """The `values()` of an update: the columns `names`, from parameters of these names, and version and time.
 
-    Equal values make no new version, unless one of `or_else` is true.
+    Unchanged values make no new version, unless one of `or_else` is true.
     """
     new = {name: bindparam(name, type_=table.c[name].type) for name in sorted(names)}
     differs = tuple_(*(table.c[name] for name in new)).is_distinct_from(tuple_(*new.values())) if new else false()
@@ -80,6 +80,6 @@ def changes(table: Table, names: Iterable[str], *or_else: ColumnElement[bool]) -
     return {
         **new,
         "version": table.c.version + case((differs, 1), else_=0),
-        # Whoever waited for a lock may have begun before the one who held it.
+        # A transaction that waited for a lock may have begun before the one that held it.
         "updated_at": case((differs, func.greatest(table.c.updated_at, func.now())), else_=table.c.updated_at),
     }

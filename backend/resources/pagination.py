@@ -1,4 +1,4 @@
-"""Keyset pages: stable under inserts, and no slower on page 1,000 than on page 1."""
+"""Keyset cursors: pages are stable under inserts, and page 1,000 is as fast as page 1."""
 
 import json
 import re
@@ -24,66 +24,66 @@ T = TypeVar("T")
 Q = TypeVar("Q", bound=Select[Any])
 
 _ENCODER = json.JSONEncoder(default=str)
-LONGEST_REMEMBERED = 256  # bytes of a query
+MAX_CACHED = 256  # bytes of a query string
 _PLAIN_QUERY = re.compile(rb"[A-Za-z0-9_.~+=&:,-]*")
 
 # For OpenAPI.
-LINK = {"Link": {"description": '`rel="next"`: the next page (RFC 8288).', "schema": {"type": "string"}}}
+LINK = {"Link": {"description": 'The next page, as `rel="next"` (RFC 8288).', "schema": {"type": "string"}}}
 
 
 def without_default(schema: dict[str, Any]) -> None:
-    """For `json_schema_extra`: of a member that may be left out, where the default says nothing to a client."""
+    """For `json_schema_extra` of an optional member whose default means nothing to a client."""
     schema.pop("default", None)
 
 
 class PageQuery(BaseModel):
-    """What every listing takes: which page, and how much of it."""
+    """The query parameters of every list."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: Digits = Field(default=20, ge=1, le=100, description="How many on a page.", examples=[50])
+    limit: Digits = Field(default=20, ge=1, le=100, description="Maximum number of items.", examples=[50])
     cursor: str | None = Field(
         default=None,
         max_length=2000,
-        description="`next_cursor` of the page before.",
+        description="`next_cursor` of the previous page.",
         examples=["WyI1NmE0MGY5Y2UxZTciLCIyMDI2LTExLTIzIDEwOjAwOjAwKzAwOjAwIiwiMDE5YTlkNGUiXQ"],
     )
 
 
 class Page(BaseModel, Generic[T]):
-    items: list[T] = Field(description="In the order that was asked for.")
-    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page. null: the end.")
+    items: list[T] = Field(description="The items, in the requested order.")
+    next_cursor: str | None = Field(description="Value of `cursor` for the next page; null on the last page.")
 
 
 def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:
-    """What a cursor is bound to: this listing, in this order, of these rows."""
-    told = _ENCODER.encode([name, sort, sorted(filters.items())])
-    return blake2b(told.encode(), digest_size=6).hexdigest()
+    """A hash of the name, sort order and filters of a list. A cursor is valid only for the same list."""
+    identity = _ENCODER.encode([name, sort, sorted(filters.items())])
+    return blake2b(identity.encode(), digest_size=6).hexdigest()
 
 
 def encode(bound_to: str, key: object, id: UUID) -> str:
     return pack([bound_to, key, id])
 
 
-def pack(told: list[Any]) -> str:
-    """JSON that a URL and a header can hold, and that nobody takes for something to be put together by hand."""
-    return urlsafe_b64encode(orjson.dumps(told, str, orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)).decode().rstrip("=")
+def pack(values: list[Any]) -> str:
+    """Encode values as an opaque token for URLs and headers: JSON in base64url."""
+    return urlsafe_b64encode(orjson.dumps(values, str, orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)).decode().rstrip("=")
 
 
 def unpack(token: str) -> Any:
-    """What `pack` was given; of anything else any JSON that could be written again, or ValueError."""
+    """Decode a token. One that is not from `pack` gives any JSON value, or raises ValueError."""
     return orjson.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
 
 
 def decode(cursor: str, bound_to: str, key_type: TypeAdapter[Any]) -> tuple[Any, UUID]:
-    """The sort key and id that a page ended on.
+    """The sort key and id at the end of the previous page. Raises InvalidCursor.
 
-    It holds nothing that its owner may not know, and every statement is scoped to its caller, so it needs no signature:
-    whatever is written into one, no row of anybody else's comes back.
+    A cursor needs no signature: it contains only data of the caller, and every statement is scoped to the caller, so a
+    forged cursor cannot return rows of another user.
     """
     try:
-        made_for, key, id = unpack(cursor)
-        if made_for != bound_to:
+        list_hash, key, id = unpack(cursor)
+        if list_hash != bound_to:
             raise InvalidCursor
         return key_type.validate_python(key), UUID(id)
     except (ValueError, TypeError, AttributeError, ValidationError):
@@ -91,7 +91,7 @@ def decode(cursor: str, bound_to: str, key_type: TypeAdapter[Any]) -> tuple[Any,
 
 
 def after(cursor: str | None, bound_to: str, key_type: TypeAdapter[Any]) -> dict[str, Any]:
-    """The parameters of a `keyset` that goes on where `cursor` ended; there are none on the first page."""
+    """The parameters of `keyset` for the page after `cursor`; empty for the first page. Raises InvalidCursor."""
     if cursor is None:
         return {}
     key, id = decode(cursor, bound_to, key_type)
@@ -99,20 +99,15 @@ def after(cursor: str | None, bound_to: str, key_type: TypeAdapter[Any]) -> dict
 
 
 def keyset(
-    query: Q,
-    key: ColumnElement[Any],
-    id: ColumnElement[UUID],
-    *,
-    after: ColumnElement[Any] | None,
-    descending: bool,
+    query: Q, key: ColumnElement[Any], id: ColumnElement[UUID], *, after: ColumnElement[Any] | None, descending: bool
 ) -> Q:
-    """The first rows by `key`, ties by `id`, as many as the parameter `limit` says.
+    """Sort by `key` and `id`, and limit to the parameter `limit`.
 
-    `after`: those behind it, and behind the parameter `after_id` among its equals. An index on all of them serves both.
+    `after`: return only rows after this key and the parameter `after_id`. An index on both columns serves any page.
     """
     if after is not None:
-        here, end = tuple_(key, id), tuple_(after, bindparam("after_id", type_=Uuid))
-        query = query.where(here < end if descending else here > end)
+        position, end = tuple_(key, id), tuple_(after, bindparam("after_id", type_=Uuid))
+        query = query.where(position < end if descending else position > end)
     return query.order_by(*order(key, id, descending=descending)).limit(bindparam("limit", type_=Integer))
 
 
@@ -121,23 +116,23 @@ def order(*by: ColumnElement[Any], descending: bool) -> Iterator[ColumnElement[A
 
 
 def page(rows: Sequence[Row], limit: int, bound_to: str, key: str) -> Row:
-    """A page of rows, of which one more than `limit` was read when there is a next page."""
+    """A page of `rows`, of which one more than `limit` was read to detect a next page."""
     items = rows[:limit]
-    more = len(rows) > limit
-    return {"items": items, "next_cursor": encode(bound_to, items[-1][key], items[-1]["id"]) if more else None}
+    has_more = len(rows) > limit
+    return {"items": items, "next_cursor": encode(bound_to, items[-1][key], items[-1]["id"]) if has_more else None}
 
 
 def link(request: Request, next_cursor: str | None) -> dict[str, str]:
-    """The `Link` header (RFC 8288), relative, so that it holds behind any proxy."""
+    """The `Link` header (RFC 8288), with a relative address, which is valid behind any proxy."""
     if next_cursor is None:
         return {}
     given: bytes = request.scope["query_string"]
-    rest = (_remembered_rest if len(given) <= LONGEST_REMEMBERED else _rest)(given)
+    rest = (_cached_rest if len(given) <= MAX_CACHED else _rest)(given)
     return {"Link": f'<{request.scope["path"]}?{rest}cursor={next_cursor}>; rel="next"'}
 
 
 def _rest(query_string: bytes) -> str:
-    """What stands in the query before the cursor."""
+    """The query string without the cursor, ready for one to be appended."""
     if _PLAIN_QUERY.fullmatch(query_string):
         pairs = [pair for pair in query_string.decode().split("&") if pair.partition("=")[0] != "cursor"]
         kept = "&".join(pairs)
@@ -146,4 +141,4 @@ def _rest(query_string: bytes) -> str:
     return f"{kept}&" if kept else ""
 
 
-_remembered_rest = lru_cache(256)(_rest)
+_cached_rest = lru_cache(256)(_rest)

@@ -1,4 +1,4 @@
-"""Kinds of values that clients send, read strictly: what PostgreSQL can store, spelled in one way."""
+"""Strict types for values from clients: storable in PostgreSQL, with one accepted spelling."""
 
 import re
 import unicodedata
@@ -21,21 +21,21 @@ def _not_blank(value: str) -> str:
 
 
 def _digits(value: object) -> object:
-    """pydantic would take `1_0` and `1.0`, too."""
+    """Reject `1_0` and `1.0`, which pydantic accepts."""
     if isinstance(value, str) and not (value.isascii() and value.isdigit()):
         raise ValueError("must be a whole number")
     return value
 
 
 def _flag(value: object) -> object:
-    """pydantic would take `1`, `on` and `yes`, too."""
+    """Reject `1`, `on` and `yes`, which pydantic accepts."""
     if isinstance(value, str) and value not in ("true", "false"):
         raise ValueError("must be true or false")
     return value
 
 
 def _rfc3339(value: object) -> object:
-    """pydantic would take a number for a time, too."""
+    """Reject numbers, which pydantic accepts as a time."""
     if value is None or (isinstance(value, str) and _TIME.fullmatch(value)):
         return value
     raise ValueError("must be a time with an offset (RFC 3339), such as 2026-12-01T18:00:00Z")
@@ -48,7 +48,7 @@ def _utc(value: datetime) -> datetime:
         raise ValueError("must lie between the years 1 and 9999 in UTC") from None
 
 
-# Letters and symbols that show nothing: the Hangul fillers and the empty Braille pattern.
+# Invisible letters and symbols: the Hangul fillers and the empty Braille pattern.
 _FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 

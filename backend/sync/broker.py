@@ -36,7 +36,7 @@ _SUBSCRIBED = (
         bindparam("numbers", type_=ARRAY(BigInteger)),
         bindparam("issued", type_=ARRAY(DateTime(timezone=True))),
     )
-    .table_valued("owner", "n", "issued", name="asked")
+    .table_valued("owner", "n", "issued", name="subscribed")
     .render_derived()
 )
 _NUMBER = func.coalesce(col(ChangeCounter.n), literal_column("0"))
@@ -199,15 +199,15 @@ class Broker:
             await asyncio.sleep(self.period)
 
     async def _poll(self) -> None:
-        asked = {owner.id: owner for owner in self._owners.values() if owner.channels}
+        owners = {owner.id: owner for owner in self._owners.values() if owner.channels}
         rows = await Database(self._pool, SYSTEM).rows(
             POLL,
-            owners=list(asked),
-            numbers=[owner.seen for owner in asked.values()],
-            issued=[owner.issued for owner in asked.values()],
+            owners=list(owners),
+            numbers=[owner.seen for owner in owners.values()],
+            issued=[owner.issued for owner in owners.values()],
         )
         results = await asyncio.gather(
-            *(self._update(asked[row["owner"]], row) for row in rows), return_exceptions=True
+            *(self._update(owners[row["owner"]], row) for row in rows), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException):

@@ -1,7 +1,7 @@
-"""Delta sync: what changed since a token, in the order of commits, with tombstones, so that a copy misses nothing.
+"""Delta sync: changes since a sync token, in commit order, including deletions.
 
-Triggers (migration 0006) give all that a transaction changes of one owner the next number `n`, under a lock that is
-held until it commits. So who has seen a number has seen all before it, however late they were committed.
+Triggers give all changes of an owner in one transaction the next change number `n`, under an advisory lock held until
+the commit. A client that has seen a number has therefore seen all lower numbers.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from sqlmodel import SQLModel, col, select
 
 from backend.database import Cost, Database, Row, Statement, Transaction
 from backend.resources import pagination, responses
-from backend.resources.models import CALLER, FIRST, LAST, RETENTION, turn
+from backend.resources.models import CALLER, FIRST, LAST, RETENTION, changes_lock
 from backend.resources.responses import Answer
 from backend.resources.types import Digits
 from backend.web.problems import DomainError
@@ -39,14 +39,14 @@ T = TypeVar("T")
 
 LARGEST = 2**63 - 1
 
-# Shown in the API's description.
+# A sync token, for OpenAPI.
 EXAMPLE = (
     "WyJ0YXNrcyIsNDIsImZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmIiwwLCIwMTlhOWQ0ZTdiMWM3ZDIwOWYwZTZhMWIyYzNkNGU1ZiJd"
 )
 
 
 class ChangeCounter(SQLModel, table=True):
-    """The last number that was taken for an owner's rows, and the last one of which the purge has left nothing."""
+    """The last change number of an owner (`n`), and the highest one among purged rows (`purged`)."""
 
     __tablename__ = "change_counters"
     __table_args__ = ({"info": {"bookkeeping": True}},)
@@ -56,30 +56,31 @@ class ChangeCounter(SQLModel, table=True):
     purged: int = ColumnField(sa_type=BigInteger, sa_column_kwargs={"server_default": literal_column("0")})
 
 
-# For who reads before the write: a statement of its own, so that the next one sees what the writer before has done.
-AWAIT_TURN = Statement(select(func.pg_advisory_xact_lock(turn(CALLER))), writes=True)
+# Taken before a transaction reads what it will change. A separate statement, so that the next one sees the changes of
+# the previous holder.
+LOCK_CHANGES = Statement(select(func.pg_advisory_xact_lock(changes_lock(CALLER))), writes=True)
 
 
 class SyncTokenExpired(DomainError):
-    """What was deleted since then is forgotten: start anew, without a token."""
+    """This sync token is too old. Start a new sync without `since`."""
 
     status, code = 410, "sync_token_expired"
 
 
 class InvalidSyncToken(DomainError):
-    """This is no sync token of this feed's."""
+    """The sync token is invalid or belongs to another feed."""
 
     status, code = 422, "invalid_sync_token"
 
     def __init__(self, *loc: str) -> None:
         super().__init__()
-        self.errors = ({"loc": list(loc), "msg": "Start again without it", "type": self.code},)
+        self.errors = ({"loc": list(loc), "msg": "Start again without a token", "type": self.code},)
 
 
 class Position(NamedTuple):
-    """A place in one owner's feed: all up to the row `id` of the number `n` has been seen.
+    """A position in the feed of an owner: the client has seen everything up to the row `id` with the number `n`.
 
-    `start`: the number that there was when the copy was begun. Of a row that was deleted before, it has never known.
+    `start`: the last number when the sync began. The client has never seen rows that were deleted earlier.
     """
 
     n: int
@@ -89,7 +90,7 @@ class Position(NamedTuple):
 
     @property
     def place(self) -> tuple[int, UUID]:
-        """What orders positions."""
+        """The sort key of positions."""
         return self.n, self.id
 
     def encode(self, feed: str) -> str:
@@ -97,10 +98,10 @@ class Position(NamedTuple):
 
     @classmethod
     def decode(cls, token: str, feed: str, *loc: str) -> "Position":
-        """`loc`: where the token stood. It needs no signature: every statement is scoped to its caller."""
+        """Raises InvalidSyncToken with `loc`. A token needs no signature: every statement is scoped to the caller."""
         try:
-            made_for, n, id, start, owner = pagination.unpack(token)
-            if made_for != feed or not all(type(n) is int and 0 <= n <= LARGEST for n in (n, start)):
+            feed_name, n, id, start, owner = pagination.unpack(token)
+            if feed_name != feed or not all(type(n) is int and 0 <= n <= LARGEST for n in (n, start)):
                 raise InvalidSyncToken(*loc)
             return cls(n, UUID(id), start, UUID(owner))
         except (ValueError, TypeError, AttributeError):
@@ -113,24 +114,26 @@ class ChangesQuery(BaseModel):
     since: str | None = Field(
         default=None,
         max_length=300,
-        description="`next` of the last answer. Without it everything is new.",
+        description="`next` of the previous response. Without it, all resources are returned.",
         examples=[EXAMPLE],
     )
-    limit: Digits = Field(default=100, ge=1, le=100, description="How many at once.", examples=[50])
+    limit: Digits = Field(default=100, ge=1, le=100, description="Maximum number of items.", examples=[50])
 
 
 class ChangePage(BaseModel, Generic[T]):
-    items: list[T] = Field(description="Each row once, as it is now, the last change last; `deleted_at`: it is gone.")
+    items: list[T] = Field(
+        description="Changed resources in their current state, by commit order; deleted ones have `deleted_at`."
+    )
     next: str = Field(
-        description="Pass it as `since` to go on from here: at once if there is `more`, else any time.",
+        description="Value of `since` for the next request: at once if `more` is true, else at any time.",
         examples=[EXAMPLE],
     )
-    more: bool = Field(description="Whether there was more at that moment than `limit`.")
+    more: bool = Field(description="Whether there are more changes than `limit`.")
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Rows with the positions behind them, where to go on, and behind all that has been committed."""
+    """Rows with their positions, the position to continue from (`next`) and the end of the feed (`head`)."""
 
     items: Sequence[tuple[Position, Row]]
     next: Position
@@ -139,25 +142,25 @@ class Changes:
 
 
 def statement(table: Table, read: Sequence[Any]) -> Statement:
-    """The rows of `table` behind a position, and how far the owner's numbers go: of one moment, in one statement.
+    """Select the rows of `table` after a position, and the owner's change numbers, from one snapshot.
 
-    There is always a row to carry the numbers; one without an id carries nothing else. What has been in the bin for
-    `RETENTION` counts as purged, whether the purge has run or not.
+    Every row contains the numbers; if there are no changes, one row without an id does. Rows deleted more than
+    `RETENTION` ago count as purged, even if the purge has not run.
     """
     mine, expired = table.c.owner_id == CALLER, table.c.deleted_at <= func.now() - RETENTION
     zero: ColumnElement[int] = literal_column("0")
-    lost = select(func.max(table.c.n)).where(mine, expired).scalar_subquery()
+    expired_number = select(func.max(table.c.n)).where(mine, expired).scalar_subquery()
     counter = (
         select(
             CALLER.label("owner"),
             func.coalesce(func.max(col(ChangeCounter.n)), zero).label("head"),
-            func.greatest(func.max(col(ChangeCounter.purged)), lost, zero).label("purged"),
+            func.greatest(func.max(col(ChangeCounter.purged)), expired_number, zero).label("purged"),
         )
         .where(col(ChangeCounter.owner_id) == CALLER)
         .cte("counter")
     )
     head = select(counter.c.head).scalar_subquery()
-    behind = tuple_(bindparam("after_n", type_=BigInteger), bindparam("after_id", type_=Uuid))
+    position = tuple_(bindparam("after_n", type_=BigInteger), bindparam("after_id", type_=Uuid))
     fresh = and_(
         table.c.deleted_at > func.now() - RETENTION,
         table.c.n > func.coalesce(bindparam("start", type_=BigInteger), head),
@@ -165,24 +168,24 @@ def statement(table: Table, read: Sequence[Any]) -> Statement:
     columns: list[Any] = [*read, table.c.n]
     page = (
         select(*columns)
-        .where(mine, tuple_(table.c.n, table.c.id) > behind, or_(table.c.deleted_at.is_(None), fresh))
+        .where(mine, tuple_(table.c.n, table.c.id) > position, or_(table.c.deleted_at.is_(None), fresh))
         .order_by(table.c.n, table.c.id)
         .limit(bindparam("limit", type_=Integer))
         .subquery("page")
     )
-    told: list[Any] = [*counter.c, *page.c]
-    query = select(*told).select_from(counter.outerjoin(page, true()))
+    result: list[Any] = [*counter.c, *page.c]
+    query = select(*result).select_from(counter.outerjoin(page, true()))
     return Statement(query.order_by(page.c.n, page.c.id))
 
 
 class Feed:
-    """The changes of one resource: `name` is that of its table, `event` that of its live events."""
+    """The changes of one resource. `name`: its table; `event`: the name of its live events."""
 
     def __init__(self, name: str, event: str, model: type[BaseModel], statement: Statement) -> None:
         self.name = name
         self._event = event
         self._statement = statement
-        self._copying = statement.at(Cost.long)
+        self._full_sync = statement.at(Cost.long)
         self._one, self._many = Answer(model), Answer(model, many=True)
 
     async def answer(self, database: Database | Transaction, query: ChangesQuery) -> Response:
@@ -192,29 +195,29 @@ class Feed:
         return self._many({"items": items, "next": changes.next.encode(self.name), "more": changes.more})
 
     async def after(self, database: Database | Transaction, since: Position | None, limit: int) -> Changes:
-        """At most `limit` rows behind a position; None: what there is, from the first. Raises SyncTokenExpired."""
+        """At most `limit` rows after a position; all rows from the first for None. Raises SyncTokenExpired."""
         return await self._read(database, since, since.place if since else (0, FIRST), limit)
 
     async def now(self, database: Database | Transaction) -> Changes:
-        """Nothing, and where all that has been committed ends."""
+        """No rows, and the end of the feed."""
         return await self._read(database, None, (LARGEST, LAST), 0)
 
     async def _read(
         self, database: Database | Transaction, since: Position | None, after: tuple[int, UUID], limit: int
     ) -> Changes:
         start = since.start if since else None
-        # A first copy reads everything there is, page after page.
-        copies = limit > 0 and (since is None or since.n < since.start)
-        statement = self._copying if copies else self._statement
+        # A full sync reads all rows, page by page.
+        is_full = limit > 0 and (since is None or since.n < since.start)
+        statement = self._full_sync if is_full else self._statement
         rows = await database.rows(statement, after_n=after[0], after_id=after[1], start=start, limit=limit + 1)
         owner, head, purged = (rows[0][name] for name in ("owner", "head", "purged"))
-        # A number that is not taken yet is one of a database that was set back since.
+        # A number above `head` comes from before a restore of the database.
         if since and (since.owner != owner or not purged <= max(since.n, since.start) <= head):
             raise SyncTokenExpired
         end = Position(head, LAST, head if start is None else start, owner)
-        found = [row for row in rows if row["id"]]
-        items = [(end._replace(n=row["n"], id=row["id"]), row) for row in found[:limit]]
-        more = len(found) > limit
+        present = [row for row in rows if row["id"]]
+        items = [(end._replace(n=row["n"], id=row["id"]), row) for row in present[:limit]]
+        more = len(present) > limit
         return Changes(items, items[-1][0] if more else end, more, end)
 
     def event(self, position: Position, row: Row) -> bytes:

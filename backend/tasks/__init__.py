@@ -1,1 +1,1 @@
-"""The caller's own tasks."""
+"""Tasks and tags of the user."""

@@ -1,4 +1,4 @@
-"""What a task is in the database."""
+"""Tables and indexes of tasks and tags."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -43,14 +43,14 @@ class Priority(StrEnum):
     urgent = "urgent"
 
 
-# No folded text has a capital letter, so what is searched for cannot reach from the title into the description.
+# Case-folded text contains no capital letter, so no search text can match across the X between title and description.
 FOLDED = (
     "((casefold(title COLLATE pg_unicode_fast) || 'X'::text)"
     " || casefold(COALESCE(description, ''::text) COLLATE pg_unicode_fast))"
 )
 
-# A search reads texts from an index of their own, together with all that a listing can be narrowed and sorted by, so
-# that it need not visit each task in the table. A row of an index has room for 2,704 bytes.
+# A search reads the texts from a covering index with all columns of filters and sort orders, instead of the table. An
+# index row has at most 2,704 bytes, so longer texts are read from the table.
 SHORT, LONG = "octet_length(folded) <= 1500", "octet_length(folded) > 1500"
 LISTED = ["title", "status", "priority", "due_at", "created_at", "updated_at"]
 LIVE = "deleted_at IS NULL"
@@ -77,21 +77,21 @@ class Task(Synced, table=True):
         Index("tasks_by_long_text", "owner_id", "id", postgresql_where=text(f"{LIVE} AND {LONG}")),
     )
 
-    title: str = Field(sa_type=Text(collation="C"))  # sorted by code point
+    title: str = Field(sa_type=Text(collation="C"))  # sorts by code point
     description: str | None = Field(default=None, sa_type=Text)
     status: Status = Field(sa_type=Text)
     priority: Priority = Field(sa_type=Text)
     due_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     completed_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     folded: str = Field(sa_type=Text, sa_column_args=[Computed(FOLDED, persisted=True)])
-    # What `task_tags` and `tags` say, kept by triggers (migration 0008).
+    # A copy of the names in `tags`, maintained by triggers.
     tag_names: list[str] = Field(
         sa_type=ARRAY(Text), sa_column_kwargs={"server_default": text("'{}'"), "info": {"bookkeeping": True}}
     )
 
 
 class Tag(SQLModel, table=True):
-    """Unique by its case-folded name, shown as it was first stored."""
+    """A tag, unique per owner by its case-folded name."""
 
     __tablename__ = "tags"
     __table_args__ = (
@@ -109,7 +109,7 @@ class Tag(SQLModel, table=True):
 
 
 class TaskTag(SQLModel, table=True):
-    """That a task has a tag, both of one owner."""
+    """A tag of a task; both belong to one owner."""
 
     __tablename__ = "task_tags"
     __table_args__ = (
@@ -127,10 +127,10 @@ LEVELS = tuple(enumerate(Priority))
 
 
 def sort_key(sort: str, value: ColumnElement[Any]) -> ColumnElement[Any]:
-    """What is compared, of a column and of a cursor alike: priorities as declared, no due date after every other.
+    """The sort key of a column or cursor value: priorities as declared, missing due dates last.
 
-    Under row-level security an index serves only what PostgreSQL knows to be leakproof. CASE is; `coalesce` and the
-    comparisons of an enum type are not.
+    Under row-level security, PostgreSQL uses an index only for leakproof expressions. CASE is leakproof; `coalesce` and
+    comparisons of enum types are not.
     """
     match sort:
         case "due_at":

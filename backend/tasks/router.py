@@ -1,4 +1,4 @@
-"""/api/v1/tasks: HTTP in, HTTP out."""
+"""Routes of tasks and tags."""
 
 from typing import Annotated
 from uuid import UUID
@@ -47,20 +47,16 @@ async def caller_tags(database: CallerDatabase) -> TagService:
 Tasks = Annotated[TaskService, Depends(caller_tasks)]
 Tags = Annotated[TagService, Depends(caller_tags)]
 
-one, many = Answer(TaskRead), Answer(TaskRead, many=True)
-summary = Answer(TaskSummary)
-one_tag, all_tags = Answer(TagRead), Answer(TagRead, many=True)
+task_response, tasks_response = Answer(TaskRead), Answer(TaskRead, many=True)
+summary_response = Answer(TaskSummary)
+tag_response, tags_response = Answer(TagRead), Answer(TagRead, many=True)
 
 
-@router.get(
-    "",
-    response_model=TaskPage,
-    responses=openapi.responses(422, headers={200: pagination.LINK}),
-)
+@router.get("", response_model=TaskPage, responses=openapi.responses(422, headers={200: pagination.LINK}))
 async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery, Query()]) -> Response:
-    """The caller's tasks, newest first unless sorted otherwise."""
+    """List tasks, newest first by default."""
     page = await tasks.list(query)
-    return many(page, headers=pagination.link(request, page["next_cursor"]))
+    return tasks_response(page, headers=pagination.link(request, page["next_cursor"]))
 
 
 @router.post(
@@ -74,10 +70,10 @@ async def list_tasks(request: Request, tasks: Tasks, query: Annotated[TaskQuery,
 async def create_task(
     request: Request, tasks: Tasks, database: CallerDatabase, data: TaskCreate, key: idempotency.Key = None
 ) -> Response:
-    """Make a task. The server chooses its id. With an Idempotency-Key it is safe to ask again."""
+    """Create a task. The server chooses its id. Retries are safe with an Idempotency-Key."""
 
     async def create(tasks: TaskService) -> Response:
-        return one.created(request, await tasks.create(data))
+        return task_response.created(request, await tasks.create(data))
 
     if key is None:
         return await create(tasks)
@@ -92,10 +88,12 @@ async def create_task(
 async def batch_tasks(
     request: Request, tasks: Tasks, database: CallerDatabase, data: Batch, key: idempotency.Key = None
 ) -> Response:
-    """Create, change and delete up to 100 tasks: all of it or nothing. `errors` names the operation that cannot be."""
+    """Create, update and delete up to 100 tasks, all or none. `errors` names the operation that failed."""
 
     async def batch(tasks: TaskService) -> Response:
-        return many({"items": [row and one.members(row) for row in await tasks.batch(data.operations)]})
+        return tasks_response(
+            {"items": [row and task_response.members(row) for row in await tasks.batch(data.operations)]}
+        )
 
     if key is None:
         return await batch(tasks)
@@ -104,26 +102,26 @@ async def batch_tasks(
 
 @router.get("/summary", response_model=TaskSummary)
 async def get_summary(tasks: Tasks) -> Response:
-    """How many tasks there are, by status, overdue and due today."""
-    return summary(await tasks.summary())
+    """Count tasks: by status, overdue and due today."""
+    return summary_response(await tasks.summary())
 
 
 @router.get("/changes", response_model=TaskChanges, responses=openapi.responses(410, 422))
 async def list_changes(database: CallerDatabase, query: Annotated[ChangesQuery, Query()]) -> Response:
-    """What was made, changed or deleted since `since`, in the order of commits: pass each `next` on, and miss nothing.
+    """List tasks created, updated or deleted after the sync token `since`, in commit order.
 
-    Without `since` everything that there is, to begin a copy with. 410: what was deleted meanwhile is forgotten after
-    30 days, so begin a new copy.
+    Without `since`, a new sync begins with all tasks. Pass each `next` as the following `since` to miss no change. A
+    token that is older than deletions removed after 30 days gets 410: start a new sync.
     """
     return await FEED.answer(database, query)
 
 
 @router.get("/events", response_class=Response, responses=openapi.responses(410, 422) | EVENTS)
 async def stream_changes(request: Request, database: CallerDatabase, last_event_id: LastEventId = None) -> Response:
-    """What changes from now on, or since the event of the Last-Event-ID, within a second: server-sent events.
+    """Stream changes of tasks as server-sent events, from now or after Last-Event-ID, within a second.
 
-    Each has the `event` `task`, as `data` an item of the list of changes, and as `id` a token to go on from, here or
-    there. The last one is `end`, with a `reason`, and says nothing of tasks: come back with a fresh token.
+    An event `task` has an item of the list of changes as `data` and a sync token as `id`, valid for this stream and for
+    the list. The last event is `end` with a `reason`: reconnect, with a new access token if it has expired.
     """
     return Stream(request, database, FEED, last_event_id)
 
@@ -135,21 +133,23 @@ async def stream_changes(request: Request, database: CallerDatabase, last_event_
     openapi_extra={"parameters": [responses.IF_NONE_MATCH]},
 )
 async def get_task(request: Request, tasks: Tasks, id: UUID) -> Response:
-    """One task, or 304 if If-None-Match names the version that there is."""
-    return one.unless_known(request, await tasks.get(id))
+    """Get a task, or 304 if If-None-Match contains its current version."""
+    return task_response.unless_known(request, await tasks.get(id))
 
 
 @router.put(
     "/{id:uuid}",
     response_model=TaskRead,
     responses=openapi.responses(404, 412, 413, 415, 422, headers={200: responses.ETAG})
-    | {201: {"description": "It was made.", "model": TaskRead, "headers": responses.ETAG | responses.LOCATION}},
+    | {
+        201: {"description": "The task was created.", "model": TaskRead, "headers": responses.ETAG | responses.LOCATION}
+    },
     openapi_extra={"parameters": [responses.IF_MATCH, responses.IF_NONE_MATCH_ON_PUT]},
 )
 async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -> Response:
-    """Replace a task, or make one under an id of the client's own choice: members left out get their defaults.
+    """Replace a task, or create it with an id chosen by the client. Omitted members get their defaults.
 
-    With If-Match only if the version is still that one, with `If-None-Match: *` only if there is none.
+    With If-Match, only if the version matches; with `If-None-Match: *`, only if the task does not exist.
     """
     task, created = await tasks.put(
         id,
@@ -158,7 +158,9 @@ async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -
         if_none_match=responses.if_none_match(request),
         must_exist="if-match" in request.headers,
     )
-    return one.versioned(task, 201, Location=request.scope["path"]) if created else one.versioned(task)
+    return (
+        task_response.versioned(task, 201, Location=request.scope["path"]) if created else task_response.versioned(task)
+    )
 
 
 @router.patch(
@@ -168,19 +170,19 @@ async def put_task(request: Request, tasks: Tasks, id: UUID, data: TaskCreate) -
     openapi_extra={"parameters": [responses.IF_MATCH]},
 )
 async def update_task(request: Request, tasks: Tasks, id: UUID, data: TaskUpdate) -> Response:
-    """Change some members (JSON merge patch). With If-Match only if the version is still that one."""
-    return one.versioned(await tasks.update(id, data, if_match=responses.if_match(request)))
+    """Update members of a task (JSON merge patch). With If-Match, only if the version matches."""
+    return task_response.versioned(await tasks.update(id, data, if_match=responses.if_match(request)))
 
 
 @router.delete(
     "/{id:uuid}",
     status_code=204,
-    response_class=Response,  # no content, so none of any type
+    response_class=Response,  # no content, so no media type
     responses=openapi.responses(404, 412),
     openapi_extra={"parameters": [responses.IF_MATCH]},
 )
 async def delete_task(request: Request, tasks: Tasks, id: UUID) -> None:
-    """Put a task into the bin, for 30 days. Doing it twice is no error."""
+    """Move a task to the trash for 30 days. Repeating the request is not an error."""
     await tasks.delete(id, if_match=responses.if_match(request))
 
 
@@ -191,29 +193,29 @@ async def delete_task(request: Request, tasks: Tasks, id: UUID) -> None:
     openapi_extra={"parameters": [responses.IF_MATCH]},
 )
 async def restore_task(request: Request, tasks: Tasks, id: UUID) -> Response:
-    """Take a task out of the bin, up to 30 days after it was deleted. One that is not in it is left as it is."""
-    return one.versioned(await tasks.restore(id, if_match=responses.if_match(request)))
+    """Restore a task from the trash, up to 30 days after it was deleted. Other tasks do not change."""
+    return task_response.versioned(await tasks.restore(id, if_match=responses.if_match(request)))
 
 
 @tags_router.get("", response_model=TagList)
 async def list_tags(tags: Tags) -> Response:
-    """All of the caller's tags, sorted by name."""
-    return all_tags({"items": await tags.list()})
+    """List all tags, sorted by name."""
+    return tags_response({"items": await tags.list()})
 
 
 @tags_router.post("", response_model=TagRead, status_code=201, responses=openapi.responses(409, 413, 415, 422))
 async def create_tag(tags: Tags, data: TagCreate) -> Response:
-    """Make a tag. Giving a task a tag that is new does so, too."""
-    return one_tag(await tags.create(data), 201)
+    """Create a tag. Giving a task a new tag creates it as well."""
+    return tag_response(await tags.create(data), 201)
 
 
 @tags_router.patch("/{id:uuid}", response_model=TagRead, responses=openapi.responses(404, 409, 413, 415, 422))
 async def update_tag(tags: Tags, id: UUID, data: TagUpdate) -> Response:
-    """Rename a tag: a new version of each task that has it."""
-    return one_tag(await tags.update(id, data))
+    """Rename a tag. Each task with this tag gets a new version."""
+    return tag_response(await tags.update(id, data))
 
 
 @tags_router.delete("/{id:uuid}", status_code=204, response_class=Response, responses=openapi.responses(404))
 async def delete_tag(tags: Tags, id: UUID) -> None:
-    """Delete a tag: a new version of each task that had it."""
+    """Delete a tag. Each task with this tag gets a new version."""
     await tags.delete(id)

@@ -1,4 +1,4 @@
-"""The shapes that the tasks API takes and gives."""
+"""Request and response models of tasks and tags."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -17,13 +17,13 @@ Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]
 TagName = Annotated[str, Field(min_length=1, max_length=TAG_LENGTH), Storable, NotBlank]
 Tags = Annotated[list[TagName], Field(max_length=20)]
 
-TITLE = "In one line; not blank."
-DESCRIPTION = "At length, as it was sent; null: there is none."
-STATUS = "How far it is; `done` sets `completed_at`, anything else clears it."
-PRIORITY = "How much it matters: low, normal, high, urgent in this order."
-DUE_AT = "When it has to be done, with an offset (RFC 3339), told in UTC; null: at no certain time."
-TAG_NAME = "Not blank; no two tags of one person are equal but for the case of their letters."
-TAGS = "Names, whatever their case; one that is new makes a tag."
+TITLE = "Title in one line; not blank."
+DESCRIPTION = "Description as it was sent, or null."
+STATUS = "Progress; `done` sets `completed_at`, other values clear it."
+PRIORITY = "Priority, in ascending order: low, normal, high, urgent."
+DUE_AT = "Due time with an offset (RFC 3339), returned in UTC; null: no due time."
+TAG_NAME = "Name, not blank; unique per user regardless of case."
+TAGS = "Tag names, compared regardless of case; new names create tags."
 
 _EXAMPLE: dict[str, Any] = {
     "title": "Buy milk",
@@ -35,7 +35,7 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class TaskCreate(BaseModel):
-    """A whole task: what is left out gets its default."""
+    """A complete task; omitted members get their defaults."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
 
@@ -44,15 +44,11 @@ class TaskCreate(BaseModel):
     status: Status = Field(default=Status.todo, description=STATUS)
     priority: Priority = Field(default=Priority.normal, description=PRIORITY)
     due_at: Time | None = Field(default=None, description=DUE_AT)
-    tags: Tags = Field(
-        default_factory=list,
-        description=TAGS,
-        json_schema_extra={"default": []},
-    )
+    tags: Tags = Field(default_factory=list, description=TAGS, json_schema_extra={"default": []})
 
 
 class TaskUpdate(BaseModel):
-    """A JSON merge patch (RFC 7396): members left out stay as they are, null brings the default back."""
+    """A JSON merge patch (RFC 7396): omitted members do not change, null resets a member to its default."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"status": "done"}]})
 
@@ -66,12 +62,12 @@ class TaskUpdate(BaseModel):
     )
     due_at: Time | None = Field(default=None, json_schema_extra=without_default, description=DUE_AT)
     tags: Annotated[Tags | None, AfterValidator(lambda tags: tags or [])] = Field(
-        default=None, json_schema_extra=without_default, description=f"All that it is to have. {TAGS}"
+        default=None, json_schema_extra=without_default, description=f"Replaces all tags. {TAGS}"
     )
 
 
 class TaskRead(BaseModel):
-    """A task as it is stored, and what follows from it."""
+    """A task."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -97,25 +93,25 @@ class TaskRead(BaseModel):
     status: Status = Field(description=STATUS)
     priority: Priority = Field(description=PRIORITY)
     due_at: datetime | None = Field(description=DUE_AT)
-    tags: list[str] = Field(description="As they were first stored, sorted.")
-    is_overdue: bool = Field(description="`due_at` has passed and the task is not done.")
-    completed_at: datetime | None = Field(description="When `status` became done.")
+    tags: list[str] = Field(description="Tag names in the spelling first stored, sorted.")
+    is_overdue: bool = Field(description="Whether `due_at` has passed and the task is not done.")
+    completed_at: datetime | None = Field(description="Time when `status` became `done`.")
     created_at: datetime
     updated_at: datetime
-    deleted_at: datetime | None = Field(description="When it was put into the bin; null: it is not there.")
-    version: int = Field(description="Counts the changes; the ETag of the task.")
+    deleted_at: datetime | None = Field(description="Time when the task was moved to the trash, else null.")
+    version: int = Field(description="Version number, as in the ETag.")
 
 
 class TaskPage(Page[TaskRead]):
-    """Tasks, as many as were asked for, unless these are the last."""
+    """A page of tasks."""
 
     total: int = Field(
-        default=0, json_schema_extra=without_default, description="With `count=exact`: how many on all pages."
+        default=0, json_schema_extra=without_default, description="Number of tasks on all pages, with `count=exact`."
     )
 
 
 class TaskChanges(ChangePage[TaskRead]):
-    """Tasks that were changed or deleted."""
+    """A page of changed and deleted tasks."""
 
 
 Sort = Literal[
@@ -125,40 +121,40 @@ Sort = Literal[
 
 
 class TaskQuery(PageQuery):
-    """What a listing can be narrowed by. Each field that is set adds the condition of the same name."""
+    """Filters and sort order of a list. Each field that is set adds the filter of the same name."""
 
-    status: Status | None = Field(default=None, description="Only tasks of this status.", examples=["todo"])
-    priority: Priority | None = Field(default=None, description="Only tasks of this priority.", examples=["high"])
-    # No list: what a query asks of the database is remembered, so it has to be hashable.
+    status: Status | None = Field(default=None, description="Tasks with this status.", examples=["todo"])
+    priority: Priority | None = Field(default=None, description="Tasks with this priority.", examples=["high"])
+    # A tuple, since the statement of a query is cached and the query must be hashable.
     tag: Annotated[tuple[TagName, ...], Field(max_length=20)] = Field(
         default_factory=tuple,
-        description="Only tasks that have this tag; given often: that have all.",
+        description="Tasks with this tag; if repeated, tasks with all of these tags.",
         examples=[["home"]],
     )
     due_before: Time | None = Field(
-        default=None, description="Only tasks that are due before this time.", examples=["2026-12-02T00:00:00Z"]
+        default=None, description="Tasks due before this time.", examples=["2026-12-02T00:00:00Z"]
     )
     due_after: Time | None = Field(
-        default=None, description="Only tasks that are due after this time.", examples=["2026-12-01T00:00:00Z"]
+        default=None, description="Tasks due after this time.", examples=["2026-12-01T00:00:00Z"]
     )
     overdue: Flag | None = Field(
-        default=None, description="Only tasks that are overdue, or only those that are not.", examples=[True]
+        default=None, description="Tasks that are overdue (`true`) or not overdue (`false`).", examples=[True]
     )
     q: Annotated[str, Storable] | None = Field(
         default=None,
         max_length=200,
-        description="Only tasks whose title or description has this in it, whatever the case of the letters.",
+        description="Tasks whose title or description contains this text, regardless of case.",
         examples=["milk"],
     )
     deleted: Flag = Field(
-        default=False, description="The bin instead: what was deleted in the last 30 days.", examples=[True]
+        default=False, description="List the trash instead: tasks deleted in the last 30 days.", examples=[True]
     )
     count: Literal["exact"] | None = Field(
-        default=None, description="`exact` adds `total` to the answer.", examples=["exact"]
+        default=None, description="`exact` adds `total` to the response.", examples=["exact"]
     )
     sort: Sort = Field(
         default="-created_at",
-        description="`-` for descending. Titles are compared by code point; tasks without a due date come last.",
+        description="Sort order; `-` for descending. Titles sort by code point, missing due dates last.",
         examples=["-due_at"],
     )
 
@@ -166,23 +162,25 @@ class TaskQuery(PageQuery):
 IfMatch = Annotated[
     str | None,
     Field(
-        max_length=1000, description="As the header If-Match: only if the version is one of these.", examples=['"3"']
+        max_length=1000,
+        description="Same as the header If-Match: proceed only if the version is one of these.",
+        examples=['"3"'],
     ),
 ]
 
 
 class BatchCreate(BaseModel):
-    """A new task."""
+    """Create a task."""
 
     model_config = ConfigDict(extra="forbid")
 
     op: Literal["create"]
-    id: UUID | None = Field(default=None, description="Of the client's own choice; there must be no such task yet.")
+    id: UUID | None = Field(default=None, description="Id chosen by the client; no task may have it yet.")
     task: TaskCreate
 
 
 class BatchUpdate(BaseModel):
-    """Some members of a task, as with PATCH."""
+    """Update members of a task, as PATCH does."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -193,7 +191,7 @@ class BatchUpdate(BaseModel):
 
 
 class BatchDelete(BaseModel):
-    """A task to put into the bin."""
+    """Move a task to the trash."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -206,7 +204,7 @@ Operation = Annotated[BatchCreate | BatchUpdate | BatchDelete, Field(discriminat
 
 
 class Batch(BaseModel):
-    """What to do, in this order: all of it or nothing."""
+    """Operations that are applied in order, all or none."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -229,18 +227,18 @@ class Batch(BaseModel):
     )
 
     operations: list[Operation] = Field(
-        min_length=1, max_length=100, description="Each sees what those before it have done."
+        min_length=1, max_length=100, description="The operations; each sees the results of the previous ones."
     )
 
 
 class BatchResult(BaseModel):
-    """What came of each operation."""
+    """The results of a batch."""
 
-    items: list[TaskRead | None] = Field(description="In the order of the operations; null for what was deleted.")
+    items: list[TaskRead | None] = Field(description="Tasks in the order of the operations; null for deleted tasks.")
 
 
 class ByStatus(BaseModel):
-    """How many there are of each status."""
+    """Number of tasks by status."""
 
     todo: int
     in_progress: int
@@ -248,7 +246,7 @@ class ByStatus(BaseModel):
 
 
 class TaskSummary(BaseModel):
-    """The caller's tasks in numbers, those in the bin left out."""
+    """Numbers of tasks, without those in the trash."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -256,13 +254,13 @@ class TaskSummary(BaseModel):
         }
     )
 
-    by_status: ByStatus = Field(description="All of them, each counted once.")
-    overdue: int = Field(description="Not done, and `due_at` has passed.")
-    due_today: int = Field(description="Not done, and due today in the caller's time zone; in UTC when that is unset.")
+    by_status: ByStatus = Field(description="Number of tasks by status.")
+    overdue: int = Field(description="Number of overdue tasks.")
+    due_today: int = Field(description="Number of open tasks due today, in the user's time zone (default: UTC).")
 
 
 class TagCreate(BaseModel):
-    """A new tag."""
+    """Create a tag."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "home"}]})
 
@@ -278,7 +276,7 @@ class TagUpdate(BaseModel):
 
 
 class TagRead(BaseModel):
-    """A tag, and how much it is used."""
+    """A tag."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -287,11 +285,11 @@ class TagRead(BaseModel):
     )
 
     id: UUID
-    name: str = Field(description="As it was first stored, or last renamed.")
-    task_count: int = Field(description="How many tasks have it, those in the bin left out.")
+    name: str = Field(description="Name in the spelling first stored or last renamed to.")
+    task_count: int = Field(description="Number of tasks with this tag, without those in the trash.")
 
 
 class TagList(BaseModel):
-    """All of the caller's tags: a page is not needed."""
+    """All tags of the user."""
 
-    items: list[TagRead] = Field(description="Sorted by name.")
+    items: list[TagRead] = Field(description="Tags, sorted by name.")

@@ -1,4 +1,4 @@
-"""One user's tasks: what may be done with them, and what is refused."""
+"""Operations on the caller's tasks and their errors."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 from backend.database import Database, Row, Statement, Transaction
 from backend.resources import pagination, responses
 from backend.resources.responses import Versions
-from backend.sync.changes import AWAIT_TURN, Feed
+from backend.sync.changes import LOCK_CHANGES, Feed
+from backend.tasks.listing import bound_listing
 from backend.tasks.models import Status
 from backend.tasks.schemas import (
     BatchCreate,
@@ -22,18 +23,17 @@ from backend.tasks.schemas import (
     TaskUpdate,
 )
 from backend.tasks.statements import (
-    ADD,
-    ADD_WITH_TAGS,
     CHANGES,
-    EXISTS,
-    GET,
-    PUT,
-    REMOVE,
-    RESTORE,
+    DELETED_AT,
+    INSERT_TASK,
+    INSERT_TASK_WITH_TAGS,
+    PUT_TASK,
+    RESTORE_TASK,
+    SELECT_TASK,
     SUMMARY,
-    ZONE,
-    bound_listing,
-    change,
+    TIME_ZONE,
+    TRASH_TASK,
+    update_task,
 )
 from backend.web.problems import NotFound, StaleVersion
 
@@ -41,28 +41,28 @@ T = TypeVar("T")
 
 
 def day(now: datetime, time_zone: str | None) -> tuple[datetime, datetime]:
-    """The first moments, in UTC, of the day that it is in a time zone, and of the next."""
+    """The start of the current day in a time zone, and of the next day, both in UTC."""
     zone = ZoneInfo(time_zone or "UTC")
     today = now.astimezone(zone).date()
-    first, next = (datetime.combine(date, time(), zone).astimezone(UTC) for date in (today, today + timedelta(days=1)))
-    return first, next
+    start, end = (datetime.combine(date, time(), zone).astimezone(UTC) for date in (today, today + timedelta(days=1)))
+    return start, end
 
 
 def versions(if_match: str | None) -> Versions | None:
-    return None if if_match is None else responses.allowed(if_match)
+    return None if if_match is None else responses.parse_if_match(if_match)
 
 
 FEED = Feed("tasks", "task", TaskRead, CHANGES)
 
 
 class TaskService:
-    """On the caller's database, or within a transaction of theirs that goes on."""
+    """Operations on the caller's tasks, on their database or within an open transaction."""
 
     def __init__(self, database: Database | Transaction) -> None:
         self._database = database
 
     async def list(self, query: TaskQuery) -> Row:
-        """A page: `items`, `next_cursor`, and `total` if it was asked for."""
+        """A page: `items`, `next_cursor`, and `total` if requested. Raises InvalidCursor."""
         statement, values, bound_to, key = bound_listing(query)
         rows = await self._database.rows(statement, **values)
         if query.count is None:
@@ -73,13 +73,15 @@ class TaskService:
 
     async def create(self, data: TaskCreate) -> Row:
         values = data.model_dump()
-        row = await (self._write_tags(ADD_WITH_TAGS, values) if data.tags else self._database.row(ADD, **values))
+        row = await (
+            self._write_tags(INSERT_TASK_WITH_TAGS, values) if data.tags else self._database.row(INSERT_TASK, **values)
+        )
         assert row is not None
         return row
 
     async def _write_tags(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
         async def work(transaction: Transaction) -> Row | None:
-            await transaction.rows(AWAIT_TURN)
+            await transaction.rows(LOCK_CHANGES)
             return await transaction.row(statement, **values)
 
         return await self._within(work)
@@ -90,11 +92,11 @@ class TaskService:
         return await self._database.transact(work)
 
     async def batch(self, operations: Sequence[Operation]) -> Sequence[Row | None]:
-        """All of them or none. A refusal says in `errors` which operation it is of."""
+        """Apply all operations or none. An error names the failed operation in `errors`."""
 
         async def work(transaction: Transaction) -> Sequence[Row | None]:
-            # First of all: who waited for it with a task in hand would wait in a circle.
-            await transaction.rows(AWAIT_TURN)
+            # Taken first: waiting for it while holding a row lock could deadlock.
+            await transaction.rows(LOCK_CHANGES)
             tasks = TaskService(transaction)
             rows = []
             for number, operation in enumerate(operations):
@@ -124,12 +126,12 @@ class TaskService:
     async def put(
         self, id: UUID, data: TaskCreate, *, if_match: Versions | None, if_none_match: Versions | None, must_exist: bool
     ) -> tuple[Row, bool]:
-        """Replace the task, or make it under the client's id; whether it was made. An id is unique per owner.
+        """Replace a task, or create it with the id chosen by the client. Returns the task and whether it was created.
 
-        `must_exist`: there was an If-Match, which nothing can match that is not there: a 404, then a 412. A task in the
-        bin is a 404 until it is restored.
+        `must_exist`: the request has If-Match, so the task is not created. Raises NotFound for a missing task or one in
+        the trash, then StaleVersion.
         """
-        statement = change(frozenset(TaskCreate.model_fields), excluding=True) if must_exist else PUT
+        statement = update_task(frozenset(TaskCreate.model_fields), excluding=True) if must_exist else PUT_TASK
         values = {"task_id": id, "if_match": if_match, "if_none_match": if_none_match}
         row = await self._write_tags(statement, {**data.model_dump(), **values})
         if row is None:
@@ -138,48 +140,48 @@ class TaskService:
         return row, row.pop("created", False)
 
     async def get(self, id: UUID) -> Row:
-        row = await self._database.row(GET, task_id=id)
+        row = await self._database.row(SELECT_TASK, task_id=id)
         if row is None:
             raise NotFound
         return row
 
     async def update(self, id: UUID, data: TaskUpdate, *, if_match: Versions | None) -> Row:
-        """Only the members that were sent. 404 if there is no such task, then 412 if its version is another."""
+        """Update the members that were sent. Raises NotFound, then StaleVersion."""
         values = data.model_dump(exclude_unset=True)
         if not values:
             row = await self.get(id)
             if if_match is not None and row["version"] not in if_match:
                 raise StaleVersion
             return row
-        statement, values = change(frozenset(values)), {**values, "task_id": id, "if_match": if_match}
+        statement, values = update_task(frozenset(values)), {**values, "task_id": id, "if_match": if_match}
         if "tags" in values:
             changed = await self._write_tags(statement, values)
         else:
             changed = await self._database.row(statement, **values)
         if changed is None:
-            await self.get(id)  # a 404 if it is not there at all
+            await self.get(id)  # raises NotFound if the task does not exist
             raise StaleVersion
         return changed
 
     async def delete(self, id: UUID, *, if_match: Versions | None) -> None:
-        """Into the bin. Deleting what is there already changes nothing, and is no error."""
-        if await self._database.row(REMOVE, task_id=id, if_match=if_match) is None:
-            row = await self._database.row(EXISTS, task_id=id)
+        """Move a task to the trash. Does nothing if it is already there. Raises NotFound, then StaleVersion."""
+        if await self._database.row(TRASH_TASK, task_id=id, if_match=if_match) is None:
+            row = await self._database.row(DELETED_AT, task_id=id)
             if row is None:
                 raise NotFound
             if row["deleted_at"] is None:
                 raise StaleVersion
 
     async def restore(self, id: UUID, *, if_match: Versions | None) -> Row:
-        """Out of the bin. What is not in it is left as it is."""
-        row = await self._database.row(RESTORE, task_id=id, if_match=if_match)
+        """Restore a task from the trash. Does nothing if it is not there. Raises NotFound, then StaleVersion."""
+        row = await self._database.row(RESTORE_TASK, task_id=id, if_match=if_match)
         if row is not None:
             return row
-        raise StaleVersion if await self._database.row(EXISTS, task_id=id) else NotFound
+        raise StaleVersion if await self._database.row(DELETED_AT, task_id=id) else NotFound
 
     async def summary(self) -> Row:
-        """Two statements: PostgreSQL may have older time zones than those that a user can choose from."""
-        user = await self._database.row(ZONE)
+        """Count tasks. PostgreSQL may lack time zones that users can choose, so the day is computed here."""
+        user = await self._database.row(TIME_ZONE)
         today, tomorrow = day(datetime.now(UTC), user["time_zone"] if user else None)
         (row,) = await self._database.rows(SUMMARY, today=today, tomorrow=tomorrow)
         return {"by_status": {status.value: row.pop(status.value) for status in Status}, **row}

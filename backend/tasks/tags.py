@@ -1,6 +1,6 @@
-"""One user's tags. Which task has which is written with the task, in `statements.py`.
+"""Operations on the caller's tags. The tags of a task are written with the task, in `statements.py`.
 
-A task that shows another name, or one less, is a new version: triggers see to it (migration 0008).
+Renaming or deleting a tag makes a new version of its tasks, through triggers.
 """
 
 from uuid import UUID
@@ -10,15 +10,15 @@ from sqlmodel import col, select
 
 from backend.database import Cost, Database, Row, Statement, Transaction
 from backend.resources.models import CALLER
-from backend.sync.changes import AWAIT_TURN
+from backend.sync.changes import LOCK_CHANGES
 from backend.tasks.models import Tag, Task, TaskTag
 from backend.tasks.schemas import TagCreate, TagUpdate
 from backend.tasks.statements import OWNED
 from backend.web.problems import NotFound
 
 MINE = col(Tag.owner_id) == CALLER
-THIS = (MINE, col(Tag.id) == bindparam("tag_id"))
-COUNTED = (
+THIS_TAG = (MINE, col(Tag.id) == bindparam("tag_id"))
+TASK_COUNT = (
     select(func.count())
     .select_from(TaskTag)
     .join(Task, and_(col(Task.owner_id) == TaskTag.owner_id, col(Task.id) == TaskTag.task_id))
@@ -27,17 +27,19 @@ COUNTED = (
     .scalar_subquery()
     .label("task_count")
 )
-LIST = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(MINE).order_by(col(Tag.folded)), cost=Cost.long)
-GET = Statement(select(col(Tag.id), col(Tag.name), COUNTED).where(*THIS), cost=Cost.long)
-ADD = Statement(
+LIST_TAGS = Statement(
+    select(col(Tag.id), col(Tag.name), TASK_COUNT).where(MINE).order_by(col(Tag.folded)), cost=Cost.long
+)
+SELECT_TAG = Statement(select(col(Tag.id), col(Tag.name), TASK_COUNT).where(*THIS_TAG), cost=Cost.long)
+INSERT_TAG = Statement(
     insert(Tag)
     .values(owner_id=CALLER, name=bindparam("name"))
     .returning(col(Tag.id), col(Tag.name), literal_column("0").label("task_count"))
 )
-RENAME = Statement(
-    update(Tag).where(*THIS).values(name=bindparam("name")).returning(col(Tag.id), col(Tag.name), COUNTED)
+RENAME_TAG = Statement(
+    update(Tag).where(*THIS_TAG).values(name=bindparam("name")).returning(col(Tag.id), col(Tag.name), TASK_COUNT)
 )
-REMOVE = Statement(delete(Tag).where(*THIS).returning(col(Tag.id)))
+DELETE_TAG = Statement(delete(Tag).where(*THIS_TAG).returning(col(Tag.id)))
 
 
 class TagService:
@@ -45,15 +47,15 @@ class TagService:
         self._database = database
 
     async def list(self) -> list[Row]:
-        return await self._database.rows(LIST)
+        return await self._database.rows(LIST_TAGS)
 
     async def create(self, data: TagCreate) -> Row:
-        """A name that there is, whatever its case, is a `psycopg.errors.UniqueViolation`: a 409."""
+        """Raises `psycopg.errors.UniqueViolation` (409) if the name exists in any case."""
 
         async def work(transaction: Transaction) -> Row | None:
-            # Who gives a task this tag meanwhile would neither see it nor make it.
-            await transaction.rows(AWAIT_TURN)
-            return await transaction.row(ADD, name=data.name)
+            # Otherwise, a concurrent write of a task with this tag could neither see nor create it.
+            await transaction.rows(LOCK_CHANGES)
+            return await transaction.row(INSERT_TAG, name=data.name)
 
         row = await self._database.transact(work)
         assert row is not None
@@ -61,18 +63,18 @@ class TagService:
 
     async def update(self, id: UUID, data: TagUpdate) -> Row:
         values = data.model_dump(exclude_unset=True)
-        row = await (self._write(RENAME, id, **values) if values else self._database.row(GET, tag_id=id))
+        row = await (self._write(RENAME_TAG, id, **values) if values else self._database.row(SELECT_TAG, tag_id=id))
         if row is None:
             raise NotFound
         return row
 
     async def delete(self, id: UUID) -> None:
-        if await self._write(REMOVE, id) is None:
+        if await self._write(DELETE_TAG, id) is None:
             raise NotFound
 
     async def _write(self, statement: Statement, id: UUID, **values: object) -> Row | None:
         async def work(transaction: Transaction) -> Row | None:
-            await transaction.rows(AWAIT_TURN)
+            await transaction.rows(LOCK_CHANGES)
             return await transaction.row(statement, tag_id=id, **values)
 
         return await self._database.transact(work)

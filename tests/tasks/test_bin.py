@@ -12,7 +12,7 @@ from backend import migrations
 from backend.database import SYSTEM, Database, Pool
 from backend.operations.metrics import Metrics
 from backend.resources import retention as purge_module
-from backend.resources.retention import LOCK, kinds, purge, purging
+from backend.resources.retention import LOCK, expiring_tables, purge, purging
 from tests.conftest import Api, Person, create_database
 from tests.test_database import raw
 from tests.test_metrics import read, value
@@ -175,7 +175,7 @@ async def test_the_purge_goes_on_after_a_failure(
     assert await remaining(api, old) == 0
     assert [record.levelname for record in caplog.records if record.name == purge_module.__name__] == [
         "WARNING",
-        *["WARNING"] * len(kinds()),
+        *["WARNING"] * len(expiring_tables()),
         "INFO",
         "INFO",
     ]

@@ -17,9 +17,9 @@ from backend.database import SYSTEM, Actor, Database, Statement, Transaction
 from backend.resources.models import LAST
 from backend.resources.pagination import pack
 from backend.resources.retention import purge
-from backend.sync.changes import AWAIT_TURN, ChangeCounter, Position
+from backend.sync.changes import LOCK_CHANGES, ChangeCounter, Position
 from backend.tasks.models import Task
-from backend.tasks.statements import ADD
+from backend.tasks.statements import INSERT_TASK
 from backend.users import lifecycle
 from tests.conftest import Api, Person
 from tests.following import TASKS, Copy
@@ -136,7 +136,7 @@ async def test_what_commits_late_is_not_missed(api: Api) -> None:
     written, commit = asyncio.Event(), asyncio.Event()
 
     async def slow(transaction: Transaction) -> None:
-        await transaction.rows(ADD, **NEW | {"title": "late"})
+        await transaction.rows(INSERT_TASK, **NEW | {"title": "late"})
         written.set()
         await commit.wait()
 
@@ -401,7 +401,7 @@ async def test_the_purge_waits_for_nobody(api: Api) -> None:
     held, release = asyncio.Event(), asyncio.Event()
 
     async def write(transaction: Transaction) -> None:
-        await transaction.rows(AWAIT_TURN)
+        await transaction.rows(LOCK_CHANGES)
         held.set()
         await release.wait()
 

@@ -84,7 +84,7 @@ async def test_while_the_first_is_at_work_the_second_is_told_so(api: Api, monkey
     rows = Transaction.rows
 
     async def slow(self: Transaction, statement: Statement, **values: Any) -> Any:
-        if statement is idempotency.KEEP:
+        if statement is idempotency.STORE:
             at_work.set()
             await go_on.wait()
         return await rows(self, statement, **values)
@@ -124,7 +124,7 @@ async def test_a_crash_between_work_and_record_leaves_neither(
     rows = Transaction.rows
 
     async def crash(self: Transaction, statement: Statement, **values: Any) -> Any:
-        if statement is not idempotency.KEEP:
+        if statement is not idempotency.STORE:
             return await rows(self, statement, **values)
         if when == "before the record":
             await end_backend(api, self)

@@ -12,6 +12,7 @@ from sqlmodel import col, select
 
 from backend.database import SYSTEM, Actor, Database, Statement
 from backend.resources import idempotency
+from backend.tasks import listing as task_listing
 from backend.tasks import statements as task_statements
 from backend.tasks import tags as tag_service
 from backend.tasks.models import Task
@@ -25,7 +26,7 @@ TASKS = "/api/v1/tasks"
 TAGS = "/api/v1/tags"
 ME = "/api/v1/users/me"
 ADMIN = "/api/v1/admin"
-MODULES = task_statements, tag_service, idempotency, user_statements, export
+MODULES = task_listing, task_statements, tag_service, idempotency, user_statements, export
 
 
 def statements() -> dict[str, Statement]:
@@ -34,17 +35,17 @@ def statements() -> dict[str, Statement]:
         f"{module.__name__}.{name}": value
         for module in MODULES
         for name, value in vars(module).items()
-        if isinstance(value, Statement) and name not in ("AWAIT_TURN", "LOCK")
+        if isinstance(value, Statement) and name not in ("LOCK_CHANGES", "LOCK")
     }
     shaped = {
-        "listing": task_statements.listing(
-            frozenset(task_statements.FILTERS), "created_at", continued=True, deleted=False, counted=True
+        "listing": task_listing.listing(
+            frozenset(task_listing.FILTERS), "created_at", continued=True, deleted=False, counted=True
         ),
-        "listing of the bin": task_statements.listing(
+        "listing of the trash": task_listing.listing(
             frozenset(), "due_at", continued=False, deleted=True, counted=False
         ),
-        "change": task_statements.change(frozenset({"title"}), excluding=True),
-        "change of tags": task_statements.change(frozenset({"tags"})),
+        "change": task_statements.update_task(frozenset({"title"}), excluding=True),
+        "change of tags": task_statements.update_task(frozenset({"tags"})),
         "users.change": user_statements.update_me(frozenset({"locale"})),
         **{f"export of {name}": found.first for name, found in export.listings().items()},
         **{f"further export of {name}": found.next for name, found in export.listings().items()},

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from backend.database import Database, Row, Statement
 from backend.resources.pagination import encode, fingerprint
-from backend.tasks import statements
+from backend.tasks import listing
 from backend.tasks.models import Priority, Status
 from backend.tasks.schemas import Sort
 from tests.conftest import Api, Person
@@ -84,10 +84,10 @@ def model_sort(rows: list[dict[str, Any]], sort: str) -> list[str]:
 def looking_at(near: int) -> Iterator[None]:
     """A search that looks at so many of the first rows before it looks at the others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statements, "NEAR", near)
-        statements.listing.cache_clear()
+        patch.setattr(listing, "SCANNED_FIRST", near)
+        listing.listing.cache_clear()
         yield
-    statements.listing.cache_clear()
+    listing.listing.cache_clear()
 
 
 async def put_in_the_bin(person: Person, id: str) -> None:
@@ -111,7 +111,7 @@ async def put_in_the_bin(person: Person, id: str) -> None:
         },
     ),
     deleted=st.booleans(),
-    near=st.sampled_from([1, 3, statements.NEAR]),
+    near=st.sampled_from([1, 3, listing.SCANNED_FIRST]),
     meanwhile=st.lists(st.tuples(st.sampled_from(["insert", "change", "remove"]), st.integers(0, 11), tasks())),
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,18 +12,18 @@ from sqlmodel import col, select
 from backend import migrations
 from backend.database import Actor, Cost, Database, Pool, Statement
 from backend.database.job import Job
-from backend.resources.retention import kinds
-from backend.tasks import statements
+from backend.resources.retention import expiring_tables
+from backend.tasks import listing, statements
+from backend.tasks.listing import bound_listing
 from backend.tasks.models import Priority, Task
 from backend.tasks.schemas import Sort, TaskQuery
 from backend.tasks.service import TaskService
-from backend.tasks.statements import bound_listing
 from benchmarks import plans
 from benchmarks.plans import Mode, Shape
 from tests.conftest import create_database
 
 # Each filter alone, and all of them; `python -m benchmarks.plans` tries every combination.
-SHAPES = [shape for shape in plans.shapes() if len(shape.filters) in (0, 1, len(statements.FILTERS))]
+SHAPES = [shape for shape in plans.shapes() if len(shape.filters) in (0, 1, len(listing.FILTERS))]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_search_visits_no_table(seeded: psycopg.Connection, owner: UUID, sort:
         assert kinds == ["Index Only Scan"] * 2  # the page, and the count
         (start,) = [node for node in plan if node.get("Alias") == "start"]
         assert start["Plans"][0]["Node Type"] == "Limit"
-        assert start["Plans"][0]["Plan Rows"] <= statements.NEAR
+        assert start["Plans"][0]["Plan Rows"] <= listing.SCANNED_FIRST
         walked = [node for node in plans.nodes(start) if node.get("Relation Name") == "tasks"]
         assert len([node for node in plan if node.get("Relation Name") == "tasks"]) == 2 + 2 + 1 + len(walked)
 
@@ -157,12 +157,12 @@ def test_the_purge_finds_what_has_expired_in_an_index(seeded: psycopg.Connection
     seeded.execute("SELECT set_config('role', 'api_system', true)")
     some = [UUID(int=n) for n in range(100)]
     found = {}
-    for kind in kinds():
-        for statement in kind.statements:
-            plan = plans.explain(seeded, statement, {**kind.start, "owners": some, "ids": some}, UUID(int=0), mode)
+    for table in expiring_tables():
+        for statement in table.statements:
+            plan = plans.explain(seeded, statement, {**table.start, "owners": some, "ids": some}, UUID(int=0), mode)
             for limit in (node for node in plan if node["Node Type"] == "Limit"):
                 assert {node["Node Type"] for node in plans.nodes(limit)} <= FROM_AN_INDEX
-                (found[kind.name],) = (node["Index Name"] for node in plans.nodes(limit) if "Index Name" in node)
+                (found[table.name],) = (node["Index Name"] for node in plans.nodes(limit) if "Index Name" in node)
     assert found == READ_BY_AGE
     seeded.rollback()
 
@@ -170,7 +170,7 @@ def test_the_purge_finds_what_has_expired_in_an_index(seeded: psycopg.Connection
 @pytest.mark.parametrize("seqscan", ["on", "off"])
 def test_a_stray_is_found(seeded: psycopg.Connection, owner: UUID, seqscan: str) -> None:
     """As somebody for whom no policy adds what the statement forgot."""
-    live = select(col(Task.id)).where(statements.FILTERS["status"], col(Task.deleted_at).is_(None))
+    live = select(col(Task.id)).where(listing.FILTERS["status"], col(Task.deleted_at).is_(None))
     forgetful = Statement(live.order_by(col(Task.owner_id), col(Task.created_at)))
     seeded.execute("SELECT set_config('role', 'api_system', true), set_config('enable_seqscan', %s, true)", (seqscan,))
     plan = plans.explain(seeded, forgetful, {"status": "todo"}, owner, "custom")

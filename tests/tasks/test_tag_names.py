@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 
 from backend import migrations
 from backend.database import Actor, Database, Pool, Transaction
-from backend.sync.changes import AWAIT_TURN
+from backend.sync.changes import LOCK_CHANGES
 from backend.tasks.schemas import TagUpdate, TaskCreate
 from backend.tasks.service import TaskService
 from backend.tasks.tags import TagService
@@ -144,7 +144,7 @@ async def test_a_tag_is_made_when_it_is_its_turn(api: Api) -> None:
     begun, over = asyncio.Event(), asyncio.Event()
 
     async def hold(transaction: Transaction) -> None:
-        await transaction.rows(AWAIT_TURN)
+        await transaction.rows(LOCK_CHANGES)
         begun.set()
         await over.wait()
 
