@@ -13,7 +13,7 @@ export interface paths {
         };
         /**
          * Name and version
-         * @description Of the API and of the server that answers; and where to read on.
+         * @description The name and version of the API, and the paths of its documentation.
          */
         get: operations["get_service"];
         put?: never;
@@ -33,7 +33,7 @@ export interface paths {
         };
         /**
          * Protected resource metadata
-         * @description Where to get a token for this API (RFC 9728). Every address comes from the settings, none from the request.
+         * @description The authorization servers and scopes of this API (RFC 9728), built from the settings alone.
          */
         get: operations["get_resource_metadata"];
         put?: never;
@@ -53,7 +53,7 @@ export interface paths {
         };
         /**
          * List Audit
-         * @description What was done to accounts, by whom: the newest first.
+         * @description List the audit log of actions on accounts, newest first.
          */
         get: operations["list_audit"];
         put?: never;
@@ -73,7 +73,7 @@ export interface paths {
         };
         /**
          * List Users
-         * @description Everybody who has been here, the newest first.
+         * @description List all users, newest first.
          */
         get: operations["list_users"];
         put?: never;
@@ -93,7 +93,7 @@ export interface paths {
         };
         /**
          * Get User
-         * @description One person.
+         * @description Get a user.
          */
         get: operations["get_user"];
         put?: never;
@@ -115,7 +115,7 @@ export interface paths {
         put?: never;
         /**
          * Reinstate User
-         * @description End the suspension of a person, who is let in again unless Better Auth has banned them. Twice is no error.
+         * @description End the suspension of a user. A ban at Better Auth stays in force. Reinstating twice is not an error.
          */
         post: operations["reinstate_user"];
         delete?: never;
@@ -135,7 +135,7 @@ export interface paths {
         put?: never;
         /**
          * Suspend User
-         * @description Refuse a person every request, from now on and in every worker. Doing it twice is no error.
+         * @description Suspend a user: all their requests are refused from now on. Suspending twice is not an error.
          */
         post: operations["suspend_user"];
         delete?: never;
@@ -155,9 +155,9 @@ export interface paths {
         put?: never;
         /**
          * Receive Security Event
-         * @description Takes a security event token (RFC 8417) of Better Auth's: a ban, a sign-out, a change of roles, a deletion.
+         * @description Receive a security event token (RFC 8417) of Better Auth: a ban, a sign-out, a change of roles, a deletion.
          *
-         *     Public: nothing but the token itself is judged. docs/security-events.md has the events.
+         *     Public: the token's signature authenticates the sender. docs/security-events.md lists the events.
          */
         post: operations["receive_security_event"];
         delete?: never;
@@ -175,13 +175,13 @@ export interface paths {
         };
         /**
          * List Tags
-         * @description All of the caller's tags, sorted by name.
+         * @description List all tags, sorted by name.
          */
         get: operations["list_tags"];
         put?: never;
         /**
          * Create Tag
-         * @description Make a tag. Giving a task a tag that is new does so, too.
+         * @description Create a tag. Giving a task a new tag creates it as well.
          */
         post: operations["create_tag"];
         delete?: never;
@@ -202,14 +202,14 @@ export interface paths {
         post?: never;
         /**
          * Delete Tag
-         * @description Delete a tag: a new version of each task that had it.
+         * @description Delete a tag. Each task with this tag gets a new version.
          */
         delete: operations["delete_tag"];
         options?: never;
         head?: never;
         /**
          * Update Tag
-         * @description Rename a tag: a new version of each task that has it.
+         * @description Rename a tag. Each task with this tag gets a new version.
          */
         patch: operations["update_tag"];
         trace?: never;
@@ -223,13 +223,13 @@ export interface paths {
         };
         /**
          * List Tasks
-         * @description The caller's tasks, newest first unless sorted otherwise.
+         * @description List tasks, newest first by default.
          */
         get: operations["list_tasks"];
         put?: never;
         /**
          * Create Task
-         * @description Make a task. The server chooses its id. With an Idempotency-Key it is safe to ask again.
+         * @description Create a task. The server chooses its id. Retries are safe with an Idempotency-Key.
          */
         post: operations["create_task"];
         delete?: never;
@@ -249,7 +249,7 @@ export interface paths {
         put?: never;
         /**
          * Batch Tasks
-         * @description Create, change and delete up to 100 tasks: all of it or nothing. `errors` names the operation that cannot be.
+         * @description Create, update and delete up to 100 tasks, all or none. `errors` names the operation that failed.
          */
         post: operations["batch_tasks"];
         delete?: never;
@@ -267,10 +267,10 @@ export interface paths {
         };
         /**
          * List Changes
-         * @description What was made, changed or deleted since `since`, in the order of commits: pass each `next` on, and miss nothing.
+         * @description List tasks created, updated or deleted after the sync token `since`, in commit order.
          *
-         *     Without `since` everything that there is, to begin a copy with. 410: what was deleted meanwhile is forgotten after
-         *     30 days, so begin a new copy.
+         *     Without `since`, a new sync begins with all tasks. Pass each `next` as the following `since` to miss no change. A
+         *     token that is older than deletions removed after 30 days gets 410: start a new sync.
          */
         get: operations["list_changes"];
         put?: never;
@@ -290,10 +290,10 @@ export interface paths {
         };
         /**
          * Stream Changes
-         * @description What changes from now on, or since the event of the Last-Event-ID, within a second: server-sent events.
+         * @description Stream changes of tasks as server-sent events, from now or after Last-Event-ID, within a second.
          *
-         *     Each has the `event` `task`, as `data` an item of the list of changes, and as `id` a token to go on from, here or
-         *     there. The last one is `end`, with a `reason`, and says nothing of tasks: come back with a fresh token.
+         *     An event `task` has an item of the list of changes as `data` and a sync token as `id`, valid for this stream and for
+         *     the list. The last event is `end` with a `reason`: reconnect, with a new access token if it has expired.
          */
         get: operations["stream_changes"];
         put?: never;
@@ -313,7 +313,7 @@ export interface paths {
         };
         /**
          * Get Summary
-         * @description How many tasks there are, by status, overdue and due today.
+         * @description Count tasks: by status, overdue and due today.
          */
         get: operations["get_summary"];
         put?: never;
@@ -333,27 +333,27 @@ export interface paths {
         };
         /**
          * Get Task
-         * @description One task, or 304 if If-None-Match names the version that there is.
+         * @description Get a task, or 304 if If-None-Match contains its current version.
          */
         get: operations["get_task"];
         /**
          * Put Task
-         * @description Replace a task, or make one under an id of the client's own choice: members left out get their defaults.
+         * @description Replace a task, or create it with an id chosen by the client. Omitted members get their defaults.
          *
-         *     With If-Match only if the version is still that one, with `If-None-Match: *` only if there is none.
+         *     With If-Match, only if the version matches; with `If-None-Match: *`, only if the task does not exist.
          */
         put: operations["put_task"];
         post?: never;
         /**
          * Delete Task
-         * @description Put a task into the bin, for 30 days. Doing it twice is no error.
+         * @description Move a task to the trash for 30 days. Repeating the request is not an error.
          */
         delete: operations["delete_task"];
         options?: never;
         head?: never;
         /**
          * Update Task
-         * @description Change some members (JSON merge patch). With If-Match only if the version is still that one.
+         * @description Update members of a task (JSON merge patch). With If-Match, only if the version matches.
          */
         patch: operations["update_task"];
         trace?: never;
@@ -369,7 +369,7 @@ export interface paths {
         put?: never;
         /**
          * Restore Task
-         * @description Take a task out of the bin, up to 30 days after it was deleted. One that is not in it is left as it is.
+         * @description Restore a task from the trash, up to 30 days after it was deleted. Other tasks do not change.
          */
         post: operations["restore_task"];
         delete?: never;
@@ -387,23 +387,23 @@ export interface paths {
         };
         /**
          * Get Me
-         * @description The caller: the local row, and how the token was judged.
+         * @description Get the current user: the local account, and the claims of the token.
          */
         get: operations["get_me"];
         put?: never;
         post?: never;
         /**
          * Erase Me
-         * @description Erase everything that is kept here of the caller, at once. The account at Better Auth stays.
+         * @description Erase the current user's account and all its data in this API. The account at Better Auth stays.
          *
-         *     The next request with a token starts anew, under a new id.
+         *     The next request with a token creates a new account with a new id.
          */
         delete: operations["erase_me"];
         options?: never;
         head?: never;
         /**
          * Update Me
-         * @description Change what belongs to this API. Name, email, picture and roles are Better Auth's, and changed there.
+         * @description Change the settings stored by this API. Name, email, picture and roles are changed at Better Auth.
          */
         patch: operations["update_me"];
         trace?: never;
@@ -417,10 +417,10 @@ export interface paths {
         };
         /**
          * Export Me
-         * @description Everything that is kept here of the caller, one JSON object a line (NDJSON).
+         * @description Export all data of the current user as NDJSON, one JSON object per line.
          *
-         *     The first line says what it is; then comes each row, `kind` its table; the last one counts them, and is missing when
-         *     the answer was cut off.
+         *     The first line describes the export. Each row follows, with its table as `kind`. The last line contains the number
+         *     of rows; without it the export is incomplete.
          */
         get: operations["export_me"];
         put?: never;
@@ -439,8 +439,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * The process answers
-         * @description For a supervisor: it asks nobody else, so nothing but a hanging process fails it.
+         * Liveness
+         * @description The process is running. Checks no other service, so only a blocked process fails.
          */
         get: operations["get_liveness"];
         put?: never;
@@ -459,8 +459,10 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Database, migrations and keys are there
-         * @description Takes at most one second. What it says of the database is at most one second old.
+         * Readiness
+         * @description Whether the database, its schema and the issuer's keys are available. Takes at most one second.
+         *
+         *     The result for the database is cached for one second.
          */
         get: operations["get_readiness"];
         put?: never;
@@ -477,23 +479,23 @@ export interface components {
     schemas: {
         /**
          * AuditPage
-         * @description Entries, as many as were asked for, unless these are the last.
+         * @description A page of audit entries.
          */
         AuditPage: {
             /**
              * Items
-             * @description In the order that was asked for.
+             * @description The items, in the requested order.
              */
             items: components["schemas"]["AuditRead"][];
             /**
              * Next Cursor
-             * @description Pass it as `cursor` for the next page. null: the end.
+             * @description Value of `cursor` for the next page; null on the last page.
              */
             next_cursor: string | null;
         };
         /**
          * AuditRead
-         * @description What was done to an account.
+         * @description An entry of the audit log: one action on an account.
          * @example {
          *       "action": "suspend",
          *       "actor": "019a9d4e-0000-7d20-9f0e-6a1b2c3d4e5f",
@@ -509,23 +511,23 @@ export interface components {
         AuditRead: {
             /**
              * Action
-             * @description What was done.
+             * @description The action.
              */
             action: string;
             /**
              * Actor
-             * @description The administrator.
+             * @description Local id of the administrator.
              */
             actor: string | null;
             /**
              * At
              * Format: date-time
-             * @description When it was done.
+             * @description Time of the action.
              */
             at: string;
             /**
              * Details
-             * @description What else is known of it; the members vary with the action.
+             * @description Details; the members depend on the action.
              */
             details: {
                 [key: string]: unknown;
@@ -537,31 +539,31 @@ export interface components {
             id: string;
             /**
              * Request Id
-             * @description `X-Request-ID` of the request that did it.
+             * @description `X-Request-ID` of the request.
              */
             request_id: string | null;
-            /** @description An administrator here, the command line, an event of Better Auth, or the person. */
+            /** @description The origin: an administrator, the command line, a Better Auth event, or the user. */
             source: components["schemas"]["AuditSource"];
             /**
              * Subject
-             * @description Whose account, by their id at Better Auth.
+             * @description The user's id at Better Auth.
              */
             subject: string;
             /**
              * User Id
-             * @description Whose account, by the id that it had here.
+             * @description The user's local id at that time.
              */
             user_id: string | null;
         };
         /**
          * AuditSource
-         * @description Who had it done: an administrator here, the command line, Better Auth by an event, or the person.
+         * @description The origin of an action: an administrator, the command line, a Better Auth event, or the user.
          * @enum {string}
          */
         AuditSource: "admin" | "cli" | "event" | "self";
         /**
          * Batch
-         * @description What to do, in this order: all of it or nothing.
+         * @description Operations that are applied in order, all or none.
          * @example {
          *       "operations": [
          *         {
@@ -588,18 +590,18 @@ export interface components {
         Batch: {
             /**
              * Operations
-             * @description Each sees what those before it have done.
+             * @description The operations; each sees the results of the previous ones.
              */
             operations: (components["schemas"]["BatchCreate"] | components["schemas"]["BatchUpdate"] | components["schemas"]["BatchDelete"])[];
         };
         /**
          * BatchCreate
-         * @description A new task.
+         * @description Create a task.
          */
         BatchCreate: {
             /**
              * Id
-             * @description Of the client's own choice; there must be no such task yet.
+             * @description Id chosen by the client; no task may have it yet.
              */
             id?: string | null;
             /**
@@ -611,7 +613,7 @@ export interface components {
         };
         /**
          * BatchDelete
-         * @description A task to put into the bin.
+         * @description Move a task to the trash.
          */
         BatchDelete: {
             /**
@@ -621,7 +623,7 @@ export interface components {
             id: string;
             /**
              * If Match
-             * @description As the header If-Match: only if the version is one of these.
+             * @description Same as the header If-Match: proceed only if the version is one of these.
              * @example "3"
              */
             if_match?: string | null;
@@ -633,18 +635,18 @@ export interface components {
         };
         /**
          * BatchResult
-         * @description What came of each operation.
+         * @description The results of a batch.
          */
         BatchResult: {
             /**
              * Items
-             * @description In the order of the operations; null for what was deleted.
+             * @description Tasks in the order of the operations; null for deleted tasks.
              */
             items: (components["schemas"]["TaskRead"] | null)[];
         };
         /**
          * BatchUpdate
-         * @description Some members of a task, as with PATCH.
+         * @description Update members of a task, as PATCH does.
          */
         BatchUpdate: {
             changes: components["schemas"]["TaskUpdate"];
@@ -655,7 +657,7 @@ export interface components {
             id: string;
             /**
              * If Match
-             * @description As the header If-Match: only if the version is one of these.
+             * @description Same as the header If-Match: proceed only if the version is one of these.
              * @example "3"
              */
             if_match?: string | null;
@@ -667,7 +669,7 @@ export interface components {
         };
         /**
          * ByStatus
-         * @description How many there are of each status.
+         * @description Number of tasks by status.
          */
         ByStatus: {
             /** Done */
@@ -679,25 +681,25 @@ export interface components {
         };
         /**
          * Err
-         * @description RFC 8935, section 2.4.
+         * @description Error codes of RFC 8935, section 2.4.
          * @enum {string}
          */
         Err: "invalid_request" | "invalid_key" | "invalid_issuer" | "invalid_audience" | "authentication_failed" | "access_denied";
         /**
          * Liveness
-         * @description Being asked, it answers.
+         * @description The process is running.
          */
         Liveness: {
             /**
              * Status
-             * @description There is no other
+             * @description Always `ok`
              * @constant
              */
             status: "ok";
         };
         /**
          * Me
-         * @description The caller: the local row, and how the token was judged.
+         * @description The current user: the local account, and the claims of the token.
          * @example {
          *       "created_at": "2026-11-23T10:00:00Z",
          *       "email": "ada@example.com",
@@ -727,18 +729,18 @@ export interface components {
             created_at: string;
             /**
              * Email
-             * @description As Better Auth knows it; two people may have the same.
+             * @description From Better Auth. Not unique.
              */
             email: string | null;
             /**
              * Email Verified
-             * @description Whether Better Auth has seen that it is theirs.
+             * @description Whether Better Auth has verified the address.
              */
             email_verified: boolean;
             /**
              * Expires At
              * Format: date-time
-             * @description `exp` of the token that was used
+             * @description `exp` of the token.
              */
             expires_at: string;
             /**
@@ -748,49 +750,49 @@ export interface components {
             id: string;
             /**
              * Image
-             * @description The address of a picture.
+             * @description URL of a picture.
              */
             image: string | null;
             /**
              * Is Anonymous
-             * @description Signed in without an account, through Better Auth's anonymous plugin.
+             * @description Signed in through Better Auth's anonymous plugin, without an account.
              */
             is_anonymous: boolean;
             /**
              * Issuer
-             * @description `iss` of the token that was used
+             * @description `iss` of the token.
              */
             issuer: string;
             /**
              * Locale
-             * @description BCP 47
+             * @description BCP 47 language tag.
              */
             locale: string | null;
             /**
              * Name
-             * @description As Better Auth knows it.
+             * @description From Better Auth.
              */
             name: string | null;
             /**
              * Roles
-             * @description Of Better Auth's admin plugin.
+             * @description From Better Auth's admin plugin.
              */
             roles: string[];
             /**
              * Scopes
-             * @description Of an OAuth access token or an API key. null: the person's own token, not limited.
+             * @description Scopes of the OAuth access token or API key; null for a session token, which is not limited.
              */
             scopes: string[] | null;
-            /** @description Whether this API lets them in: who reads this is `active`. */
+            /** @description Always `active`: other accounts cannot use this API. */
             status: components["schemas"]["UserStatus"];
             /**
              * Subject
-             * @description `sub` of the token that was used: the id at Better Auth
+             * @description `sub` of the token: the user's id at Better Auth.
              */
             subject: string;
             /**
              * Time Zone
-             * @description IANA name
+             * @description IANA time zone name.
              */
             time_zone: string | null;
             /**
@@ -801,7 +803,7 @@ export interface components {
         };
         /**
          * MeUpdate
-         * @description What belongs to this API. Everything else is Better Auth's, and changed there.
+         * @description The settings that this API stores. All other members are changed at Better Auth.
          * @example {
          *       "locale": "en-GB",
          *       "time_zone": "Europe/London"
@@ -810,12 +812,12 @@ export interface components {
         MeUpdate: {
             /**
              * Locale
-             * @description BCP 47
+             * @description BCP 47 language tag.
              */
             locale?: string | null;
             /**
              * Time Zone
-             * @description IANA name
+             * @description IANA time zone name.
              */
             time_zone?: string | null;
         };
@@ -831,60 +833,60 @@ export interface components {
         Problem: {
             /**
              * Code
-             * @description The kind of the problem, for programs.
+             * @description Stable error code, for programs.
              * @example not_found
              */
             code: string;
             /**
              * Detail
-             * @description What is wrong, in a sentence.
+             * @description Explanation for people; it may change.
              */
             detail: string | null;
             /**
              * Errors
-             * @description With 422: each member that is wrong, the first 50 of them. With a batch: which operation.
+             * @description With 422: the invalid members, at most 50. For a batch: the operation that failed.
              */
             errors?: components["schemas"]["ProblemError"][];
             /**
              * Request Id
-             * @description As in X-Request-ID; it finds the request in the log.
+             * @description The request id, as in `X-Request-ID` and in the log.
              */
             request_id: string | null;
             /**
              * Status
-             * @description The status of the answer.
+             * @description The HTTP status code.
              */
             status: number;
             /**
              * Title
-             * @description The phrase of the status.
+             * @description The reason phrase of the status.
              */
             title: string;
             /**
              * Type
-             * @description Always `about:blank`: `code` tells the kinds apart.
+             * @description Always `about:blank`; use `code` to distinguish problems.
              * @example about:blank
              */
             type: string;
         };
         /**
          * ProblemError
-         * @description One thing that is wrong with a request.
+         * @description One error in a request.
          */
         ProblemError: {
             /**
              * Loc
-             * @description Where: `body`, `query`, `path` or `header`, then the way to the member.
+             * @description Location: `body`, `query`, `path` or `header`, then the path of the member.
              */
             loc: (string | number)[];
             /**
              * Msg
-             * @description For people; it may change.
+             * @description Message for people; it may change.
              */
             msg: string;
             /**
              * Type
-             * @description What kind of mistake it is, in a word for programs.
+             * @description Kind of the error, for programs.
              */
             type: string;
         };
@@ -895,7 +897,7 @@ export interface components {
         Readiness: {
             /**
              * Checks
-             * @description `ok`, or what is wrong, for each part
+             * @description Result of each check: `ok` or the problem
              * @example {
              *       "database": "ok"
              *     }
@@ -905,58 +907,58 @@ export interface components {
             };
             /**
              * Status
-             * @description `ok` if every check is
+             * @description `ok` if all checks are `ok`
              * @enum {string}
              */
             status: "ok" | "unavailable";
         };
         /**
          * Rejection
-         * @description Why a security event token was not taken (RFC 8935, section 2.3).
+         * @description The reason why a security event token was rejected (RFC 8935, section 2.3).
          */
         Rejection: {
             /**
              * Description
-             * @description For people; it may change.
+             * @description An explanation for people; the text may change.
              */
             description: string;
-            /** @description Stable: decide by it. */
+            /** @description A stable error code for programs. */
             err: components["schemas"]["Err"];
         };
         /**
          * ResourceMetadata
-         * @description RFC 9728, section 2.
+         * @description Protected resource metadata (RFC 9728, section 2).
          */
         ResourceMetadata: {
             /**
              * Authorization Servers
-             * @description Issuers whose access tokens are taken
+             * @description Issuers of accepted OAuth access tokens
              */
             authorization_servers: string[];
             /**
              * Bearer Methods Supported
-             * @description How to send a token
+             * @description Accepted ways to send a token
              */
             bearer_methods_supported: string[];
             /**
              * Resource
-             * @description This API: the audience that tokens for it name
+             * @description Identifier of this API; the audience of its tokens
              */
             resource: string;
             /**
              * Resource Name
-             * @description For people
+             * @description Name for people
              */
             resource_name: string;
             /**
              * Scopes Supported
-             * @description Scopes that OAuth access tokens need here
+             * @description Scopes used by this API
              */
             scopes_supported: string[];
         };
         /**
          * Service
-         * @description What answers here.
+         * @description The service and its version.
          */
         Service: {
             /**
@@ -966,7 +968,7 @@ export interface components {
             docs: string;
             /**
              * Name
-             * @description Of the API
+             * @description Name of the API
              */
             name: string;
             /**
@@ -976,7 +978,7 @@ export interface components {
             openapi: string;
             /**
              * Version
-             * @description Of the running server
+             * @description Version of the running server
              */
             version: string;
         };
@@ -987,7 +989,7 @@ export interface components {
         Status: "todo" | "in_progress" | "done";
         /**
          * TagCreate
-         * @description A new tag.
+         * @description Create a tag.
          * @example {
          *       "name": "home"
          *     }
@@ -995,24 +997,24 @@ export interface components {
         TagCreate: {
             /**
              * Name
-             * @description Not blank; no two tags of one person are equal but for the case of their letters.
+             * @description Name, not blank; unique per user regardless of case.
              */
             name: string;
         };
         /**
          * TagList
-         * @description All of the caller's tags: a page is not needed.
+         * @description All tags of the user.
          */
         TagList: {
             /**
              * Items
-             * @description Sorted by name.
+             * @description Tags, sorted by name.
              */
             items: components["schemas"]["TagRead"][];
         };
         /**
          * TagRead
-         * @description A tag, and how much it is used.
+         * @description A tag.
          * @example {
          *       "id": "019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f",
          *       "name": "home",
@@ -1027,12 +1029,12 @@ export interface components {
             id: string;
             /**
              * Name
-             * @description As it was first stored, or last renamed.
+             * @description Name in the spelling first stored or last renamed to.
              */
             name: string;
             /**
              * Task Count
-             * @description How many tasks have it, those in the bin left out.
+             * @description Number of tasks with this tag, without those in the trash.
              */
             task_count: number;
         };
@@ -1046,35 +1048,35 @@ export interface components {
         TagUpdate: {
             /**
              * Name
-             * @description Not blank; no two tags of one person are equal but for the case of their letters.
+             * @description Name, not blank; unique per user regardless of case.
              */
             name?: string;
         };
         /**
          * TaskChanges
-         * @description Tasks that were changed or deleted.
+         * @description A page of changed and deleted tasks.
          */
         TaskChanges: {
             /**
              * Items
-             * @description Each row once, as it is now, the last change last; `deleted_at`: it is gone.
+             * @description Changed resources in their current state, by commit order; deleted ones have `deleted_at`.
              */
             items: components["schemas"]["TaskRead"][];
             /**
              * More
-             * @description Whether there was more at that moment than `limit`.
+             * @description Whether there are more changes than `limit`.
              */
             more: boolean;
             /**
              * Next
-             * @description Pass it as `since` to go on from here: at once if there is `more`, else any time.
+             * @description Value of `since` for the next request: at once if `more` is true, else at any time.
              * @example WyJ0YXNrcyIsNDIsImZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmIiwwLCIwMTlhOWQ0ZTdiMWM3ZDIwOWYwZTZhMWIyYzNkNGU1ZiJd
              */
             next: string;
         };
         /**
          * TaskCreate
-         * @description A whole task: what is left out gets its default.
+         * @description A complete task; omitted members get their defaults.
          * @example {
          *       "description": "Two litres",
          *       "due_at": "2026-12-01T18:00:00Z",
@@ -1088,60 +1090,60 @@ export interface components {
         TaskCreate: {
             /**
              * Description
-             * @description At length, as it was sent; null: there is none.
+             * @description Description as it was sent, or null.
              */
             description?: string | null;
             /**
              * Due At
-             * @description When it has to be done, with an offset (RFC 3339), told in UTC; null: at no certain time.
+             * @description Due time with an offset (RFC 3339), returned in UTC; null: no due time.
              */
             due_at?: string | null;
             /**
-             * @description How much it matters: low, normal, high, urgent in this order.
+             * @description Priority, in ascending order: low, normal, high, urgent.
              * @default normal
              */
             priority?: components["schemas"]["Priority"];
             /**
-             * @description How far it is; `done` sets `completed_at`, anything else clears it.
+             * @description Progress; `done` sets `completed_at`, other values clear it.
              * @default todo
              */
             status?: components["schemas"]["Status"];
             /**
              * Tags
-             * @description Names, whatever their case; one that is new makes a tag.
+             * @description Tag names, compared regardless of case; new names create tags.
              * @default []
              */
             tags?: string[];
             /**
              * Title
-             * @description In one line; not blank.
+             * @description Title in one line; not blank.
              */
             title: string;
         };
         /**
          * TaskPage
-         * @description Tasks, as many as were asked for, unless these are the last.
+         * @description A page of tasks.
          */
         TaskPage: {
             /**
              * Items
-             * @description In the order that was asked for.
+             * @description The items, in the requested order.
              */
             items: components["schemas"]["TaskRead"][];
             /**
              * Next Cursor
-             * @description Pass it as `cursor` for the next page. null: the end.
+             * @description Value of `cursor` for the next page; null on the last page.
              */
             next_cursor: string | null;
             /**
              * Total
-             * @description With `count=exact`: how many on all pages.
+             * @description Number of tasks on all pages, with `count=exact`.
              */
             total?: number;
         };
         /**
          * TaskRead
-         * @description A task as it is stored, and what follows from it.
+         * @description A task.
          * @example {
          *       "completed_at": null,
          *       "created_at": "2026-11-23T10:00:00Z",
@@ -1163,7 +1165,7 @@ export interface components {
         TaskRead: {
             /**
              * Completed At
-             * @description When `status` became done.
+             * @description Time when `status` became `done`.
              */
             completed_at: string | null;
             /**
@@ -1173,17 +1175,17 @@ export interface components {
             created_at: string;
             /**
              * Deleted At
-             * @description When it was put into the bin; null: it is not there.
+             * @description Time when the task was moved to the trash, else null.
              */
             deleted_at: string | null;
             /**
              * Description
-             * @description At length, as it was sent; null: there is none.
+             * @description Description as it was sent, or null.
              */
             description: string | null;
             /**
              * Due At
-             * @description When it has to be done, with an offset (RFC 3339), told in UTC; null: at no certain time.
+             * @description Due time with an offset (RFC 3339), returned in UTC; null: no due time.
              */
             due_at: string | null;
             /**
@@ -1193,21 +1195,21 @@ export interface components {
             id: string;
             /**
              * Is Overdue
-             * @description `due_at` has passed and the task is not done.
+             * @description Whether `due_at` has passed and the task is not done.
              */
             is_overdue: boolean;
-            /** @description How much it matters: low, normal, high, urgent in this order. */
+            /** @description Priority, in ascending order: low, normal, high, urgent. */
             priority: components["schemas"]["Priority"];
-            /** @description How far it is; `done` sets `completed_at`, anything else clears it. */
+            /** @description Progress; `done` sets `completed_at`, other values clear it. */
             status: components["schemas"]["Status"];
             /**
              * Tags
-             * @description As they were first stored, sorted.
+             * @description Tag names in the spelling first stored, sorted.
              */
             tags: string[];
             /**
              * Title
-             * @description In one line; not blank.
+             * @description Title in one line; not blank.
              */
             title: string;
             /**
@@ -1217,13 +1219,13 @@ export interface components {
             updated_at: string;
             /**
              * Version
-             * @description Counts the changes; the ETag of the task.
+             * @description Version number, as in the ETag.
              */
             version: number;
         };
         /**
          * TaskSummary
-         * @description The caller's tasks in numbers, those in the bin left out.
+         * @description Numbers of tasks, without those in the trash.
          * @example {
          *       "by_status": {
          *         "done": 12,
@@ -1235,22 +1237,21 @@ export interface components {
          *     }
          */
         TaskSummary: {
-            /** @description All of them, each counted once. */
             by_status: components["schemas"]["ByStatus"];
             /**
              * Due Today
-             * @description Not done, and due today in the caller's time zone; in UTC when that is unset.
+             * @description Number of open tasks due today, in the user's time zone (default: UTC).
              */
             due_today: number;
             /**
              * Overdue
-             * @description Not done, and `due_at` has passed.
+             * @description Number of overdue tasks.
              */
             overdue: number;
         };
         /**
          * TaskUpdate
-         * @description A JSON merge patch (RFC 7396): members left out stay as they are, null brings the default back.
+         * @description A JSON merge patch (RFC 7396): omitted members do not change, null resets a member to its default.
          * @example {
          *       "status": "done"
          *     }
@@ -1258,48 +1259,48 @@ export interface components {
         TaskUpdate: {
             /**
              * Description
-             * @description At length, as it was sent; null: there is none.
+             * @description Description as it was sent, or null.
              */
             description?: string | null;
             /**
              * Due At
-             * @description When it has to be done, with an offset (RFC 3339), told in UTC; null: at no certain time.
+             * @description Due time with an offset (RFC 3339), returned in UTC; null: no due time.
              */
             due_at?: string | null;
-            /** @description How much it matters: low, normal, high, urgent in this order. */
+            /** @description Priority, in ascending order: low, normal, high, urgent. */
             priority?: components["schemas"]["Priority"] | null;
-            /** @description How far it is; `done` sets `completed_at`, anything else clears it. */
+            /** @description Progress; `done` sets `completed_at`, other values clear it. */
             status?: components["schemas"]["Status"] | null;
             /**
              * Tags
-             * @description All that it is to have. Names, whatever their case; one that is new makes a tag.
+             * @description Replaces all tags. Tag names, compared regardless of case; new names create tags.
              */
             tags?: string[] | null;
             /**
              * Title
-             * @description In one line; not blank.
+             * @description Title in one line; not blank.
              */
             title?: string;
         };
         /**
          * UserPage
-         * @description People, as many as were asked for, unless these are the last.
+         * @description A page of users.
          */
         UserPage: {
             /**
              * Items
-             * @description In the order that was asked for.
+             * @description The items, in the requested order.
              */
             items: components["schemas"]["UserRead"][];
             /**
              * Next Cursor
-             * @description Pass it as `cursor` for the next page. null: the end.
+             * @description Value of `cursor` for the next page; null on the last page.
              */
             next_cursor: string | null;
         };
         /**
          * UserRead
-         * @description The local row of somebody, as administrators see it.
+         * @description A user's local account.
          * @example {
          *       "banned": false,
          *       "created_at": "2026-11-23T10:00:00Z",
@@ -1323,7 +1324,7 @@ export interface components {
         UserRead: {
             /**
              * Banned
-             * @description Whether Better Auth has banned them: the ban ends there, and not by reinstating.
+             * @description Whether Better Auth has banned the user. Only Better Auth can end a ban.
              */
             banned: boolean;
             /**
@@ -1333,12 +1334,12 @@ export interface components {
             created_at: string;
             /**
              * Email
-             * @description As Better Auth knows it; two people may have the same.
+             * @description From Better Auth. Not unique.
              */
             email: string | null;
             /**
              * Email Verified
-             * @description Whether Better Auth has seen that it is theirs.
+             * @description Whether Better Auth has verified the address.
              */
             email_verified: boolean;
             /**
@@ -1348,44 +1349,44 @@ export interface components {
             id: string;
             /**
              * Image
-             * @description The address of a picture.
+             * @description URL of a picture.
              */
             image: string | null;
             /**
              * Is Anonymous
-             * @description Signed in without an account, through Better Auth's anonymous plugin.
+             * @description Signed in through Better Auth's anonymous plugin, without an account.
              */
             is_anonymous: boolean;
             /**
              * Name
-             * @description As Better Auth knows it.
+             * @description From Better Auth.
              */
             name: string | null;
             /**
              * Roles
-             * @description Of Better Auth's admin plugin.
+             * @description From Better Auth's admin plugin.
              */
             roles: string[];
-            /** @description Whether this API lets them in. */
+            /** @description Only `active` users can use this API. */
             status: components["schemas"]["UserStatus"];
             /**
              * Status At
-             * @description Since when. null: it was never changed.
+             * @description Time of the last change of `status`; null if it never changed.
              */
             status_at: string | null;
             /**
              * Subject
-             * @description Their id at Better Auth.
+             * @description The user's id at Better Auth.
              */
             subject: string;
             /**
              * Suspended Here
-             * @description Whether an administrator of this API has suspended them.
+             * @description Whether an administrator of this API has suspended the user.
              */
             suspended_here: boolean;
             /**
              * Tokens Valid After
-             * @description Tokens issued up to then are refused.
+             * @description Tokens issued at or before this time are refused.
              */
             tokens_valid_after: string | null;
             /**
@@ -1404,34 +1405,34 @@ export interface components {
     parameters: never;
     requestBodies: never;
     headers: {
-        /** @description `no-store`; or `private, no-cache`, if there is an ETag to ask again with. */
+        /** @description `private, no-cache` for responses with an ETag, otherwise `no-store`. */
         "Cache-Control": string;
-        /** @description A name for the file. */
+        /** @description The suggested file name. */
         "Content-Disposition": string;
-        /** @description That of `description`. */
+        /** @description Language of the text. */
         "Content-Language": string;
-        /** @description The version of what is shown. */
+        /** @description Version of the resource. */
         ETag: string;
-        /** @description `true`: this is the answer of the first time. */
+        /** @description `true`: this is the stored response of the first request. */
         "Idempotency-Replayed": "true";
-        /** @description `rel="next"`: the next page (RFC 8288). */
+        /** @description The next page, as `rel="next"` (RFC 8288). */
         Link: string;
-        /** @description Where it is. */
+        /** @description Path of the new resource. */
         Location: string;
-        /** @description What is left of that, and until when. */
+        /** @description The remaining quota, and the seconds until it is reset. */
         RateLimit: string;
-        /** @description How often one may ask (draft-ietf-httpapi-ratelimit-headers). */
+        /** @description The quota and its window in seconds (draft-ietf-httpapi-ratelimit-headers). */
         "RateLimit-Policy": string;
-        /** @description In how many seconds to ask again. */
+        /** @description Seconds to wait before the next attempt. */
         "Retry-After": number;
-        /** @description What is wrong with the token (RFC 6750, section 3), and where to get one (RFC 9728). */
+        /** @description The error of the token (RFC 6750, section 3) and the URL of the metadata (RFC 9728). */
         "WWW-Authenticate": string;
         /**
-         * @description `no`: a proxy is to pass on each event as it comes.
+         * @description `no`: a proxy should pass each event on at once.
          * @example no
          */
         "X-Accel-Buffering": "no";
-        /** @description The id of the request: the client's own, if it sent one, else a new one. The log has it, too. */
+        /** @description The request id, as in the log: the one that the client sent, or a new one. */
         "X-Request-ID": string;
     };
     pathItems: never;
@@ -1485,11 +1486,11 @@ export interface operations {
     list_audit: {
         parameters: {
             query?: {
-                /** @description How many on a page. */
+                /** @description Maximum number of items. */
                 limit?: number;
-                /** @description `next_cursor` of the page before. */
+                /** @description `next_cursor` of the previous page. */
                 cursor?: string | null;
-                /** @description Only what was done to this account. */
+                /** @description Only actions on this account (local id). */
                 user_id?: string | null;
             };
             header?: never;
@@ -1526,7 +1527,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1540,7 +1541,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1554,7 +1555,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1567,7 +1568,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1581,7 +1582,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1594,7 +1595,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1613,13 +1614,13 @@ export interface operations {
     list_users: {
         parameters: {
             query?: {
-                /** @description How many on a page. */
+                /** @description Maximum number of items. */
                 limit?: number;
-                /** @description `next_cursor` of the page before. */
+                /** @description `next_cursor` of the previous page. */
                 cursor?: string | null;
-                /** @description Only people of this status. */
+                /** @description Only users with this status. */
                 status?: components["schemas"]["UserStatus"] | null;
-                /** @description Only people whose email or name has this in it, whatever the case of the letters. */
+                /** @description Only users whose email or name contains this text, ignoring case. */
                 q?: string | null;
             };
             header?: never;
@@ -1656,7 +1657,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1670,7 +1671,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1684,7 +1685,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1697,7 +1698,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1711,7 +1712,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1724,7 +1725,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1745,7 +1746,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -1779,7 +1780,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1793,7 +1794,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1807,7 +1808,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1820,7 +1821,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1834,7 +1835,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1847,7 +1848,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1868,7 +1869,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -1902,7 +1903,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1916,7 +1917,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1930,7 +1931,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1943,7 +1944,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It exists already, or the request is being worked on. */
+            /** @description The resource already exists, or the same request is still being processed. */
             409: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1956,7 +1957,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1970,7 +1971,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -1983,7 +1984,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2004,7 +2005,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -2038,7 +2039,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2052,7 +2053,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2066,7 +2067,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2079,7 +2080,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It exists already, or the request is being worked on. */
+            /** @description The resource already exists, or the same request is still being processed. */
             409: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2092,7 +2093,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2106,7 +2107,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2119,7 +2120,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2148,7 +2149,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It is taken, or was before. */
+            /** @description The token is accepted, now or by an earlier request. */
             202: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2159,7 +2160,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description It is refused, and will be if sent again as it is (RFC 8935). */
+            /** @description The token is rejected; sending it again unchanged cannot succeed (RFC 8935). */
             400: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2173,7 +2174,7 @@ export interface operations {
                     "application/json": components["schemas"]["Rejection"];
                 };
             };
-            /** @description The body took too long to arrive. */
+            /** @description The request body was not received in time. */
             408: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2186,7 +2187,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is too long. */
+            /** @description The request body is too large. */
             413: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2199,7 +2200,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another content type. */
+            /** @description The content type or encoding of the request body is not supported. */
             415: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2212,7 +2213,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2226,7 +2227,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2239,7 +2240,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2291,7 +2292,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2305,7 +2306,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2319,7 +2320,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2333,7 +2334,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2346,7 +2347,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2402,7 +2403,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2416,7 +2417,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2430,7 +2431,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body took too long to arrive. */
+            /** @description The request body was not received in time. */
             408: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2443,7 +2444,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It exists already, or the request is being worked on. */
+            /** @description The resource already exists, or the same request is still being processed. */
             409: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2456,7 +2457,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is too long. */
+            /** @description The request body is too large. */
             413: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2469,7 +2470,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another content type. */
+            /** @description The content type or encoding of the request body is not supported. */
             415: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2482,7 +2483,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2495,7 +2496,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2509,7 +2510,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2522,7 +2523,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2543,7 +2544,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -2575,7 +2576,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2589,7 +2590,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2603,7 +2604,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2616,7 +2617,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2630,7 +2631,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2643,7 +2644,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2664,7 +2665,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -2703,7 +2704,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2717,7 +2718,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2731,7 +2732,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2744,7 +2745,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body took too long to arrive. */
+            /** @description The request body was not received in time. */
             408: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2757,7 +2758,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It exists already, or the request is being worked on. */
+            /** @description The resource already exists, or the same request is still being processed. */
             409: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2770,7 +2771,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is too long. */
+            /** @description The request body is too large. */
             413: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2783,7 +2784,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another content type. */
+            /** @description The content type or encoding of the request body is not supported. */
             415: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2796,7 +2797,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2809,7 +2810,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2823,7 +2824,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2836,7 +2837,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2855,29 +2856,29 @@ export interface operations {
     list_tasks: {
         parameters: {
             query?: {
-                /** @description How many on a page. */
+                /** @description Maximum number of items. */
                 limit?: number;
-                /** @description `next_cursor` of the page before. */
+                /** @description `next_cursor` of the previous page. */
                 cursor?: string | null;
-                /** @description Only tasks of this status. */
+                /** @description Tasks with this status. */
                 status?: components["schemas"]["Status"] | null;
-                /** @description Only tasks of this priority. */
+                /** @description Tasks with this priority. */
                 priority?: components["schemas"]["Priority"] | null;
-                /** @description Only tasks that have this tag; given often: that have all. */
+                /** @description Tasks with this tag; if repeated, tasks with all of these tags. */
                 tag?: string[];
-                /** @description Only tasks that are due before this time. */
+                /** @description Tasks due before this time. */
                 due_before?: string | null;
-                /** @description Only tasks that are due after this time. */
+                /** @description Tasks due after this time. */
                 due_after?: string | null;
-                /** @description Only tasks that are overdue, or only those that are not. */
+                /** @description Tasks that are overdue (`true`) or not overdue (`false`). */
                 overdue?: boolean | null;
-                /** @description Only tasks whose title or description has this in it, whatever the case of the letters. */
+                /** @description Tasks whose title or description contains this text, regardless of case. */
                 q?: string | null;
-                /** @description The bin instead: what was deleted in the last 30 days. */
+                /** @description List the trash instead: tasks deleted in the last 30 days. */
                 deleted?: boolean;
-                /** @description `exact` adds `total` to the answer. */
+                /** @description `exact` adds `total` to the response. */
                 count?: "exact" | null;
-                /** @description `-` for descending. Titles are compared by code point; tasks without a due date come last. */
+                /** @description Sort order; `-` for descending. Titles sort by code point, missing due dates last. */
                 sort?: "created_at" | "-created_at" | "updated_at" | "-updated_at" | "due_at" | "-due_at" | "priority" | "-priority" | "title" | "-title";
             };
             header?: never;
@@ -2914,7 +2915,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2928,7 +2929,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2942,7 +2943,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2955,7 +2956,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2969,7 +2970,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -2982,7 +2983,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3002,7 +3003,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description For 24 hours the same key and body get the first answer again, and nothing is done twice. */
+                /** @description For 24 hours, requests with the same key and body get the first response. */
                 "Idempotency-Key"?: string | null;
             };
             path?: never;
@@ -3044,7 +3045,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3058,7 +3059,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3072,7 +3073,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body took too long to arrive. */
+            /** @description The request body was not received in time. */
             408: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3085,7 +3086,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It exists already, or the request is being worked on. */
+            /** @description The resource already exists, or the same request is still being processed. */
             409: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3098,7 +3099,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is too long. */
+            /** @description The request body is too large. */
             413: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3111,7 +3112,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another content type. */
+            /** @description The content type or encoding of the request body is not supported. */
             415: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3124,7 +3125,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3137,7 +3138,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3151,7 +3152,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3164,7 +3165,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3184,7 +3185,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description For 24 hours the same key and body get the first answer again, and nothing is done twice. */
+                /** @description For 24 hours, requests with the same key and body get the first response. */
                 "Idempotency-Key"?: string | null;
             };
             path?: never;
@@ -3224,7 +3225,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3238,7 +3239,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3252,7 +3253,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3265,7 +3266,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body took too long to arrive. */
+            /** @description The request body was not received in time. */
             408: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3278,7 +3279,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It exists already, or the request is being worked on. */
+            /** @description The resource already exists, or the same request is still being processed. */
             409: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3291,7 +3292,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The version is not one that If-Match names. */
+            /** @description The current version does not satisfy If-Match or If-None-Match. */
             412: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3304,7 +3305,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is too long. */
+            /** @description The request body is too large. */
             413: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3317,7 +3318,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another content type. */
+            /** @description The content type or encoding of the request body is not supported. */
             415: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3330,7 +3331,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3343,7 +3344,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3357,7 +3358,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3370,7 +3371,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3389,9 +3390,9 @@ export interface operations {
     list_changes: {
         parameters: {
             query?: {
-                /** @description `next` of the last answer. Without it everything is new. */
+                /** @description `next` of the previous response. Without it, all resources are returned. */
                 since?: string | null;
-                /** @description How many at once. */
+                /** @description Maximum number of items. */
                 limit?: number;
             };
             header?: never;
@@ -3427,7 +3428,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3441,7 +3442,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3455,7 +3456,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What was deleted since then is forgotten. */
+            /** @description The sync token is too old. */
             410: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3468,7 +3469,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3481,7 +3482,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3495,7 +3496,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3508,7 +3509,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3528,7 +3529,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The `id` of the last event that was received, or `next` of the changes: go on from there. */
+                /** @description `id` of the last event received, or `next` of the changes. The stream continues after it. */
                 "Last-Event-ID"?: string | null;
             };
             path?: never;
@@ -3536,7 +3537,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events until the token expires. Comments come every 15 seconds when nothing else does. */
+            /** @description Events until the token expires. When there are none, a comment is sent every 15 seconds. */
             200: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3564,7 +3565,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3578,7 +3579,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3592,7 +3593,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What was deleted since then is forgotten. */
+            /** @description The sync token is too old. */
             410: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3605,7 +3606,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3618,7 +3619,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3632,7 +3633,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3645,7 +3646,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3697,7 +3698,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3711,7 +3712,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3725,7 +3726,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3739,7 +3740,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3752,7 +3753,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3772,11 +3773,11 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description 304 if the version is one of these (RFC 9110, section 13.1.2). */
+                /** @description Respond 304 if the current version is one of these (RFC 9110, section 13.1.2). */
                 "If-None-Match"?: string;
             };
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -3797,7 +3798,7 @@ export interface operations {
                     "application/json": components["schemas"]["TaskRead"];
                 };
             };
-            /** @description Nothing has changed. */
+            /** @description The resource has not changed. */
             304: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3823,7 +3824,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3837,7 +3838,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3851,7 +3852,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3864,7 +3865,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3878,7 +3879,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3891,7 +3892,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3911,13 +3912,13 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if the version is one of these (RFC 9110, section 13.1.1). */
+                /** @description Proceed only if the current version is one of these (RFC 9110, section 13.1.1). */
                 "If-Match"?: string;
-                /** @description `*`: only if there is none. Else: only if the version is none of these (RFC 9110, section 13.1.2). */
+                /** @description `*`: only create. Else: proceed only if the version is none of these (RFC 9110, section 13.1.2). */
                 "If-None-Match"?: string;
             };
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -3942,7 +3943,7 @@ export interface operations {
                     "application/json": components["schemas"]["TaskRead"];
                 };
             };
-            /** @description It was made. */
+            /** @description The task was created. */
             201: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3971,7 +3972,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3985,7 +3986,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -3999,7 +4000,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4012,7 +4013,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body took too long to arrive. */
+            /** @description The request body was not received in time. */
             408: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4025,7 +4026,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The version is not one that If-Match names. */
+            /** @description The current version does not satisfy If-Match or If-None-Match. */
             412: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4038,7 +4039,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is too long. */
+            /** @description The request body is too large. */
             413: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4051,7 +4052,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another content type. */
+            /** @description The content type or encoding of the request body is not supported. */
             415: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4064,7 +4065,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4077,7 +4078,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4091,7 +4092,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4104,7 +4105,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4124,11 +4125,11 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if the version is one of these (RFC 9110, section 13.1.1). */
+                /** @description Proceed only if the current version is one of these (RFC 9110, section 13.1.1). */
                 "If-Match"?: string;
             };
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -4160,7 +4161,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4174,7 +4175,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4188,7 +4189,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4201,7 +4202,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The version is not one that If-Match names. */
+            /** @description The current version does not satisfy If-Match or If-None-Match. */
             412: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4214,7 +4215,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4228,7 +4229,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4241,7 +4242,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4261,11 +4262,11 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if the version is one of these (RFC 9110, section 13.1.1). */
+                /** @description Proceed only if the current version is one of these (RFC 9110, section 13.1.1). */
                 "If-Match"?: string;
             };
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -4305,7 +4306,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4319,7 +4320,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4333,7 +4334,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4346,7 +4347,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body took too long to arrive. */
+            /** @description The request body was not received in time. */
             408: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4359,7 +4360,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The version is not one that If-Match names. */
+            /** @description The current version does not satisfy If-Match or If-None-Match. */
             412: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4372,7 +4373,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is too long. */
+            /** @description The request body is too large. */
             413: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4385,7 +4386,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another content type. */
+            /** @description The content type or encoding of the request body is not supported. */
             415: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4398,7 +4399,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4411,7 +4412,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4425,7 +4426,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4438,7 +4439,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4458,11 +4459,11 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if the version is one of these (RFC 9110, section 13.1.1). */
+                /** @description Proceed only if the current version is one of these (RFC 9110, section 13.1.1). */
                 "If-Match"?: string;
             };
             path: {
-                /** @description A UUID, as the collection shows it. Whatever else it is, it is a 404. */
+                /** @description The id of the resource, a UUID. Any other text results in a 404. */
                 id: string;
             };
             cookie?: never;
@@ -4497,7 +4498,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4511,7 +4512,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4525,7 +4526,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4538,7 +4539,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The version is not one that If-Match names. */
+            /** @description The current version does not satisfy If-Match or If-None-Match. */
             412: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4551,7 +4552,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4565,7 +4566,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4578,7 +4579,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4630,7 +4631,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4644,7 +4645,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4658,7 +4659,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4672,7 +4673,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4685,7 +4686,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4735,7 +4736,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4749,7 +4750,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4763,7 +4764,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4777,7 +4778,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4790,7 +4791,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4847,7 +4848,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4861,7 +4862,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4875,7 +4876,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body took too long to arrive. */
+            /** @description The request body was not received in time. */
             408: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4888,7 +4889,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is too long. */
+            /** @description The request body is too large. */
             413: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4901,7 +4902,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another content type. */
+            /** @description The content type or encoding of the request body is not supported. */
             415: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4914,7 +4915,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request does not make sense; `errors` names each member that is wrong. */
+            /** @description The request is invalid; `errors` lists the invalid members. */
             422: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4927,7 +4928,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4941,7 +4942,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -4954,7 +4955,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -5007,7 +5008,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no token, or it is refused; `WWW-Authenticate` says why. */
+            /** @description The token is missing or invalid; `WWW-Authenticate` gives the reason. */
             401: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -5021,7 +5022,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The token lacks a scope, or speaks for nobody who may do this. */
+            /** @description The token lacks a scope, or its subject is not allowed to perform this operation. */
             403: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -5035,7 +5036,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such thing, or it is not the caller's. */
+            /** @description The resource does not exist or belongs to another user. */
             404: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -5048,7 +5049,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Too many requests; `Retry-After` says when to ask again. */
+            /** @description Too many requests; retry after `Retry-After` seconds. */
             429: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -5062,7 +5063,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description A defect here. */
+            /** @description Unexpected server error. */
             500: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -5075,7 +5076,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Keys or database cannot be reached; `Retry-After` says when to ask again. */
+            /** @description The issuer's keys or the database are unavailable; retry after `Retry-After` seconds. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
@@ -5133,7 +5134,7 @@ export interface operations {
                     "application/json": components["schemas"]["Readiness"];
                 };
             };
-            /** @description Something is missing: `checks` says what. */
+            /** @description Requests cannot be served; `checks` contains the reason. */
             503: {
                 headers: {
                     "Cache-Control": components["headers"]["Cache-Control"];
