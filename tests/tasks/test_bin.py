@@ -139,7 +139,7 @@ async def test_whoever_comes_second_leaves_it_to_the_first(api: Api) -> None:
     old = await deleted(api, api.person(), "31 days")
 
     async def first(transaction: Any) -> None:
-        assert await transaction.row(LOCK) == {"ours": True}
+        assert await transaction.row(LOCK) == {"acquired": True}
         assert await purge(api.state["pool"]) == 0
         assert await remaining(api, old) == 1
 
@@ -234,7 +234,7 @@ async def test_more_than_a_batch_is_purged_and_what_is_held_is_left(
     postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tasks of two owners, one of whom is writing, and rows that another transaction holds; all of the same moment."""
-    monkeypatch.setattr(purge_module, "OWNERS_AT_ONCE", 1)
+    monkeypatch.setattr(purge_module, "OWNERS_PER_BATCH", 1)
     url = create_database(postgres, f"purge_{uuid4().hex[:8]}")
     migrations.upgrade(url)
     held = "SELECT pg_advisory_xact_lock(hashtextextended('changes of ' || '00000000-0000-7000-8000-000000000001', 0))"
