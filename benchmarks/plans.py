@@ -125,6 +125,8 @@ def shapes(most_filters: int = len(listing.FILTERS)) -> Iterator[Shape]:
 def seed(connection: psycopg.Connection, *, rows: int, owners: int, most: int) -> None:
     """Fill a migrated database with tasks of `owners` users; the first has about `most` more than the others."""
     connection.autocommit = True
+    # VACUUM marks a page as all-visible only once the commits of its rows are flushed; test servers flush them later.
+    connection.execute("SET synchronous_commit = on")
     indexes = connection.execute(
         "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'tasks' AND indexname <> 'tasks_pkey'"
     ).fetchall()
