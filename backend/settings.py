@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         "Default: `DATABASE_URL`.",
     )
     database_pool_size: int = Field(
-        default=10,
+        default=12,
         ge=5,
         le=1000,
         description="Database connections per worker. Each worker opens two more, for LISTEN and `/readyz`.",

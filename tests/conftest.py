@@ -71,7 +71,7 @@ def settings(database_url: str, jwks_url: str) -> Settings:
     return Settings(
         _env_file=None,
         database_url=database_url,
-        database_pool_size=8,
+        database_pool_size=12,
         better_auth_url=ISSUER,
         better_auth_jwks_url=jwks_url,
         cors_origins=("https://app.example.com",),

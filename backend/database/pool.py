@@ -50,7 +50,7 @@ class Pool:
     """The connections of this process. `async with` opens them; an unavailable server is noticed at first use."""
 
     def __init__(
-        self, url: str, *, size: int = 10, prepare: bool = True, wait: float = 3.0, deadline: float = 12.0
+        self, url: str, *, size: int = 12, prepare: bool = True, wait: float = 3.0, deadline: float = 12.0
     ) -> None:
         """`size`: connections for short reads, single writes, long reads and transactions together; 5 or more.
 
