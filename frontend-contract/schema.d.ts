@@ -1237,6 +1237,7 @@ export interface components {
          *     }
          */
         TaskSummary: {
+            /** @description All tasks, each counted once. */
             by_status: components["schemas"]["ByStatus"];
             /**
              * Due Today

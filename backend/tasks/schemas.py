@@ -254,7 +254,7 @@ class TaskSummary(BaseModel):
         }
     )
 
-    by_status: ByStatus = Field(description="Number of tasks by status.")
+    by_status: ByStatus = Field(description="All tasks, each counted once.")
     overdue: int = Field(description="Number of overdue tasks.")
     due_today: int = Field(description="Number of open tasks due today, in the user's time zone (default: UTC).")
 
