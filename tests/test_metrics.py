@@ -89,7 +89,7 @@ async def test_each_request_is_counted_by_its_route(api: Api) -> None:
     assert more("resource_server_token_verifications_total", outcome="hit") == 4
     assert more("resource_server_user_loads_total") >= 1  # more of them while changes are not heard in time
     assert value(after, "resource_server_users_remembered") >= 1
-    assert value(after, "resource_server_database_connections_limit") == 8
+    assert value(after, "resource_server_database_connections_limit") == 12
     assert value(after, "resource_server_key_set_ready") == 1
     assert value(after, "resource_server_key_set_skipped_keys") == 0
     assert value(after, "resource_server_key_set_waiting") == 0

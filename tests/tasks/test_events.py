@@ -280,7 +280,7 @@ async def test_all_streams_are_looked_for_at_once(api: Api, said: Said) -> None:
     """One statement for each look, however many streams and owners there are, and one for what it finds."""
     people = [api.person() for _ in range(4)]
     ids = [await owner(person) for person in people]
-    readers = [await Reader(api, person).open() for person in people for _ in range(3)]
+    readers = [await Reader(api, person).open() for person in people for _ in range(4)]
     assert len(readers) > api.state["pool"].size, "no stream keeps a connection"
     said.clear()
     while len(looks(said)) < 3:  # noqa: ASYNC110
@@ -289,7 +289,7 @@ async def test_all_streams_are_looked_for_at_once(api: Api, said: Said) -> None:
     assert all(look == set(ids) for look in looks(said))
     for number in 1, 2:
         made = await people[0].task()
-        assert [(await reader.next()).data for reader in readers[:3]] == [made] * 3
+        assert [(await reader.next()).data for reader in readers[:4]] == [made] * 4
         assert [statement for statement, _ in said].count(CHANGES) == number
     for reader in readers:
         await reader.close()
