@@ -202,8 +202,7 @@ class Lanes:
 
     A write may wait for a lock, so no other statement is sent behind it. The writes of one user leave one connection to
     others. A short read that meets a lock leaves the shared connection, and waits for the lock in the lane for writes.
-    A read is sent again if its connection was lost;
-    a write is not, since it may have been committed.
+    A read is sent again if its connection was lost; a write is not, since it may have been committed.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class PreparedStatements:
         self._number = 0
 
     def bind(self, job: Job) -> tuple[Bound, Bound]:
-        """The preamble and the statement. Raises whatever a value's dumper raises."""
+        """The preamble and the statement. Raises the errors of the values' dumpers."""
         texts = [text.encode() for text in job.texts]
         preamble = Bound(job.preamble, texts, _TEXT_OIDS[len(texts)], _TEXT_FORMATS[len(texts)])
         if not job.values:

@@ -22,7 +22,7 @@ export interface TokenSettings {
 }
 
 export interface AuthSettings extends TokenSettings {
-  /** A Pool, a DatabaseSync, an adapter: whatever Better Auth takes. */
+  /** A Pool, a DatabaseSync, an adapter, or another database that Better Auth accepts. */
   database: NonNullable<BetterAuthOptions["database"]>;
   /** The public address of the app. Its origin becomes `iss`; a path of its own replaces `/api/auth`. */
   baseURL: string;

@@ -105,7 +105,7 @@ const LEASE = 10_000;
 const REQUEST = 5_000;
 const POLL = 5_000;
 const PROBE = 500;
-/** How long an API that is down is left alone, whatever its `Retry-After` says. */
+/** How long an API that is down is left alone. A longer `Retry-After` does not extend it. */
 const LONGEST_SILENCE = 1_000;
 /** How long the events of a lane wait after a 429 at most: an urgent one, and another. */
 const LONGEST_URGENT_PAUSE = 1_000;
