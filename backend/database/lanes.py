@@ -15,9 +15,9 @@ from psycopg_pool import PoolTimeout
 from backend.database.connection import SharedConnection
 from backend.database.job import SHORT_LOCK_TIMEOUT, Connection, ConnectionLost, Job, Row, fail, lock_timeout_until
 
-MAX_WAITING = 1000  # jobs on one shared connection, and in the queue for writes; further ones are refused at once
+MAX_WAITING = 1000  # jobs on one shared connection; in a lane, those that have met a lock, and those of the system
 MAX_AT_ONCE = 2  # long reads of one user
-MAX_WAITING_PER_USER = 256  # long reads in the queue of one user
+MAX_WAITING_PER_USER = 256  # statements in the queue of one user in a lane; further ones are refused at once
 
 
 class Lane:
@@ -28,13 +28,11 @@ class Lane:
     runs again on another connection. So statements that wait for locks never hold all connections, and statements that
     need none of these locks go on.
 
-    There is a queue for statements that have met a lock, which come first, and one for each user, or one for all.
+    There is a queue for statements that have met a lock, which come first, and one for each user.
     """
 
-    def __init__(
-        self, make: Callable[..., SharedConnection], size: int, *, wait: float, most: int | None = None
-    ) -> None:
-        """`most`: statements of one user that run at once; then users take turns. None: one queue and no limit.
+    def __init__(self, make: Callable[..., SharedConnection], size: int, *, wait: float, most: int) -> None:
+        """`most`: statements of one user that run at once; then users take turns.
 
         Statements of the system take turns like those of one user, without these limits.
         """
@@ -100,7 +98,7 @@ class Lane:
             await connection.close()
 
     def _user(self, job: Job) -> str:
-        return job.texts[1] if self._most else ""
+        return job.texts[1]
 
     def _queued(self) -> Iterator[Job]:
         return chain(self._blocked, *self._queues.values())
@@ -120,15 +118,14 @@ class Lane:
         if job.is_blocked and self._patient >= self._most_patient:
             return False
         user = self._user(job)
-        return self._most is None or not user or self._running[user] < self._most
+        return not user or self._running[user] < self._most
 
     def _start(self, job: Job) -> None:
         """Run a job on the connection that was used last."""
         connection = next(reversed(self._free))
         del self._free[connection]
         self._started[connection] = job
-        if self._most is not None:
-            self._running[self._user(job)] += 1
+        self._running[self._user(job)] += 1
         job.is_patient = self._patient < self._most_patient
         if job.is_patient:
             self._patient += 1
@@ -144,11 +141,10 @@ class Lane:
         job = self._started.pop(connection, None)
         if job is not None:
             self._patient -= job.is_patient
-            if self._most is not None:
-                user = self._user(job)
-                self._running[user] -= 1
-                if not self._running[user]:
-                    del self._running[user]
+            user = self._user(job)
+            self._running[user] -= 1
+            if not self._running[user]:
+                del self._running[user]
         self._free[connection] = None
         while self._free and (found := self._next()) is not None:
             self._start(found)
