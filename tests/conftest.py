@@ -23,11 +23,11 @@ from backend.users.cache import Users
 from benchmarks.issuer import serve_keys
 
 pytest_plugins = [
-    "tests.postgres",
-    "tests.issuers",
+    "tests.support.postgres",
+    "tests.support.issuers",
     "tests.contract.packages",
     "tests.contract.serving",
-    "tests.programs",
+    "tests.support.programs",
 ]
 
 ISSUER = "http://issuer.test"

@@ -19,7 +19,7 @@ from backend.settings import Settings
 from tests.conftest import Api, running
 from tests.contract.test_better_auth import ME, TASKS, call, served_by
 from tests.contract.test_oauth import refusal
-from tests.issuers import ADMIN
+from tests.support.issuers import ADMIN
 from tests.users.test_users import rows_of
 
 USERS = "/api/v1/admin/users"

@@ -16,7 +16,7 @@ from backend.dev.people import People, Session
 from backend.settings import Settings
 from tests.conftest import Api, running
 from tests.contract.test_better_auth import ME, TASKS, call, newer_token_by_cookie, served_by
-from tests.issuers import ADMIN
+from tests.support.issuers import ADMIN
 from tests.users.test_users import rows_of
 
 API = "http://localhost:8000"

@@ -18,7 +18,7 @@ from backend.dev.people import DEMO_PASSWORD, People, Refused, Session, no_cooki
 from backend.settings import Settings
 from tests.contract.serving import serving
 from tests.contract.test_better_auth import newer_token_by_cookie
-from tests.issuers import ADMIN
+from tests.support.issuers import ADMIN
 
 # How long each change took to reach both processes after Better Auth's answer: `--log-cli-level=INFO` shows it.
 LOG = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from backend.dev.issuer import Issuer
 from backend.dev.people import People, Session, no_cookies, session_of
 from backend.settings import Settings
 from tests.contract.serving import serving
-from tests.issuers import ADMIN
+from tests.support.issuers import ADMIN
 
 LOG = logging.getLogger(__name__)
 DEADLINE = 10.0  # seconds: the promise is one, of which a loaded machine may miss some; the fault took 20 to 120

@@ -15,7 +15,7 @@ from backend.database.connection import SharedConnection
 from backend.database.job import ConnectionLost, Job
 from backend.database.pipeline import Pipeline
 from backend.database.prepared import PreparedStatements
-from tests.relay import Relay
+from tests.support.relay import Relay
 
 NOTHING = "SELECT $1, $2"
 BRIEFLY = "SELECT $1, set_config('lock_timeout', $2, true)"

@@ -11,10 +11,10 @@ from redis import Redis
 from backend import migrations
 from backend.auth.testing import LocalIssuer
 from tests.conftest import create_database
+from tests.database.test_migrations import as_login
 from tests.doctor.report import SECRET, Report, at, names
-from tests.pooler import pooler
-from tests.redis_server import redis_server
-from tests.test_migrations import as_login
+from tests.support.pgbouncer import pooler
+from tests.support.redis_server import redis_server
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from backend.dev.postgres import EmbeddedPostgres
 from backend.settings import Settings
 from tests.conftest import Api, create_database, running
 from tests.faults.load import CLIENTS, PATIENCE, TASKS, Account, Load
-from tests.programs import mounted
+from tests.support.programs import mounted
 
 # A crash of its processes is what is tested, not one of the machine.
 QUICK = {"fsync": "off", "full_page_writes": "off", "min_wal_size": "32MB", "max_wal_size": "32MB"}

@@ -20,9 +20,9 @@ from backend import migrations
 from backend.database import SYSTEM, Database, Pool, Transaction
 from backend.dev.postgres import EmbeddedPostgres
 from tests.conftest import create_database
-from tests.programs import Network, network
-from tests.relay import Relay
-from tests.test_database import raw
+from tests.database.test_executor import raw
+from tests.support.programs import Network, network
+from tests.support.relay import Relay
 
 logger = logging.getLogger(__name__)
 

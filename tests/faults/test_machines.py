@@ -16,7 +16,7 @@ import pytest
 from backend.auth.testing import LocalIssuer
 from tests.faults.load import CLIENTS, PATIENCE, TASKS, Load
 from tests.faults.machine import Machine
-from tests.redis_server import RedisServer, redis_server
+from tests.support.redis_server import RedisServer, redis_server
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from backend.settings import Settings
 from tests.auth.loopback import Script, hangs, says, says_json, serving
 from tests.conftest import AUDIENCE, ISSUER, running
 from tests.faults.load import CLIENTS, PATIENCE, TASKS, Load
-from tests.redis_server import redis_server
+from tests.support.redis_server import redis_server
 
 
 @pytest.mark.needs("redis-server")

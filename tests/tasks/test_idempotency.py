@@ -10,7 +10,7 @@ from backend.database import SYSTEM, Database, Statement, Transaction
 from backend.resources import idempotency
 from backend.resources.retention import purge
 from tests.conftest import Api, Person
-from tests.test_database import raw
+from tests.database.test_executor import raw
 
 TASKS = "/api/v1/tasks"
 

@@ -19,8 +19,8 @@ from backend.tasks.models import Task
 from backend.users import export
 from backend.users import statements as user_statements
 from tests.conftest import Api, Person
-from tests.isolation import forgotten_filter, owned_insert, owner_filter
-from tests.test_resources import RESOURCES
+from tests.resources.test_owned_resources import RESOURCES
+from tests.support.isolation import forgotten_filter, owned_insert, owner_filter
 
 TASKS = "/api/v1/tasks"
 TAGS = "/api/v1/tags"
@@ -88,10 +88,10 @@ OPERATIONS = {
     ("GET", f"{ADMIN}/audit"),
 }
 
-# They end when their reader goes; tests/tasks/test_events.py looks at what they tell.
+# They end when their reader goes; tests/sync/test_events.py looks at what they tell.
 STREAMS = {("GET", f"{TASKS}/events")}
 
-# What tests/test_resources.py tries of each resource that it knows.
+# What tests/resources/test_owned_resources.py tries of each resource that it knows.
 USUAL = (
     ("GET", ""),
     ("POST", ""),

@@ -8,8 +8,8 @@ import pytest
 
 from backend.database import SYSTEM, Database
 from tests.conftest import Api, Person
+from tests.database.test_executor import raw
 from tests.tasks.test_paging import walk
-from tests.test_database import raw
 
 TASKS = "/api/v1/tasks"
 

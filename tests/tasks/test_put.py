@@ -7,7 +7,7 @@ import pytest
 
 from backend.database import SYSTEM, Database
 from tests.conftest import Api
-from tests.test_database import raw
+from tests.database.test_executor import raw
 
 TASKS = "/api/v1/tasks"
 

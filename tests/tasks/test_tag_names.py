@@ -15,10 +15,10 @@ from backend.tasks.schemas import TagUpdate, TaskCreate
 from backend.tasks.service import TaskService
 from backend.tasks.tags import TagService
 from tests.conftest import Api, create_database
-from tests.following import Copy
-from tests.tasks.test_changes import owner, waiting
+from tests.database.test_migrations import ordinary_login
+from tests.support.following import Copy
+from tests.sync.test_changes import owner, waiting
 from tests.tasks.test_tags import TAGS, TASKS, tag_id
-from tests.test_migrations import ordinary_login
 
 LINK = """
 INSERT INTO task_tags SELECT tasks.owner_id, tasks.id, tags.id FROM tasks JOIN tags USING (owner_id)

@@ -12,7 +12,7 @@ from starlette.types import Message
 from backend.database import SYSTEM, Database
 from backend.users import export, lifecycle
 from tests.conftest import BASE, Api, Person
-from tests.test_database import raw
+from tests.database.test_executor import raw
 from tests.users.test_lifecycle import as_system, fill, id_of, of_keys, owned_by
 
 ME = "/api/v1/users/me"

@@ -21,7 +21,7 @@ from backend.users.admin.schemas import AuditRead, UserRead
 from backend.users.cache import KnownUser
 from backend.users.security_events.schemas import EventType
 from tests.conftest import BASE, Api, Person, create_database, running
-from tests.test_database import raw
+from tests.database.test_executor import raw
 from tests.users.test_lifecycle import NOW, as_system, id_of, of_keys, row_of
 from tests.users.test_security_events import merged, tell
 

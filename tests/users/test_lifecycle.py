@@ -12,8 +12,8 @@ import pytest
 from backend.database import SYSTEM, Database, Row, Transaction
 from backend.users import lifecycle, owned_data
 from tests.conftest import ISSUER, Api, Person
-from tests.test_database import raw
-from tests.test_resources import RESOURCES
+from tests.database.test_executor import raw
+from tests.resources.test_owned_resources import RESOURCES
 
 ME = "/api/v1/users/me"
 TASKS = "/api/v1/tasks"

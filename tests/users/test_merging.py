@@ -15,7 +15,7 @@ from sqlalchemy.schema import SchemaItem
 from backend.database import SYSTEM, Database, Transaction
 from backend.users import lifecycle, owned_data
 from tests.conftest import ISSUER, Api, Person
-from tests.test_database import raw
+from tests.database.test_executor import raw
 from tests.users.test_lifecycle import NOW, as_system, fill, id_of, owned_by, row_of
 
 ME = "/api/v1/users/me"

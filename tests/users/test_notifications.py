@@ -21,8 +21,8 @@ from backend.users.notifications import Listener
 from backend.users.security_events.schemas import EventType
 from backend.users.system_statements import FIND
 from tests.conftest import ISSUER, Api, caught_up, create_database, running
-from tests.relay import Relay
-from tests.test_database import raw
+from tests.database.test_executor import raw
+from tests.support.relay import Relay
 
 ME = "/api/v1/users/me"
 SUSPEND = raw("UPDATE users SET status = 'suspended' WHERE subject = :subject")

@@ -19,7 +19,7 @@ from backend.users import lifecycle
 from backend.users.security_events.schemas import EventType
 from backend.web.event_quotas import EventQuotas
 from tests.conftest import BASE, ISSUER, Api, caught_up, running
-from tests.test_database import raw
+from tests.database.test_executor import raw
 
 ME = "/api/v1/users/me"
 PATH = "/api/v1/security-events"

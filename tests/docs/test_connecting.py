@@ -22,7 +22,7 @@ from backend.settings import Settings
 from tests.contract.packages import CONTRACT, TSC, run
 from tests.contract.serving import serving
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "connect-your-better-auth.md").read_text()
 ERRORS = (ROOT / "docs" / "errors.md").read_text()
 FILES = re.findall(r"^```(diff|env|tsx?) (\S+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)

@@ -12,8 +12,8 @@ from backend.auth.testing import LocalIssuer
 from backend.database import SYSTEM, Actor, Database, Transaction
 from backend.settings import Settings
 from tests.conftest import Api, caught_up, create_database, running
-from tests.pooler import SHARED, pooler
-from tests.test_database import raw
+from tests.database.test_executor import raw
+from tests.support.pgbouncer import SHARED, pooler
 
 TASKS = "/api/v1/tasks"
 ME = "/api/v1/users/me"

@@ -19,8 +19,8 @@ from backend.database import SYSTEM, Database, Row, Statement, Transaction
 from backend.resources.retention import purge
 from backend.users import lifecycle
 from tests.conftest import Api, Person
-from tests.following import Copy, reading
-from tests.isolation import forgotten_filter, owned_insert, owner_filter
+from tests.support.following import Copy, reading
+from tests.support.isolation import forgotten_filter, owned_insert, owner_filter
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from backend.auth.testing import LocalIssuer
 from backend.operations.metrics import Metrics
 from backend.settings import Settings
 from tests.conftest import Api, running
-from tests.workers import Server, two_workers
+from tests.support.workers import Server, two_workers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TASKS = "/api/v1/tasks"
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -16,9 +16,9 @@ from backend.sync.broker import MAX_CACHED, Broker
 from backend.web import server
 from backend.web.server import Protocol
 from tests.conftest import Api
-from tests.following import PATIENCE, TASKS, reading
-from tests.test_protocol import serving
-from tests.workers import Server, two_workers
+from tests.support.following import PATIENCE, TASKS, reading
+from tests.support.workers import Server, two_workers
+from tests.web.test_server import serving
 
 
 async def blocks(answer: httpx.Response) -> AsyncIterator[dict[str, str]]:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from backend.app import create_app
-from tests.compatibility import breaks, may_break
+from tests.contract.compatibility import breaks, may_break
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # The document of the last release, put there in the commit that is tagged. Until the first there is none, and nobody to
 # whom a promise was made.
 RELEASED = ROOT / "frontend-contract" / "openapi.released.json"

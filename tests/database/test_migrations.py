@@ -23,7 +23,7 @@ from backend.dev.postgres import EmbeddedPostgresError
 from backend.migrations import MigrationError
 from tests.conftest import create_database
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # What PostgreSQL itself makes of indexes and constraints.
 DEFINITIONS = """
@@ -92,7 +92,7 @@ def test_an_empty_database_and_a_current_one(empty: str) -> None:
 
 
 def test_the_schema_is_that_of_the_migrations_before_they_were_made_one(empty: str) -> None:
-    """`tests/schema.sql` is a dump of the database that the revisions 0001 to 0010 made."""
+    """`tests/database/schema.sql` is a dump of the database that the revisions 0001 to 0010 made."""
     migrations.upgrade(empty)
     program = "pg_dump"
     with suppress(EmbeddedPostgresError):
@@ -100,7 +100,7 @@ def test_the_schema_is_that_of_the_migrations_before_they_were_made_one(empty: s
     command = [program, "--schema-only", "--no-owner", empty]
     dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kept = [line for line in dump.splitlines() if line and not line.startswith(("\\", "--", "SET ", "SELECT "))]
-    assert kept == [line for line in (ROOT / "tests/schema.sql").read_text().splitlines() if line]
+    assert kept == [line for line in (ROOT / "tests/database/schema.sql").read_text().splitlines() if line]
 
 
 def test_the_revisions_are_those_that_alembic_finds() -> None:

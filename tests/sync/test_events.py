@@ -16,12 +16,12 @@ from backend.sync import broker, event_stream
 from backend.sync.broker import HEARTBEAT, MAX_STREAMS, PERIOD, POLL, Broker
 from backend.sync.event_stream import EVENTS, RETRY
 from backend.tasks.statements import CHANGES
-from tests import following
 from tests.conftest import Api, running
-from tests.following import PATIENCE, TASKS, Copy, Reader, reading
-from tests.tasks.test_bin import deleted
-from tests.tasks.test_changes import live, owner
-from tests.test_database import raw
+from tests.database.test_executor import raw
+from tests.support import following
+from tests.support.following import PATIENCE, TASKS, Copy, Reader, reading
+from tests.sync.test_changes import live, owner
+from tests.tasks.test_trash import deleted
 
 
 @pytest.fixture(autouse=True)

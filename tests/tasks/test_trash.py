@@ -14,8 +14,8 @@ from backend.operations.metrics import Metrics
 from backend.resources import retention as purge_module
 from backend.resources.retention import LOCK, expiring_tables, purge, purging
 from tests.conftest import Api, Person, create_database
-from tests.test_database import raw
-from tests.test_metrics import read, value
+from tests.database.test_executor import raw
+from tests.operations.test_metrics import read, value
 
 TASKS = "/api/v1/tasks"
 COUNT = raw("SELECT count(*) AS n FROM tasks WHERE id = ANY(CAST(:ids AS uuid[]))")

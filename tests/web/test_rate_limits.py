@@ -18,7 +18,7 @@ from backend.web.event_quotas import EventQuotas
 from backend.web.rate_limits import Counters, Quota, RateLimited, RateLimits, reads_credentials
 from backend.web.rate_limits_redis import STEP, STEPS, SharedCounters
 from tests.conftest import Api, Person, running
-from tests.redis_server import RedisServer, redis_server
+from tests.support.redis_server import RedisServer, redis_server
 
 TASKS = "/api/v1/tasks"
 EVENTS = "/api/v1/security-events"

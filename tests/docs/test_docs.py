@@ -14,7 +14,7 @@ from backend.settings import Settings
 from backend.web import problems
 from backend.web.problems import DomainError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

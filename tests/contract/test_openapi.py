@@ -16,7 +16,7 @@ from backend.tasks.schemas import TaskCreate, TaskRead, TaskUpdate
 from backend.users.schemas import Me, MeUpdate
 from backend.web.problems import Problem
 
-CONTRACT = Path(__file__).parents[1] / "frontend-contract"
+CONTRACT = Path(__file__).parents[2] / "frontend-contract"
 DOCUMENT = create_app().openapi()
 EVENTS = "/api/v1/security-events"  # public: judged by what is sent
 OPERATIONS = [

@@ -14,9 +14,9 @@ from backend import migrations
 from backend.dev import postgres_binaries
 from backend.dev.postgres import EmbeddedPostgresError
 from tests.conftest import create_database
-from tests.test_migrations import as_login
+from tests.database.test_migrations import as_login
 
-GUIDE = (Path(__file__).parents[1] / "docs/run-in-production.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs/run-in-production.md").read_text()
 
 
 def run(program: str, url: str, dump: Path) -> subprocess.CompletedProcess[str]:

@@ -22,9 +22,9 @@ from backend.tasks.models import Task
 from backend.tasks.statements import INSERT_TASK
 from backend.users import lifecycle
 from tests.conftest import Api, Person
-from tests.following import TASKS, Copy
-from tests.tasks.test_bin import AGE, deleted, remaining
-from tests.test_database import raw
+from tests.database.test_executor import raw
+from tests.support.following import TASKS, Copy
+from tests.tasks.test_trash import AGE, deleted, remaining
 
 TAGS = "/api/v1/tags"
 CHANGES = f"{TASKS}/changes"

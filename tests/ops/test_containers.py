@@ -17,9 +17,9 @@ import yaml
 
 from backend.cli import _parser
 from backend.settings import Settings
-from tests.programs import find
+from tests.support.programs import find
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 
