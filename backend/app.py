@@ -31,7 +31,8 @@ from backend.web.dispatch import Dispatch
 from backend.web.event_quotas import EventQuotas
 from backend.web.middleware import CrossOrigin, HeadAsGet
 from backend.web.proxies import TrustedProxies
-from backend.web.rate_limits import Quota, RateLimiting, RateLimits
+from backend.web.quotas import Quota
+from backend.web.rate_limits import RateLimiting, RateLimits
 
 # One line per router. Features that are not listed are not imported, so their routes and tables do not exist.
 ROUTERS = (

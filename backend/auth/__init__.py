@@ -14,6 +14,7 @@ from .bearer import (
     read_token,
     requires_role,
     requires_scope,
+    verified_principal,
 )
 from .claims import Principal
 from .encoding import decode_object
@@ -60,6 +61,7 @@ __all__ = [
     "read_token",
     "requires_role",
     "requires_scope",
+    "verified_principal",
     "verify_jws",
     "verify_signature",
 ]

@@ -1,7 +1,7 @@
 """Authenticates requests with bearer tokens and answers refused ones with a challenge (RFC 6750)."""
 
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from math import ceil
 from typing import Annotated, Any, Final
 
@@ -124,7 +124,7 @@ async def judge(connection: HTTPConnection) -> Principal:
 
     An override of `current_principal` in `app.dependency_overrides` takes the place of the token.
     """
-    principal: Principal | None = connection.scope.get(_JUDGED)
+    principal = verified_principal(connection.scope)
     if principal is None:
         app = connection.scope.get("app")
         if current_principal in getattr(app, "dependency_overrides", ()):
@@ -132,6 +132,12 @@ async def judge(connection: HTTPConnection) -> Principal:
         else:
             principal = await bearer_of(connection)(connection)
         connection.scope[_JUDGED] = connection.scope.setdefault("state", {})["principal"] = principal
+    return principal
+
+
+def verified_principal(scope: Mapping[str, Any]) -> Principal | None:
+    """Return the principal of a request that has been authenticated, for logs and middleware; None before."""
+    principal: Principal | None = scope.get(_JUDGED)
     return principal
 
 

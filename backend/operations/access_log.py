@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from opentelemetry.trace import ProxyTracerProvider, format_trace_id, get_current_span, get_tracer_provider
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.auth import verified_principal
 from backend.operations.log_lines import LineHandler, line
 from backend.web.headers import with_policies
+from backend.web.request_state import begin, request_state
 
 access = logging.getLogger("backend.access")
 
@@ -51,11 +53,11 @@ class AccessLog:
             await self.app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        if (proxies := state.get("proxies")) is not None:
+        state = begin(scope, request_id)
+        process = scope.setdefault("state", {})
+        if (proxies := process.get("proxies")) is not None:
             proxies.apply(scope)
-        metrics = state.get("metrics")
+        metrics = process.get("metrics")
         if metrics is not None:
             metrics.in_progress += 1
         started = time.perf_counter()
@@ -65,13 +67,13 @@ class AccessLog:
             nonlocal answered
             if message["type"] == "http.response.start":
                 answered = time.perf_counter()
-                state["status"] = message["status"]
+                state.status = message["status"]
                 message["headers"] = with_policies(message["headers"], scope, request_id)
             try:
                 await send(message)
             except (OSError, RuntimeError):
                 # The client has disconnected. This is no error of the server.
-                state["client_gone"] = True
+                state.client_gone = True
 
         try:
             await self.app(scope, receive, send_with_headers)
@@ -81,7 +83,7 @@ class AccessLog:
                 metrics.in_progress -= 1
             if not self._ended:
                 asyncio.get_running_loop().call_soon(self._flush)
-            status, until = state.get("status", 500), answered or now
+            status, until = state.status or 500, answered or now
             is_traced, at = _TRACED in scope, time.time()
             self._ended.append(_Ended(scope, status, until - started, now - started, at, is_traced, copy_context()))
 
@@ -112,9 +114,9 @@ def _route(scope: Scope) -> str | None:
 
 def _fields(request: _Ended, is_traced: bool) -> dict[str, Any]:
     scope = request.scope
-    state = scope["state"]
+    state = request_state(scope)
     fields = {
-        "request_id": state["request_id"],
+        "request_id": state.request_id,
         "method": scope["method"],
         "route": _route(scope),
         "status": request.status,
@@ -122,11 +124,11 @@ def _fields(request: _Ended, is_traced: bool) -> dict[str, Any]:
     }
     if is_traced and (span := request.context.run(get_current_span).get_span_context()).is_valid:
         fields["trace_id"] = format_trace_id(span.trace_id)
-    if "client_gone" in state:
+    if state.client_gone:
         fields["client_gone"] = True
-    if "user" in state:
-        fields["user"] = state["user"].actor.id
-    principal = state.get("principal")
+    if state.user is not None:
+        fields["user"] = state.user.actor.id
+    principal = verified_principal(scope)
     if principal is not None:
         fields["subject"] = principal.subject
         if principal.impersonated_by:

@@ -8,7 +8,6 @@ reader is therefore constant, and a client that reconnects with `Last-Event-ID` 
 import asyncio
 import random
 from typing import Annotated, Any, Final
-from uuid import UUID
 
 import psycopg
 from fastapi import Header, Request, Response
@@ -18,6 +17,7 @@ from backend.database import Database
 from backend.sync import broker
 from backend.sync.broker import Broker
 from backend.sync.changes import EXAMPLE, Changes, Feed, Position, SyncTokenExpired
+from backend.web.request_state import request_state
 
 GRACE: Final = 1.0  # seconds that the last event of a stream has to reach the client
 RETRY: Final = 1.0, 4.0  # seconds after which clients reconnect, at random so that they do not return all at once
@@ -64,7 +64,7 @@ class Stream(Response):
         self.issued_at: float = state.principal.issued_at
         self._seconds: float = state.bearer.verifier.seconds_left(state.principal)
         self._broker: Broker = state.broker
-        self._owner_id: UUID = state.user.id
+        self._owner_id = request_state(request.scope).caller.id
         self._database = database
         self._last_event_id = last_event_id
         self._woken = asyncio.Event()

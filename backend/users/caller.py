@@ -12,6 +12,7 @@ from backend.users.cache import Users
 from backend.web import openapi
 from backend.web.arguments import Arguments
 from backend.web.rate_limits import count_user
+from backend.web.request_state import request_state
 from backend.web.requests import JSON, MERGE_PATCH, JSONRequest
 
 MISSING_ROLE = "The account does not have the required role."
@@ -23,7 +24,13 @@ def route_for(*, read: str, write: str, body_limit: int = 64 * 1024) -> type["Pe
 
     `body_limit`: in bytes.
     """
-    return type("Route", (PersonRoute,), {"scopes": (read, write), "body_limit": body_limit})
+    limit = body_limit
+
+    class Route(PersonRoute):
+        scopes = (read, write)
+        body_limit = limit
+
+    return Route
 
 
 def require_role(role: str) -> type["PersonRoute"]:
@@ -31,7 +38,12 @@ def require_role(role: str) -> type["PersonRoute"]:
 
     The token's own roles are ignored, because they may be older than the row's.
     """
-    return type("Route", (PersonRoute,), {"role": role})
+    required = role
+
+    class Route(PersonRoute):
+        role = required
+
+    return Route
 
 
 class PersonRoute(BearerRoute):
@@ -43,10 +55,9 @@ class PersonRoute(BearerRoute):
 
     async def judge(self, request: Request) -> None:
         principal = await judge(request)
-        state: dict[str, Any] = request.scope["state"]
-        await count_user(state)
-        users: Users = state["users"]
-        bearer: Bearer = state["bearer"]
+        await count_user(request.scope, principal)
+        users: Users = request.state.users
+        bearer: Bearer = request.state.bearer
         bearer.require_person(principal)
         if self.scopes:
             bearer.require_scopes(principal, self.scopes[request.scope["method"] != "GET"])
@@ -55,7 +66,7 @@ class PersonRoute(BearerRoute):
         user = await users.resolve(principal)
         if principal.issued_at <= user.tokens_valid_after:
             raise bearer.refusal(InvalidToken(Reason.REVOKED))
-        state["user"] = user
+        request_state(request.scope).user = user
         if self.role is not None and self.role not in user.roles:
             raise forbidden(MISSING_ROLE)
 
@@ -84,8 +95,7 @@ class PersonRoute(BearerRoute):
 
 async def caller_database(request: Request, _: CurrentPrincipal) -> Database:
     """The database, limited to the caller's rows."""
-    state: dict[str, Any] = request.scope["state"]
-    return Database(state["pool"], state["user"].actor)
+    return Database(request.state.pool, request_state(request.scope).caller.actor)
 
 
 CallerDatabase = Annotated[Database, Depends(caller_database)]

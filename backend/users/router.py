@@ -12,6 +12,7 @@ from backend.users.export import Lines
 from backend.users.schemas import Me, MeUpdate
 from backend.users.service import UserService, erase
 from backend.web import openapi
+from backend.web.request_state import request_state
 
 router = APIRouter(
     prefix="/api/v1/users",
@@ -62,6 +63,5 @@ async def erase_me(request: Request, principal: CurrentPrincipal) -> None:
 
     The next request with a token creates a new account with a new id.
     """
-    state = request.state
-    system = Database(state.pool, SYSTEM)
-    await erase(system, state.users, principal, state.user.id, state.request_id)
+    state, system = request_state(request.scope), Database(request.state.pool, SYSTEM)
+    await erase(system, request.state.users, principal, state.caller.id, state.request_id)

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from backend.web.rate_limits import Counters, Decision, Quota, RateLimited, Subject, decide
+from backend.web.quotas import Counters, Decision, Quota, Subject, decide
+from backend.web.rate_limits import RateLimited
 
 
 class EventQuotas:

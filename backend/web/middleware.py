@@ -12,6 +12,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.web import problems
+from backend.web.request_state import request_state
 
 MAX_HOSTS = 100  # allowed host names that are cached; a pattern allows any number
 MIN_COMPRESSED = 1024  # bytes
@@ -75,7 +76,7 @@ class CrossOrigin:
 
     async def _allowed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The inner end of the chain: only requests with an allowed host arrive here."""
-        scope["state"]["host_allowed"] = True
+        request_state(scope).host_allowed = True
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) == 1 and len(self._allowed_hosts) < MAX_HOSTS:
             self._allowed_hosts.update(hosts)

@@ -18,6 +18,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.web.request_state import request_id, request_state
+
 Handler = Callable[[Request, Exception], Any]
 
 logger = logging.getLogger(__name__)
@@ -155,7 +157,7 @@ def respond(
         "status": status,
         "detail": detail,
         "code": code,
-        "request_id": request.scope.get("state", {}).get("request_id"),
+        "request_id": request_id(request.scope),
     }
     if errors is not None:
         body["errors"] = errors
@@ -235,7 +237,7 @@ class ExceptionsAsProblems:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            has_begun = "status" in scope["state"]
+            has_begun = request_state(scope).status is not None
             handlers: Mapping[Any, Handler] = scope["app"].exception_handlers
             handler = None if has_begun else _registered_handler(handlers, error)
             if handler is None:
@@ -258,7 +260,7 @@ def _registered_handler(handlers: Mapping[Any, Handler], error: Exception) -> Ha
 class PlainTextErrorsAsProblems:
     """ASGI middleware around Starlette's CORS and host checks: turns their plain-text 400 responses into problems.
 
-    Requests that pass these checks have `host_allowed` in their state; their responses are sent unchanged.
+    Requests that pass these checks have `host_allowed` set in their RequestState; their responses are sent unchanged.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -270,7 +272,7 @@ class PlainTextErrorsAsProblems:
         async def send_problem(message: Message) -> None:
             nonlocal refusal
             is_refusal = message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST
-            if is_refusal and "host_allowed" not in scope["state"]:
+            if is_refusal and not request_state(scope).host_allowed:
                 headers = Headers(raw=message["headers"])
                 if headers.get("content-type", "").startswith("text/plain"):
                     refusal = message

@@ -1,60 +1,21 @@
-"""Rate limits: authenticated requests are limited per user, all others per IP address (/64 for IPv6).
-
-The counters in memory are our own and bounded. Those of the library `limits` (5.8.0) keep every key for a whole window
-and scan all keys at each hit: 17 ms of processor time with 50,000 addresses, where these take 2 us.
-"""
+"""Rate limits: authenticated requests are limited per user, all others per IP address (/64 for IPv6)."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend.auth import AuthError, TokenVerifier, read_token
+from backend.auth import AuthError, Principal, TokenVerifier, read_token
 from backend.web.problems import DomainError, domain_error
 from backend.web.proxies import client_network
-
-Subject = Literal["user", "address", "issuer"]
+from backend.web.quotas import Counters, Decision, Quota, Subject, decide
+from backend.web.request_state import request_state
 
 EXEMPT: Final = frozenset({"/livez", "/readyz", "/metrics"})
 SECURITY_EVENTS: Final = "/api/v1/security-events"  # authenticated by the token in the body
-MAX_KEYS: Final = 50_000
-
-
-class Quota(NamedTuple):
-    """A number of requests in a window of seconds."""
-
-    amount: int
-    window: int
-
-
-class Decision(NamedTuple):
-    """The use of a quota after a request, for the `RateLimit` fields (draft-ietf-httpapi-ratelimit-headers-11)."""
-
-    subject: Subject
-    quota: Quota
-    used: int
-    seconds: int  # until the quota is reset
-
-    @property
-    def exceeded(self) -> bool:
-        return self.used > self.quota.amount
-
-    def fields(self) -> list[tuple[bytes, bytes]]:
-        remaining = max(0, self.quota.amount - self.used)
-        return [
-            _policy(self.subject, self.quota),
-            (b"ratelimit", f'"{self.subject}";r={remaining};t={self.seconds}'.encode()),
-        ]
-
-
-@lru_cache(8)
-def _policy(subject: Subject, quota: Quota) -> tuple[bytes, bytes]:
-    return b"ratelimit-policy", f'"{subject}";q={quota.amount};w={quota.window}'.encode()
 
 
 class RateLimited(DomainError):
@@ -66,50 +27,6 @@ class RateLimited(DomainError):
         super().__init__()
         self.decision = decision
         self.headers = {"Retry-After": str(decision.seconds)}
-
-
-class Counters:
-    """Counts requests by key, for at most `size` keys. The window of a key begins with its first request.
-
-    All windows have the same length, so keys expire in the order of insertion and no search or sweep is needed.
-    """
-
-    def __init__(self, window: float, *, size: int = MAX_KEYS, clock: Callable[[], float] = time.monotonic) -> None:
-        self._window = window
-        self._size = size
-        self._clock = clock
-        self._counts: dict[str, tuple[int, float]] = {}
-
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def hit(self, key: str) -> tuple[int, float]:
-        """Count a request. Returns the count and the seconds until the window ends."""
-        now = self._clock()
-        count, end = self._counts.get(key, (0, 0.0))
-        if end > now:
-            self._counts[key] = (count + 1, end)
-            return count + 1, end - now
-        self.set(key, 1, self._window)
-        return 1, self._window
-
-    def get(self, key: str) -> tuple[int, float]:
-        """The count and the seconds until the window ends."""
-        if key not in self._counts:
-            return 0, 0.0
-        count, end = self._counts[key]
-        seconds = end - self._clock()
-        return (count, seconds) if seconds > 0 else (0, 0.0)
-
-    def set(self, key: str, count: int, seconds: float) -> None:
-        now = self._clock()
-        self._counts.pop(key, None)
-        while self._counts:
-            oldest = next(iter(self._counts))
-            if self._counts[oldest][1] > now and len(self._counts) < self._size:
-                break
-            del self._counts[oldest]
-        self._counts[key] = (count, now + seconds)
 
 
 class Shared(Protocol):
@@ -166,15 +83,11 @@ class RateLimits:
         return RateLimited(decision)
 
 
-def decide(subject: Subject, quota: Quota, count: int, seconds: float) -> Decision:
-    return Decision(subject, quota, count, max(1, math.ceil(seconds)))
-
-
-async def count_user(state: dict[str, Any]) -> None:
+async def count_user(scope: Scope, principal: Principal) -> None:
     """Count the request of a principal, before its first database query. Raises RateLimited."""
-    limits: RateLimits | None = state["rate_limits"]
+    limits: RateLimits | None = scope["state"]["rate_limits"]
     if limits is not None:
-        state["rate_limit"] = decision = await limits.count("user", state["principal"].subject)
+        request_state(scope).rate_limit = decision = await limits.count("user", principal.subject)
         if decision.exceeded:
             raise limits.reject(decision)
 
@@ -197,17 +110,17 @@ class RateLimiting:
         if scope["type"] != "http" or scope["path"] in EXEMPT:
             await self.app(scope, receive, send)
             return
-        state = scope["state"]
+        process, state = scope["state"], request_state(scope)
         is_event = scope["path"] == SECURITY_EVENTS and scope["method"] == "POST"
-        limits: RateLimits | None = None if is_event else state["rate_limits"]
+        limits: RateLimits | None = None if is_event else process["rate_limits"]
         address = client_network(scope)
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
-                decision: Decision | None = state.get("rate_limit")
+                decision = state.rate_limit
                 # A failed authentication counts for the address. Server errors are not the client's fault.
                 if decision is None and limits is not None and message["status"] < 500:
-                    decision = state["rate_limit"] = await limits.count("address", address)
+                    decision = state.rate_limit = await limits.count("address", address)
                 if decision is not None:
                     message["headers"] = [*message["headers"], *decision.fields()]
             await send(message)
@@ -217,12 +130,12 @@ class RateLimiting:
             return
         has_credentials = reads_credentials(scope["path"]) and _has_credentials(scope)
         decision = limits.would_exceed("address", address)
-        if decision and has_credentials and _was_verified(state["bearer"].verifier, scope):
+        if decision and has_credentials and _was_verified(process["bearer"].verifier, scope):
             decision = None
         elif decision is None and not has_credentials:
-            decision = state["rate_limit"] = await limits.count("address", address)
+            decision = state.rate_limit = await limits.count("address", address)
         if decision and decision.exceeded:
-            state["rate_limit"] = decision
+            state.rate_limit = decision
             response = await domain_error(Request(scope), limits.reject(decision))
             await response(scope, receive, send_with_limits)
             return

@@ -15,7 +15,8 @@ from backend.settings import Settings
 from backend.users.security_events.schemas import EventType
 from backend.users.security_events.verification import SecurityEventVerifier
 from backend.web.event_quotas import EventQuotas
-from backend.web.rate_limits import Counters, Quota, RateLimited, RateLimits, reads_credentials
+from backend.web.quotas import Counters, Quota
+from backend.web.rate_limits import RateLimited, RateLimits, reads_credentials
 from backend.web.rate_limits_redis import STEP, STEPS, SharedCounters
 from tests.conftest import Api, Person, running
 from tests.support.redis_server import RedisServer, redis_server

@@ -11,6 +11,7 @@ from backend.resources import pagination
 from backend.resources.responses import Answer
 from backend.users.caller import REFUSALS, require_role
 from backend.web import openapi
+from backend.web.request_state import request_state
 
 from .schemas import AuditPage, AuditQuery, AuditRead, UserPage, UserQuery, UserRead
 from .service import AdminService
@@ -20,8 +21,8 @@ router = APIRouter(prefix="/api/v1/admin", tags=["users"], route_class=require_r
 
 
 async def admin_service(request: Request, principal: CurrentPrincipal) -> AdminService:
-    state = request.state
-    return AdminService(Database(state.pool, SYSTEM), state.users, state.user, principal, state.request_id)
+    state, database = request_state(request.scope), Database(request.state.pool, SYSTEM)
+    return AdminService(database, request.state.users, state.caller.id, principal, state.request_id)
 
 
 Admin = Annotated[AdminService, Depends(admin_service)]

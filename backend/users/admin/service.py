@@ -13,7 +13,7 @@ from backend.resources import pagination
 from backend.resources.types import Instant
 from backend.users import lifecycle
 from backend.users.audit import record
-from backend.users.cache import KnownUser, Suspended, Users
+from backend.users.cache import Suspended, Users
 from backend.users.caller import MISSING_ROLE
 from backend.users.models import AuditSource, UserStatus
 from backend.web.problems import DomainError, NotFound
@@ -47,11 +47,11 @@ class AdminService:
     """The actions of one administrator. A change and its audit entry are committed in one transaction."""
 
     def __init__(
-        self, database: Database, users: Users, actor: KnownUser, principal: Principal, request_id: str
+        self, database: Database, users: Users, caller_id: UUID, principal: Principal, request_id: str
     ) -> None:
         self._database = database
         self._users = users
-        self._actor = actor
+        self._caller_id = caller_id
         self._details = {"impersonated_by": principal.impersonated_by} if principal.impersonated_by else {}
         self._request_id = request_id
 
@@ -70,7 +70,7 @@ class AdminService:
         return row
 
     async def suspend(self, id: UUID) -> Row:
-        if id == self._actor.id:
+        if id == self._caller_id:
             raise OwnAccount
         return await self._set_suspended(id, "suspend", suspended=True)
 
@@ -80,9 +80,9 @@ class AdminService:
     async def _set_suspended(self, id: UUID, action: str, *, suspended: bool) -> Row:
         async def work(transaction: Transaction) -> Row:
             # Locks the actor's row too: if administrators suspend each other concurrently, the second one is refused.
-            rows = await lifecycle.lock_all(transaction, self._actor.id, id)
+            rows = await lifecycle.lock_all(transaction, self._caller_id, id)
             row = rows.get(id)
-            if refusal := _refusal(rows.get(self._actor.id)):
+            if refusal := _refusal(rows.get(self._caller_id)):
                 # The actor has lost the role meanwhile, so the user may now be the last active administrator.
                 is_administrator = _refusal(row) is None
                 if suspended and is_administrator and not await transaction.row(SELECT_OTHER_ADMINISTRATOR, user_id=id):
@@ -94,7 +94,7 @@ class AdminService:
             await record(
                 transaction,
                 source=AuditSource.admin,
-                actor=self._actor.id,
+                actor=self._caller_id,
                 action=action,
                 subject=row["subject"],
                 user_id=id,

@@ -10,6 +10,7 @@ from backend.auth import KeysUnavailable
 from backend.web import openapi
 from backend.web.proxies import client_network
 from backend.web.rate_limits import RateLimited
+from backend.web.request_state import request_state
 from backend.web.requests import JSONRequest
 
 from .schemas import Rejection
@@ -42,8 +43,8 @@ async def receive_security_event(request: Request) -> Response:
 
     Public: the token's signature authenticates the sender. docs/security-events.md lists the events.
     """
-    state, address = request.state, client_network(request.scope)
-    events: SecurityEvents = state.security_events
+    state, address = request_state(request.scope), client_network(request.scope)
+    events: SecurityEvents = request.state.security_events
     try:
         body = await JSONRequest(request.scope, request.receive, media_types=(MEDIA_TYPE,), limit=MAX_BODY).body()
         state.rate_limit = await events.receive(body, state.request_id, address)
@@ -52,7 +53,7 @@ async def receive_security_event(request: Request) -> Response:
         raise
     except KeysUnavailable as error:
         events.quotas.fail(address)
-        raise state.bearer.refusal(error) from None
+        raise request.state.bearer.refusal(error) from None
     except (HTTPException, Rejected) as error:
         state.rate_limit = decision = events.quotas.fail(address)
         if decision.exceeded:

@@ -13,7 +13,8 @@ from backend.users.audit import record
 from backend.users.cache import Users
 from backend.users.models import AuditSource
 from backend.web.event_quotas import EventQuotas
-from backend.web.rate_limits import Decision, RateLimited
+from backend.web.quotas import Decision
+from backend.web.rate_limits import RateLimited
 
 from .schemas import Event, EventType, SecurityEvent
 from .statements import INSERT_RECEIVED_EVENT

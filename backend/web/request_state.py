@@ -1,0 +1,59 @@
+"""What middleware and routes share about one request, as one typed object."""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+from backend.database import Actor
+from backend.web.quotas import Decision
+
+# In the scope, not in its `state`: some servers share one state between requests.
+_KEY: Final = "resource_server.request"
+
+
+class AuthenticatedUser(Protocol):
+    """The local user row of the caller."""
+
+    @property
+    def id(self) -> UUID: ...
+
+    @property
+    def actor(self) -> Actor: ...
+
+
+@dataclass(slots=True)
+class RequestState:
+    """The state of one request, from the access log's middleware to the route and back."""
+
+    request_id: str
+    host_allowed: bool = False  # the request has passed the checks of host and origin
+    user: AuthenticatedUser | None = None  # the caller, after authorization
+    rate_limit: Decision | None = None  # for the `RateLimit` fields
+    status: int | None = None  # of the response, once it has begun
+    client_gone: bool = False  # the client disconnected before the end of the response
+
+    @property
+    def caller(self) -> AuthenticatedUser:
+        """The user of an authorized request. Raises RuntimeError on routes without authorization."""
+        if self.user is None:
+            raise RuntimeError("the route does not authorize its caller: use a route class of backend.users.caller")
+        return self.user
+
+
+def begin(scope: MutableMapping[str, Any], request_id: str) -> RequestState:
+    """Create the state of a request."""
+    state = scope[_KEY] = RequestState(request_id)
+    return state
+
+
+def request_state(scope: MutableMapping[str, Any]) -> RequestState:
+    """The state of a request. Raises KeyError outside of the access log's middleware."""
+    state: RequestState = scope[_KEY]
+    return state
+
+
+def request_id(scope: MutableMapping[str, Any]) -> str | None:
+    """The id of a request; None outside of the access log's middleware."""
+    state: RequestState | None = scope.get(_KEY)
+    return state.request_id if state else None
