@@ -104,8 +104,13 @@ OF_THE_WHOLE = [
 
 def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
     """Its own tests, and those of schema, description and architecture, on a new database, in another interpreter."""
-    tests = [f"tests/test_{name}.py" for name in ("resources", "migrations", "schema", "architecture")]
-    chosen = ["-k", "(not test_schema or notes) and not many_may_start and not before_they_were_made_one"]
+    tests = [
+        "tests/resources/test_owned_resources.py",
+        "tests/database/test_migrations.py",
+        "tests/contract/test_conformance.py",
+        "tests/test_architecture.py",
+    ]
+    chosen = ["-k", "(not test_conformance or notes) and not many_may_start and not before_they_were_made_one"]
     result = checkout.run("pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, *OF_THE_WHOLE, *chosen)
     assert result.returncode == 0, result.stdout + result.stderr
     # And it is the copy that was tried.
@@ -113,7 +118,7 @@ def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
         "test_two_people_at_once[notes-forgotten]",
         "test_every_operation_is_documented[list_notes]",
         "test_hostile_values_are_answered_as_documented[post-/api/v1/notes]",
-        "test_a_feature_is_known_to_the_application_alone[notes]",
+        "test_only_the_application_imports_a_feature[notes]",
     ):
         assert f"{name} PASSED" in result.stdout
 
