@@ -20,14 +20,15 @@ from typing import Iterator  # noqa: UP035 - for Python 3.6
 
 USAGE = """usage: python3 bootstrap.py COMMAND [ARGUMENT ...]
 
-  setup   create or repair .venv and the Node packages; every other command does this first
-  dev     run PostgreSQL, Better Auth and the API on this machine: resource-server dev
-  web     the same with a web app: resource-server web
-  test    run every test, with coverage: pytest
-  bench   compare with other servers under load: [--quick] [--peer NAME] [--workload NAME]
-  lint    ruff check, ruff format --check, mypy
-  audit   check the pinned packages for known vulnerabilities
-  lock    update requirements/*.txt from pyproject.toml, with uv"""
+  setup      create or repair .venv and the Node packages; every other command does this first
+  dev        run PostgreSQL, Better Auth and the API on this machine: resource-server dev
+  web        the same with a web app: resource-server web
+  test       run the tests of the gate in parallel, with coverage; with arguments: pytest ARGUMENT ...
+  test-full  run all tests, one after another, and write tests/RESULTS.md
+  bench      compare with other servers under load: [--quick] [--peer NAME] [--workload NAME]
+  lint       ruff check, ruff format --check, mypy
+  audit      check the pinned packages for known vulnerabilities
+  lock       update requirements/*.txt from pyproject.toml, with uv"""
 
 NEEDED_PYTHON = (3, 11)
 CANDIDATES = ("python3.14", "python3.13", "python3.12", "python3.11")
@@ -282,15 +283,21 @@ def exec_resource_server(checkout: Checkout, command: str, arguments: "list[str]
 
 
 def test(checkout: Checkout, arguments: "list[str]") -> int:
-    """Run the tests in `arguments`, or all tests with the required coverage: 100 % of `backend.auth`."""
+    """Run the tests in `arguments`, or those of the gate with the required coverage: 100 % of `backend.auth`."""
     pytest: list[str | Path] = [checkout.python, "-m", "pytest", "-rs"]
     if arguments:
         return subprocess.call([*pytest, *arguments], cwd=checkout.root)
+    parallel = ["-m", "not full", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile"]
     coverage: list[str | Path] = [checkout.python, "-m", "coverage", "report", "--include=backend/auth/*"]
     return (
-        subprocess.call([*pytest, "--cov", "--cov-fail-under=95"], cwd=checkout.root)
+        subprocess.call([*pytest, *parallel, "--cov", "--cov-fail-under=95"], cwd=checkout.root)
         or subprocess.call([*coverage, "--fail-under=100"], cwd=checkout.root)
     )  # fmt: skip
+
+
+def every_test(checkout: Checkout, _: "list[str]") -> int:
+    """Run all tests, one after another, and write a table of them."""
+    return subprocess.call([checkout.python, "-m", "pytest", "-rs", "--results=tests/RESULTS.md"], cwd=checkout.root)
 
 
 def bench(checkout: Checkout, arguments: "list[str]") -> int:
@@ -350,6 +357,7 @@ COMMANDS = {
     "dev": dev,
     "web": web,
     "test": test,
+    "test-full": every_test,
     "bench": bench,
     "lint": lint,
     "audit": audit,
@@ -364,13 +372,13 @@ def main(arguments: "list[str]") -> int:
         return 0 if arguments[:1] in (["-h"], ["--help"], ["help"]) else 2
     checkout = Checkout(ROOT)
     try:
-        server = "TEST_DATABASE_URL" if command is test else "DATABASE_URL"
+        server = "TEST_DATABASE_URL" if command in (test, every_test) else "DATABASE_URL"
         benchmark = command is bench  # always uses the embedded server
         checkout.set_up(
             postgres=benchmark or not has_database(ROOT, server),
             load=benchmark and not shutil.which("wrk"),
-            peers=arguments[0] in ("bench", "test"),
-            web=arguments[0] in ("setup", "web", "test"),
+            peers=arguments[0] in ("bench", "test", "test-full"),
+            web=arguments[0] in ("setup", "web", "test", "test-full"),
         )
         return command(checkout, arguments[1:])
     except SetupError as error:

@@ -28,6 +28,7 @@ pytest_plugins = [
     "tests.contract.packages",
     "tests.contract.serving",
     "tests.support.programs",
+    "tests.support.results",
 ]
 
 ISSUER = "http://issuer.test"

@@ -347,9 +347,11 @@ def test_a_failed_set_up_prints_one_line(capsys: pytest.CaptureFixture[str], mon
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_runs_bootstrap() -> None:
-    command = ["make", "-n", "-C", str(bootstrap.ROOT), "setup", "dev", "test", "lint", "audit", "lock"]
+    command = ["make", "-n", "-C", str(bootstrap.ROOT), "setup", "dev", "test", "test-full", "lint", "audit", "lock"]
     # The tests may run under make, whose variables would change this one.
     own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=own)
     ran = [line.strip() for line in done.stdout.splitlines() if "bootstrap.py" in line]
-    assert ran == [f"python3 bootstrap.py {name}" for name in ("setup", "dev", "test", "lint", "audit", "lock")]
+    assert ran == [
+        f"python3 bootstrap.py {name}" for name in ("setup", "dev", "test", "test-full", "lint", "audit", "lock")
+    ]

@@ -75,11 +75,11 @@ def test_the_readme_can_be_read_in_ten_minutes() -> None:
 
 def test_commands_and_settings_that_are_named_exist() -> None:
     commands = {name for action in _parser()._actions for name in action.choices or ()}
-    targets = set(re.findall(r"^ {2}(\w+) ", bootstrap.USAGE, re.MULTILINE))
+    targets = set(re.findall(r"^ {2}([\w-]+) ", bootstrap.USAGE, re.MULTILINE))
     for page in PAGES:
         text = page.read_text()
         assert set(re.findall(r"(?<![\w.])resource-server (\w+)", text)) <= commands, page.name
-        assert set(re.findall(r"`make (\w+)", text)) <= targets, page.name
+        assert set(re.findall(r"`make ([\w-]+)", text)) <= targets, page.name
     settings = {name.upper() for name in Settings.model_fields}
     guide = (ROOT / "docs/run-in-production.md").read_text()
     named = set(re.findall(r"`([A-Z]+_[A-Z_]+)\b", guide)) - {"BETTER_AUTH_SECRET"}
