@@ -37,6 +37,9 @@ def is_alive(pgconn: pq.abc.PGconn) -> bool:
 class SharedConnection:
     """One connection, opened at its first use, and again after a loss.
 
+    It is closed (`_pipeline` and `_connecting` are None), connecting, or open (`_pipeline` is set). A job that arrives
+    while it is closed begins to connect.
+
     Jobs that are queued in one turn of the event loop are sent together at its end, each in its own transaction, or
     with `reads` in a shared one (see `Pipeline`). A lost connection fails the jobs that were sent with
     `ConnectionLost`; jobs that were not sent wait for the next connection. If it cannot be opened, they fail.

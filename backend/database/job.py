@@ -42,9 +42,12 @@ class Execute(Enum):
 class Job:
     """A statement, sent behind a preamble: a statement that sets the role and the limits which it runs with.
 
+    It is queued, sent, and answered: `future` receives the rows, or the first error. `steps` lists what the server has
+    yet to confirm. If an earlier job of the same transaction fails, the server skips this one, and it is queued again.
+
     The preamble takes two or three texts, and must set each of its settings in every job, because several jobs may
     share a transaction. The parameters of both are `$1`, `$2`, ... Each connection prepares a text once for each
-    combination of parameter types. `future` receives the rows, or the first error.
+    combination of parameter types.
     """
 
     __slots__ = (

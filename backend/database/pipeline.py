@@ -31,8 +31,19 @@ class Sync(Enum):
     POINT = auto()
 
 
+class State(Enum):
+    """Whether queued jobs are sent."""
+
+    OPEN = auto()  # at once
+    HELD_BACK = auto()  # after the next response: the server has not responded to an earlier read for long
+    CLOSED = auto()  # never; the jobs that were sent have failed
+
+
 class Pipeline:
     """An open connection. Jobs move from the queue `unsent` to `sent`, and leave it when the server has responded.
+
+    `sent` has the jobs that the server has yet to confirm, in order, and a `Sync.POINT` behind each transaction. A
+    result belongs to the first entry.
 
     With `reads`, all jobs that are sent together share one transaction, which saves both ends many small messages. Each
     is answered when its rows arrive. If one of them fails, the server skips those behind it: they are sent again, each
@@ -68,14 +79,13 @@ class Pipeline:
         self._statements = PreparedStatements(connection, prepare=prepare)
         self.sent: deque[Job | Literal[Sync.POINT]] = deque()
         self.last_response = self._loop.time()
-        self._is_writing = False
-        self._is_held_back = False
-        self._is_closed = False
+        self._state = State.OPEN
+        self._is_writing = False  # the socket's buffer is full; the rest is flushed when it has space
         self._loop.add_reader(self._socket, self._read)
 
     def close(self, why: str) -> None:
         """Close the connection. The jobs that were sent fail with `ConnectionLost`."""
-        self._is_closed = True
+        self._state = State.CLOSED
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self.pgconn.finish()
@@ -100,10 +110,10 @@ class Pipeline:
 
     def send(self) -> None:
         """Send the jobs in the queue, unless an earlier read takes long: then they are sent after its response."""
-        if self._is_closed:
+        if self._state is State.CLOSED:
             return
         if self._reads and self.sent and self.is_stuck():
-            self._is_held_back = True
+            self._state = State.HELD_BACK
             return
         unsent = self._unsent
         try:
@@ -151,7 +161,7 @@ class Pipeline:
             self.pgconn.pipeline_sync()
 
     def _flush(self) -> None:
-        if self._is_closed:
+        if self._state is State.CLOSED:
             return
         try:
             unfinished = self.pgconn.flush()
@@ -166,7 +176,7 @@ class Pipeline:
                 self._loop.remove_writer(self._socket)
 
     def _read(self) -> None:
-        if self._is_closed:
+        if self._state is State.CLOSED:
             return
         pgconn, was_busy = self.pgconn, bool(self.sent or self._unsent)
         self.last_response = self._loop.time()
@@ -187,8 +197,8 @@ class Pipeline:
             return
         if pgconn.status == pq.ConnStatus.BAD:
             self._on_lost("the server closed the connection")
-        elif self._is_held_back:
-            self._is_held_back = False
+        elif self._state is State.HELD_BACK:
+            self._state = State.OPEN
             self.send()
         elif was_busy and not (self.sent or self._unsent):
             self._on_idle()

@@ -1,7 +1,7 @@
 """The prepared statements of one connection, and the encoding of their values and decoding of their rows."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import psycopg
 from psycopg import pq
@@ -71,7 +71,8 @@ class PreparedStatements:
             return []
         if statement.make_row is None:
             names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
-            statement.make_row = row_maker(names)
+            # Not `strict`: as many values by the protocol, and the check takes a sixth of the time.
+            statement.make_row = lambda values: dict(zip(names, values))  # noqa: B905
         self._transformer.set_pgresult(result)
         return self._transformer.load_rows(0, result.ntuples, statement.make_row)
 
@@ -91,10 +92,3 @@ class PreparedStatements:
         for key, statement in list(statements.items()):
             if key[0] == job.preamble or (key[0] == job.sql and statement is job.statement):
                 del statements[key]
-
-
-def row_maker(names: Sequence[str]) -> Callable[[Sequence[Any]], Row]:
-    """A function from values to a row. `dict(zip(names, values))` takes twice as long (`docs/performance.md`)."""
-    pairs = ", ".join(f"{name!r}: values[{number}]" for number, name in enumerate(names))
-    maker: Callable[[Sequence[Any]], Row] = eval(f"lambda values: {{{pairs}}}", {})  # noqa: S307  # of names as literals
-    return maker

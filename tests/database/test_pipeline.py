@@ -443,8 +443,3 @@ async def test_closing_fails_the_sent_jobs(database_url: str) -> None:
         await made.shared.close()
         with pytest.raises(ConnectionLost):
             await waiting
-
-
-def test_a_row_has_each_column_under_its_name() -> None:
-    names = ["id", "a 'quote'", 'a "quote"', "{brace}", "a\\b", "a\nb", "': values[0], 'x"]
-    assert prepared.row_maker(names)(range(7)) == dict(zip(names, range(7), strict=True))
