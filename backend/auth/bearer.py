@@ -64,17 +64,18 @@ class Bearer:
         """Return the response for an error: status, code and challenge (RFC 6750, 3)."""
         match error:
             case KeysUnavailable() | UnusableKeys():
+                detail = "The token cannot be verified now, because the keys of the issuer are unavailable. Try again."
                 headers = {"Retry-After": str(ceil(getattr(error, "retry_after", 1)))}
-                return Refusal(503, "keys_unavailable", "Tokens cannot be judged at the moment.", headers)
+                return Refusal(503, "keys_unavailable", detail, headers)
             case MissingToken():
-                return self._challenge(401, "unauthorized", "This needs a bearer token.", {})
+                return self._challenge(401, "unauthorized", "A bearer token is required.", {})
             case InvalidRequest():
                 return self._refused(400, "invalid_request", str(error))
             case _:
                 return self._refused(401, "invalid_token", str(error))
 
     def require_scopes(self, principal: Principal, *scopes: str) -> None:
-        """Refuse an access token, or an API key's, that lacks some of `scopes`. Another `/token` JWT needs none."""
+        """Refuse an access token, or the token of an API key, without all of `scopes`. A `/token` JWT needs none."""
         if principal.scopes is None:
             return
         missing = [scope for scope in scopes if scope not in principal.scopes]
@@ -85,14 +86,16 @@ class Bearer:
     def require_person(self, principal: Principal) -> None:
         """Refuse OAuth clients that act for themselves, and banned users."""
         if principal.is_machine:
-            raise forbidden("This is for people: the token speaks for a client.")
+            raise forbidden(
+                "This operation requires a user: the token belongs to an OAuth client that acts for itself."
+            )
         if principal.is_banned(self.verifier.clock()):
             raise forbidden("The account is banned.")
 
     def require_role(self, principal: Principal, *roles: str) -> None:
-        """Refuse whose token names none of `roles`; an access token or an API key's never does."""
+        """Refuse a token without one of `roles`. Access tokens and tokens of API keys have none."""
         if principal.scopes is not None or not set(roles).intersection(principal.roles or ()):
-            raise forbidden("This needs a role that the account does not have.")
+            raise forbidden("The account does not have the required role.")
 
     def _refused(self, status: int, code: str, detail: str, more: dict[str, str] | None = None) -> Refusal:
         error = {"error": code, "error_description": _NOT_IN_DESCRIPTION.sub("?", detail)}
@@ -225,10 +228,10 @@ CurrentPerson = Annotated[Principal, Security(Requirement(person=True))]
 
 
 def requires_scope(*scopes: str) -> Depends:
-    """Let in whoever has all of `scopes`, or needs none: `Annotated[Principal, requires_scope("tasks:read")]`."""
+    """Require all of `scopes` of tokens that have scopes: `Annotated[Principal, requires_scope("tasks:read")]`."""
     return Security(Requirement(scopes=scopes))  # type: ignore[no-any-return]  # FastAPI types its markers as Any
 
 
 def requires_role(*roles: str) -> Depends:
-    """Let in whoever has one of `roles`: `dependencies=[requires_role("admin")]`."""
+    """Require one of `roles`: `dependencies=[requires_role("admin")]`."""
     return Security(Requirement(roles=roles))  # type: ignore[no-any-return]  # FastAPI types its markers as Any

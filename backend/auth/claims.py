@@ -34,7 +34,7 @@ class Principal:
     expires_at: float = field(repr=False)
     scopes: frozenset[str] | None = field(default=None, repr=False)
     """What an OAuth access token (`at+jwt`) or the token of an API key (a `/token` JWT with the claim `key`) was
-    granted; None for any other `/token` JWT, which speaks for the person."""
+    granted; None for any other `/token` JWT, which has all rights of the user."""
     client_id: str | None = field(default=None, repr=False)
     session_id: str | None = field(default=None, repr=False)
     profile: Mapping[str, ProfileValue] = field(default_factory=_nothing, repr=False, hash=False)

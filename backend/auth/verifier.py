@@ -86,11 +86,11 @@ class TokenVerifier:
         except (AttributeError, TypeError, UnicodeEncodeError):
             self._observer.judged(Reason.MALFORMED.name.lower())
             raise InvalidToken(Reason.MALFORMED) from None
-        if (verified := self._remembered(digest)) is not None:
+        if (verified := self._cached(digest)) is not None:
             self._observer.judged("hit")
             return verified.principal
         try:
-            verified = await self._judge(token)
+            verified = await self._verify(token)
         except InvalidToken as error:
             self._observer.judged(error.reason.name.lower())
             if error.reason is Reason.OPAQUE_SESSION:
@@ -107,9 +107,9 @@ class TokenVerifier:
         """Whether the token is cached as verified, so that `verify` needs no cryptography. Never raises."""
         if len(token) > MAX_TOKEN or not token.isascii():
             return False
-        return self._remembered(sha256(token.encode()).digest()) is not None
+        return self._cached(sha256(token.encode()).digest()) is not None
 
-    def _remembered(self, digest: bytes) -> _Verified | None:
+    def _cached(self, digest: bytes) -> _Verified | None:
         try:
             verified = self._cache[digest]  # `get` would make two lookups
         except KeyError:
@@ -123,14 +123,14 @@ class TokenVerifier:
             return verified
         return None
 
-    async def _judge(self, token: str) -> _Verified:
+    async def _verify(self, token: str) -> _Verified:
         jws = parse_jws(token)
         if jws.typ not in _TYPES:
             raise InvalidToken(Reason.BAD_TYPE)
         claims = _read_claims(jws.payload)
         now, started = self.clock(), self._monotonic()
-        issued_at, not_before, expires_at = self._judge_times(claims, now)
-        self._judge_names(claims)
+        issued_at, not_before, expires_at = self._check_times(claims, now)
+        self._check_names(claims)
         is_access_token = jws.typ in _ACCESS_TOKEN
         if is_access_token and not (_is_text(claims.get("client_id")) and _is_text(claims.get("jti"))):
             raise InvalidToken(Reason.INCOMPLETE)
@@ -146,7 +146,7 @@ class TokenVerifier:
             size=1 + len(token) // ENTRY_SIZE + (jws.payload.count(b"{") + jws.payload.count(b"[")) // ENTRY_CONTAINERS,
         )
 
-    def _judge_times(self, claims: Mapping[str, Any], now: float) -> tuple[float, float, float]:
+    def _check_times(self, claims: Mapping[str, Any], now: float) -> tuple[float, float, float]:
         expires_at, issued_at = _number(claims.get("exp")), _number(claims.get("iat"))
         not_before = _number(claims["nbf"]) if "nbf" in claims else issued_at
         if not now - self._leeway < expires_at:
@@ -159,7 +159,7 @@ class TokenVerifier:
             raise InvalidToken(Reason.LIVES_TOO_LONG)
         return issued_at, not_before, expires_at
 
-    def _judge_names(self, claims: Mapping[str, Any]) -> None:
+    def _check_names(self, claims: Mapping[str, Any]) -> None:
         if not isinstance(issuer := claims.get("iss"), str) or issuer not in self._issuers:
             raise InvalidToken(Reason.BAD_ISSUER)
         audience = claims.get("aud")

@@ -157,7 +157,7 @@ class TestAddresses:
             async def judge(*_: object) -> None:
                 raise AssertionError("a token was judged")
 
-            monkeypatch.setattr(TokenVerifier, "_judge", judge)
+            monkeypatch.setattr(TokenVerifier, "_verify", judge)
             for number in range(20):
                 refused = await api.http.get(TASKS, headers=forged(ada, number))
                 assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
