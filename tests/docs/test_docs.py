@@ -20,6 +20,8 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "backend").glob("*/README.md")),
+    ROOT / "frontend-contract/README.md",
+    *sorted((ROOT / "frontend-contract").glob("*/README.md")),
 ]
 
 
