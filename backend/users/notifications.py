@@ -10,7 +10,6 @@ from math import inf
 from typing import Final, LiteralString, Self
 from uuid import uuid4
 
-from psycopg.pq.misc import PGnotify
 from sqlalchemy import bindparam
 from sqlmodel import func, select
 
@@ -97,7 +96,6 @@ class Listener:
             connect_timeout=5,
         )
         self._connection = connection
-        connection.pgconn.notify_handler = self._receive
         try:
             await self._execute(connection, NOTICE_DEAD_CLIENT, connection.info.backend_pid)
             await self._execute(connection, LISTEN)
@@ -107,10 +105,10 @@ class Listener:
             while True:
                 sent_at = self._monotonic()
                 await self._execute(connection, "SELECT 1")
+                await self._receive(connection, 0)  # those that arrived before the response
                 self._users.confirm(sent_at)
                 self._report(None)
-                async for _ in connection.notifies(timeout=POLL_INTERVAL):
-                    pass
+                await self._receive(connection, POLL_INTERVAL)
         finally:
             self._users.confirm(-inf)
             self._connection = None
@@ -129,12 +127,15 @@ class Listener:
         await self._database.rows(NOTIFY, payload=payload)
         async with aclosing(connection.notifies(timeout=self._patience)) as notices:
             async for notice in notices:
+                self._users.invalidate(notice.payload)
                 if notice.payload == payload:
                     return
         raise NotDelivered(NotDelivered.__doc__)
 
-    def _receive(self, notice: PGnotify) -> None:
-        self._users.invalidate(notice.extra.decode())
+    async def _receive(self, connection: Connection, seconds: float) -> None:
+        """Apply the notifications that have arrived, and those of the next `seconds`."""
+        async for notice in connection.notifies(timeout=seconds):
+            self._users.invalidate(notice.payload)
 
     def _report(self, error: Exception | None) -> None:
         if error is None:

@@ -186,7 +186,8 @@ async def test_the_cache_is_unused_once_the_connection_is_lost(worker: Worker) -
 
     def watched(at: float) -> None:
         confirm(at)
-        lost.set()
+        if at < 0:  # a response that was under way may be confirmed first
+            lost.set()
 
     with patch.object(worker.users, "confirm", watched):
         async with worker.pool.connection() as another:
