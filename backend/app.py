@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from backend import __version__, migrations
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
@@ -131,7 +131,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=openapi_tags(),
         lifespan=lifespan,
-        telemetry=telemetry,
+        telemetry=telemetry or NO_TELEMETRY,
         generate_unique_id_function=operation_id,
         redirect_slashes=False,  # such a redirect would use the Host header of the request
         redoc_url=None,
@@ -202,18 +202,6 @@ def openapi_tags() -> list[dict[str, str | None]]:
 
 class Application(FastAPI):
     """FastAPI with compiled dispatch in front of it."""
-
-    def __init__(self, *, telemetry: TelemetryConfig | None, **options: Any) -> None:
-        super().__init__(telemetry=telemetry or NO_TELEMETRY, **options)
-        self._is_traced = telemetry is not None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Same as FastAPI.__call__, without three per-request checks that never apply here."""
-        if self._is_traced or scope["type"] != "http" or self.root_path or self.middleware_stack is None:
-            await super().__call__(scope, receive, send)
-            return
-        scope["app"] = self
-        await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Put the added middleware around compiled dispatch and FastAPI; FastAPI's own stays around FastAPI alone."""

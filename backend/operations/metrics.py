@@ -103,9 +103,9 @@ class Metrics(Observer):
         self._request = lru_cache(2048)(self._requests.labels)
         self._duration = lru_cache(512)(self._durations.labels)
         self._sources: dict[Gauge, Callable[[], float]] = {}
-        self._hits = 0
-        self._counts: dict[Counter, Callable[[], int]] = {self._verifications.labels("hit"): lambda: self._hits}
-        self._seen: dict[Counter, int] = {}
+        self._cached_token = self._verifications.labels("hit")
+        self._user_loads: Callable[[], int] = lambda: 0
+        self._loads_seen = 0
 
     def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
         """Count a response, which started after `seconds`."""
@@ -146,10 +146,7 @@ class Metrics(Observer):
         self._unknown_kids.labels(answer).inc()
 
     def judged(self, outcome: str) -> None:
-        if outcome == "hit":  # almost every request: summed in `_sample`
-            self._hits += 1
-        else:
-            self._verifications.labels(outcome).inc()
+        (self._cached_token if outcome == "hit" else self._verifications.labels(outcome)).inc()
 
     @asynccontextmanager
     async def sampling(self, user_loads: Callable[[], int], **sources: Callable[[], float]) -> AsyncIterator[None]:
@@ -157,7 +154,7 @@ class Metrics(Observer):
 
         Workers cannot read each other's sources, so with several workers each samples its own every five seconds.
         """
-        self._counts[self._loads] = user_loads
+        self._user_loads = user_loads
         for name, source in sources.items():
             help, mode = GAUGES[name]
             gauge = Gauge(name, help, namespace=_PREFIX, multiprocess_mode=mode, registry=self._registry)
@@ -188,10 +185,9 @@ class Metrics(Observer):
         for gauge, source in self._sources.items():
             gauge.set(source())
         self._in_progress.set(self.in_progress)
-        for counter, count in self._counts.items():
-            now = count()
-            counter.inc(now - self._seen.get(counter, 0))
-            self._seen[counter] = now
+        loads = self._user_loads()
+        self._loads.inc(loads - self._loads_seen)
+        self._loads_seen = loads
 
     def _write(self) -> bytes:
         if _FOLDER not in os.environ:
