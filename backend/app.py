@@ -5,12 +5,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pkgutil import resolve_name
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
-from starlette.types import ASGIApp
 
 from backend import __version__, migrations
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
@@ -26,8 +24,8 @@ from backend.users.cache import Users
 from backend.users.caller import PersonRoute
 from backend.users.notifications import Listener
 from backend.users.security_events.service import SecurityEvents
-from backend.web import openapi, problems, resource_metadata
-from backend.web.dispatch import Dispatch
+from backend.web import resource_metadata
+from backend.web.application import Application
 from backend.web.event_quotas import EventQuotas
 from backend.web.middleware import CrossOrigin, HeadAsGet
 from backend.web.proxies import TrustedProxies
@@ -131,13 +129,9 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
         license_info={"name": "MIT", "identifier": "MIT"},
         openapi_tags=openapi_tags(),
         lifespan=lifespan,
-        telemetry=telemetry or NO_TELEMETRY,
-        generate_unique_id_function=operation_id,
-        redirect_slashes=False,  # such a redirect would use the Host header of the request
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
+        telemetry=telemetry,
+        compiled=PersonRoute,
     )
-    problems.install(app)
     for middleware in MIDDLEWARE:
         app.add_middleware(middleware)
     for router in health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS):
@@ -186,7 +180,6 @@ async def measuring(
         yield
 
 
-NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 DESCRIPTION = """
 Get a JWT from Better Auth (`GET /api/auth/token` with a session) and send it as `Authorization: Bearer`. All resources
 belong to the authenticated user. Every error is `application/problem+json` with a stable `code`.
@@ -198,28 +191,3 @@ def openapi_tags() -> list[dict[str, str | None]]:
     features = dict.fromkeys(name.split(".")[1] for name in ROUTERS)
     tags = [{"name": name, "description": import_module(f"backend.{name}").__doc__} for name in features]
     return [*tags, {"name": "service", "description": "Public: version, health and resource metadata."}]
-
-
-class Application(FastAPI):
-    """FastAPI with compiled dispatch in front of it."""
-
-    def build_middleware_stack(self) -> ASGIApp:
-        """Put the added middleware around compiled dispatch and FastAPI; FastAPI's own stays around FastAPI alone."""
-        added, self.user_middleware = self.user_middleware, []
-        app: ASGIApp = problems.ExceptionsAsProblems(
-            Dispatch(super().build_middleware_stack(), self.router, PersonRoute)
-        )
-        self.user_middleware = added
-        for middleware, arguments, options in reversed(added):
-            app = middleware(app, *arguments, **options)
-        return app
-
-    def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, generated once."""
-        if not self.openapi_schema:
-            self.openapi_schema = openapi.corrected(super().openapi())
-        return self.openapi_schema
-
-
-def operation_id(route: APIRoute) -> str:
-    return route.name

@@ -14,12 +14,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from backend.app import Application
 from backend.auth import BearerRoute, CurrentPrincipal, Principal, current_principal
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from backend.tasks.router import batch_router, router, tags_router
 from backend.users.caller import PersonRoute
+from backend.web.application import Application
 from backend.web.arguments import Arguments
 from tests.conftest import Api, Person, running
 
