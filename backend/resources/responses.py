@@ -1,7 +1,6 @@
 """JSON responses written directly from rows, ETags and conditional requests."""
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,20 +54,6 @@ IF_NONE_MATCH_ON_PUT = {
 }
 
 
-class JSONBytes(Response):
-    """A response with serialized JSON. Skips Starlette's search for default headers (`docs/performance.md`)."""
-
-    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
-        self.body = body
-        self.status_code = status
-        self.background = None
-        self.raw_headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            *[(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
-        ]
-
-
 class Answer:
     """Writes rows as JSON with the members of a response model, in its order.
 
@@ -91,7 +76,7 @@ class Answer:
             value = {**row, "items": items}
         else:
             value = self.members(row)
-        return JSONBytes(to_json(value), status, headers or {})
+        return Response(to_json(value), status, headers, "application/json")
 
     def versioned(self, row: Row, status: int = 200, **headers: str) -> Response:
         """A response with the ETag of the row."""
