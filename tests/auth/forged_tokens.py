@@ -1,4 +1,4 @@
-"""Tables of invalid tokens: a name, a function that creates the token, and the reason for which it is refused."""
+"""Tables of forged tokens: a name, a function that creates the token, and the reason for its refusal."""
 
 import hashlib
 import hmac
@@ -36,10 +36,6 @@ def raw_header(text: str) -> Forge:
     return lambda issuer: issuer.sign(text.replace("$kid", issuer.key.kid).encode(), payload(issuer))
 
 
-def raw_payload(data: bytes) -> Forge:
-    return lambda issuer: issuer.sign({"alg": issuer.key.alg, "kid": issuer.key.kid}, data)
-
-
 def edited(change: Callable[[str, str, str], str]) -> Forge:
     """A valid token whose segments are changed after signing."""
     return lambda issuer: change(*issuer.token().split("."))
@@ -67,38 +63,37 @@ def _public(issuer: LocalIssuer, encoding: Encoding, form: PublicFormat) -> byte
     return data
 
 
+_ALG_NONE = encode_base64url(b'{"alg": "none", "kid": "k"}')
 ALG: list[tuple[str, Forge, Reason]] = [
     *[(f"alg {alg!r}", header(alg=alg), Reason.BAD_ALGORITHM) for alg in ("none", "None", "NONE", "nOnE", "", " none")],
-    ("alg none, no signature", edited(lambda _, body, __: f"{_none()}.{body}."), Reason.BAD_ALGORITHM),
-    ("HS256 by the raw key", hmac_with(lambda i: _public(i, Encoding.Raw, PublicFormat.Raw)), Reason.BAD_ALGORITHM),
+    ("alg none, no signature", edited(lambda _, body, __: f"{_ALG_NONE}.{body}."), Reason.BAD_ALGORITHM),
     (
-        "HS256 by the PEM",
+        "HS256 keyed with the raw key",
+        hmac_with(lambda i: _public(i, Encoding.Raw, PublicFormat.Raw)),
+        Reason.BAD_ALGORITHM,
+    ),
+    (
+        "HS256 keyed with the PEM",
         hmac_with(lambda i: _public(i, Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)),
         Reason.BAD_ALGORITHM,
     ),
-    ("HS256 by the JWK", hmac_with(lambda i: json.dumps(i.key.jwk).encode()), Reason.BAD_ALGORITHM),
-    ("HS256 by nothing", hmac_with(lambda _: b""), Reason.BAD_ALGORITHM),
+    ("HS256 keyed with the JWK", hmac_with(lambda i: json.dumps(i.key.jwk).encode()), Reason.BAD_ALGORITHM),
+    ("HS256 with an empty key", hmac_with(lambda _: b""), Reason.BAD_ALGORITHM),
     ("alg null", header(alg=None), Reason.BAD_ALGORITHM),
     ("alg a list", header(alg=["EdDSA"]), Reason.BAD_ALGORITHM),
-    ("alg an object", header(alg={"EdDSA": 1}), Reason.BAD_ALGORITHM),
-    ("alg a number", header(alg=1), Reason.BAD_ALGORITHM),
-    ("alg true", header(alg=True), Reason.BAD_ALGORITHM),
     ("alg missing", raw_header('{"kid": "$kid"}'), Reason.BAD_ALGORITHM),
     ("alg in lower case", header(alg="eddsa"), Reason.BAD_ALGORITHM),
-    ("alg Ed448", header(alg="Ed448"), Reason.BAD_ALGORITHM),
-    ("alg ES256K", header(alg="ES256K"), Reason.BAD_ALGORITHM),
     ("alg ES384", header(alg="ES384"), Reason.BAD_ALGORITHM),
     ("alg RS512", header(alg="RS512"), Reason.BAD_ALGORITHM),
-    ("alg RSA1_5", header(alg="RSA1_5"), Reason.BAD_ALGORITHM),
     ("alg twice", raw_header('{"alg": "none", "alg": "EdDSA", "kid": "$kid"}'), Reason.MALFORMED),
     *[(f"alg {alg}, the key's is EdDSA", header(alg=alg), Reason.BAD_SIGNATURE) for alg in ALGORITHMS[1:]],
     ("a key of another type under the kid", signed_by("ES256"), Reason.BAD_SIGNATURE),
     ("a key of the same type under the kid", signed_by("EdDSA"), Reason.BAD_SIGNATURE),
 ]
 
-OWN_KEY = SigningKey.generate("EdDSA", "own")
+ATTACKER_KEY = SigningKey.generate("EdDSA", "attacker")
 INJECTION: list[tuple[str, Forge, Reason]] = [
-    ("jwk", signed_by("EdDSA", jwk=OWN_KEY.jwk), Reason.BAD_SIGNATURE),
+    ("jwk", signed_by("EdDSA", jwk=ATTACKER_KEY.jwk), Reason.BAD_SIGNATURE),
     ("jku", signed_by("EdDSA", jku="https://evil.example/jwks"), Reason.BAD_SIGNATURE),
     ("x5u", signed_by("EdDSA", x5u="https://evil.example/cert"), Reason.BAD_SIGNATURE),
     ("x5c", signed_by("EdDSA", x5c=["MIIB"]), Reason.BAD_SIGNATURE),
@@ -114,8 +109,6 @@ INJECTION: list[tuple[str, Forge, Reason]] = [
     ("kid of 10 kB", header(kid="a" * 10_000), Reason.MALFORMED),
     ("kid a number", header(kid=1), Reason.BAD_KEY_ID),
     ("kid null", header(kid=None), Reason.BAD_KEY_ID),
-    ("kid a list", header(kid=["a"]), Reason.BAD_KEY_ID),
-    ("kid an object", header(kid={}), Reason.BAD_KEY_ID),
     ("kid empty", header(kid=""), Reason.BAD_KEY_ID),
     ("kid missing", raw_header('{"alg": "EdDSA"}'), Reason.BAD_KEY_ID),
     ("kid twice", raw_header('{"alg": "EdDSA", "kid": "x", "kid": "$kid"}'), Reason.MALFORMED),
@@ -123,15 +116,10 @@ INJECTION: list[tuple[str, Forge, Reason]] = [
         (f"{name} {value!r}", header(**{name: value}), Reason.BAD_HEADER)
         for name, value in (
             ("crit", ["exp"]),
-            ("crit", []),
             ("crit", None),
-            ("crit", ["b64"]),
             ("b64", False),
-            ("b64", True),
             ("zip", "DEF"),
             ("cty", "JWT"),
-            ("cty", "application/json"),
-            ("cty", None),
         )
     ],
 ]
@@ -141,7 +129,6 @@ TYPES: tuple[Any, ...] = (
     "better-auth.session-cache+jwt",
     "dpop+jwt",
     "secevent+jwt",
-    "id_token",
     "application/jwt",
     "JWT ",
     "at+jwt; x=y",
@@ -149,21 +136,19 @@ TYPES: tuple[Any, ...] = (
     1,
     None,
     ["JWT"],
-    {},
-    True,
 )
 TYPE: list[tuple[str, Forge, Reason]] = [(f"typ {typ!r}", header(typ=typ), Reason.BAD_TYPE) for typ in TYPES]
 
 FORM: list[tuple[str, Forge, Reason]] = [
     ("empty", lambda _: "", Reason.MALFORMED),
-    ("one word", lambda _: "token", Reason.MALFORMED),
+    ("no dot", lambda _: "token", Reason.MALFORMED),
     ("2 segments", edited(lambda head, body, _: f"{head}.{body}"), Reason.MALFORMED),
     ("4 segments", edited(lambda head, body, tag: f"{head}.{body}.{tag}.{tag}"), Reason.MALFORMED),
-    ("5 segments, a JWE", edited(lambda head, body, tag: f"{head}..{body}.{body}.{tag}"), Reason.MALFORMED),
+    ("5 segments, as in a JWE", edited(lambda head, body, tag: f"{head}..{body}.{body}.{tag}"), Reason.MALFORMED),
     ("6 segments", edited(lambda head, body, tag: f"{head}.{body}.{tag}.a.b.c"), Reason.MALFORMED),
-    ("dots", lambda _: "..", Reason.MALFORMED),
+    ("3 empty segments", lambda _: "..", Reason.MALFORMED),
     ("30,000 dots", lambda _: "." * 30_000, Reason.MALFORMED),
-    ("no header", edited(lambda _, body, tag: f".{body}.{tag}"), Reason.MALFORMED),
+    ("empty header", edited(lambda _, body, tag: f".{body}.{tag}"), Reason.MALFORMED),
     (
         "JSON serialisation",
         edited(lambda head, body, tag: json.dumps({"protected": head, "payload": body, "signature": tag})),
@@ -175,23 +160,26 @@ FORM: list[tuple[str, Forge, Reason]] = [
     ("trailing line break", edited(lambda *parts: ".".join(parts) + "\n"), Reason.MALFORMED),
     ("a space in the payload", edited(lambda head, body, tag: f"{head}.{body[:9]} {body[9:]}.{tag}"), Reason.MALFORMED),
     ("a line break in the payload", edited(lambda h, b, tag: f"{h}.{b[:9]}\n{b[9:]}.{tag}"), Reason.MALFORMED),
-    ("the other alphabet", edited(lambda head, body, _: f"{head}.{body}.{'+/' * 43}"), Reason.MALFORMED),
-    ("stray bits in the signature", edited(lambda head, body, tag: f"{head}.{body}.{_stray(tag)}"), Reason.MALFORMED),
+    ("+ and / in the signature", edited(lambda head, body, _: f"{head}.{body}.{'+/' * 43}"), Reason.MALFORMED),
+    (
+        "unused bits of the signature set",
+        edited(lambda head, body, tag: f"{head}.{body}.{_with_unused_bit(tag)}"),
+        Reason.MALFORMED,
+    ),
     ("a segment of length 1 mod 4", edited(lambda head, body, _: f"{head}.{body}.AAAAA"), Reason.MALFORMED),
-    ("not ASCII", edited(lambda head, body, tag: f"{head}.{body}.{tag[:-1]}é"), Reason.MALFORMED),
-    ("fullwidth", edited(lambda head, body, tag: f"{head}.{body}.{tag[:-1]}\uff21"), Reason.MALFORMED),
+    ("a letter that is not ASCII", edited(lambda head, body, tag: f"{head}.{body}.{tag[:-1]}é"), Reason.MALFORMED),
+    ("a fullwidth letter", edited(lambda head, body, tag: f"{head}.{body}.{tag[:-1]}\uff21"), Reason.MALFORMED),
     ("a NUL", edited(lambda head, body, tag: f"{head}.{body}.{tag}\0"), Reason.MALFORMED),
     ("a lone surrogate", lambda _: "\ud800.a.b", Reason.MALFORMED),
-    ("32 KiB and one", lambda _: "a" * (32 * 1024 + 1), Reason.TOO_LONG),
+    ("32 KiB and a byte", lambda _: "a" * (32 * 1024 + 1), Reason.TOO_LONG),
     ("64 KiB", lambda issuer: issuer.token(image="x" * 49_000), Reason.TOO_LONG),
     ("1 MiB", lambda _: "a." * 524_288, Reason.TOO_LONG),
     ("header over 8 KiB", header(pad="x" * 7_000), Reason.MALFORMED),
     ("header a list", raw_header('["alg"]'), Reason.MALFORMED),
-    ("header a string", raw_header('"alg"'), Reason.MALFORMED),
     ("header null", raw_header("null"), Reason.MALFORMED),
     ("header not JSON", raw_header("{alg: EdDSA}"), Reason.MALFORMED),
-    ("header with a comma too many", raw_header('{"alg": "EdDSA", "kid": "$kid",}'), Reason.MALFORMED),
-    ("header and more", raw_header('{"alg": "EdDSA", "kid": "$kid"} {}'), Reason.MALFORMED),
+    ("header with a trailing comma", raw_header('{"alg": "EdDSA", "kid": "$kid",}'), Reason.MALFORMED),
+    ("header with text after it", raw_header('{"alg": "EdDSA", "kid": "$kid"} {}'), Reason.MALFORMED),
     ("header nested 2,000 deep", raw_header('{"a":' + "[" * 2_000 + "]" * 2_000 + "}"), Reason.MALFORMED),
     ("header nested 33 deep", raw_header('{"a":' + "[" * 32 + "]" * 32 + "}"), Reason.MALFORMED),
     ("header with NaN", raw_header('{"alg": "EdDSA", "kid": "$kid", "x": NaN}'), Reason.MALFORMED),
@@ -201,36 +189,45 @@ FORM: list[tuple[str, Forge, Reason]] = [
     ("header with bad UTF-8", lambda i: i.sign(b'{"alg": "EdDSA", "kid": "\xff"}', payload(i)), Reason.MALFORMED),
     ("a session token", lambda _: "a" * 32 + "." + "B" * 43 + "=", Reason.OPAQUE_SESSION),
     ("an unsigned session token", lambda _: "aB3" * 10 + "xy", Reason.OPAQUE_SESSION),
-    ("not quite a session token", lambda _: "a" * 31 + "." + "B" * 43 + "=", Reason.MALFORMED),
+    ("a session token but for one character", lambda _: "a" * 31 + "." + "B" * 43 + "=", Reason.MALFORMED),
 ]
 
 SIGNATURE: list[tuple[str, Forge, Reason]] = [
-    ("empty", edited(lambda head, body, _: f"{head}.{body}."), Reason.BAD_SIGNATURE),
-    ("zero", edited(lambda head, body, _: f"{head}.{body}.{encode_base64url(bytes(64))}"), Reason.BAD_SIGNATURE),
-    ("short", edited(lambda head, body, tag: f"{head}.{body}.{tag[:-6]}"), Reason.BAD_SIGNATURE),
-    ("long", edited(lambda head, body, tag: f"{head}.{body}.{tag[:-2]}AAAA"), Reason.BAD_SIGNATURE),
-    ("of another payload", lambda i: _graft(i.token("admin"), i.token("user1")), Reason.BAD_SIGNATURE),
-    ("of another header", lambda i: _graft(i.token(header={"typ": "JWT"}), i.token()), Reason.BAD_SIGNATURE),
-    ("DER", lambda i: _resigned(i, b"\x30\x06\x02\x01\x01\x02\x01\x01"), Reason.BAD_SIGNATURE),
+    ("empty signature", edited(lambda head, body, _: f"{head}.{body}."), Reason.BAD_SIGNATURE),
+    (
+        "zero signature",
+        edited(lambda head, body, _: f"{head}.{body}.{encode_base64url(bytes(64))}"),
+        Reason.BAD_SIGNATURE,
+    ),
+    ("short signature", edited(lambda head, body, tag: f"{head}.{body}.{tag[:-6]}"), Reason.BAD_SIGNATURE),
+    ("long signature", edited(lambda head, body, tag: f"{head}.{body}.{tag[:-2]}AAAA"), Reason.BAD_SIGNATURE),
+    (
+        "signature of another payload",
+        lambda i: _with_signature_of(i.token("admin"), i.token("user1")),
+        Reason.BAD_SIGNATURE,
+    ),
+    (
+        "signature of another header",
+        lambda i: _with_signature_of(i.token(header={"typ": "JWT"}), i.token()),
+        Reason.BAD_SIGNATURE,
+    ),
+    ("signature in DER", lambda i: _with_signature(i, b"\x30\x06\x02\x01\x01\x02\x01\x01"), Reason.BAD_SIGNATURE),
 ]
 
 
-def _none() -> str:
-    return encode_base64url(b'{"alg": "none", "kid": "k"}')
-
-
-def _stray(segment: str) -> str:
-    """Change the unused bits: 64 bytes leave four bits of the last character unused."""
+def _with_unused_bit(segment: str) -> str:
+    """Change an unused bit: 64 bytes leave four bits of the last character unused."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     return segment[:-1] + alphabet[alphabet.index(segment[-1]) ^ 1]
 
 
-def _graft(token: str, donor: str) -> str:
-    return f"{token.rpartition('.')[0]}.{donor.rpartition('.')[2]}"
+def _with_signature_of(token: str, other: str) -> str:
+    return f"{token.rpartition('.')[0]}.{other.rpartition('.')[2]}"
 
 
-def _resigned(issuer: LocalIssuer, signature: bytes) -> str:
+def _with_signature(issuer: LocalIssuer, signature: bytes) -> str:
     return f"{issuer.token().rpartition('.')[0]}.{encode_base64url(signature)}"
 
 
-EVERYWHERE = ALG + INJECTION + FORM + SIGNATURE
+# All except TYPE: `verify_jws` accepts every type.
+FORGED = ALG + INJECTION + FORM + SIGNATURE
