@@ -1,4 +1,4 @@
-"""HTTP servers on a loopback socket that respond in scripted ways, most of them broken."""
+"""HTTP servers on loopback sockets with scripted responses, most of them broken."""
 
 import asyncio
 import gzip
@@ -15,12 +15,12 @@ Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
 async def serving(script: Script) -> AsyncIterator[tuple[str, list[bytes]]]:
     """Run `script` for each connection after its request was read; yields the URL and the list of requests."""
     requests: list[bytes] = []
-    answering: set[asyncio.Task[None]] = set()
+    tasks: set[asyncio.Task[None]] = set()
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task
-        answering.add(task)
+        tasks.add(task)
         try:
             requests.append(await reader.readuntil(b"\r\n\r\n"))
             await script(writer)
@@ -28,27 +28,27 @@ async def serving(script: Script) -> AsyncIterator[tuple[str, list[bytes]]]:
             pass
         finally:
             writer.close()
-            answering.discard(task)
+            tasks.discard(task)
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     try:
         yield f"http://{host}:{port}/jwks", requests
     finally:
         server.close()
-        for task in answering:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*answering)
+        await asyncio.gather(*tasks)
 
 
 def says(status: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Script:
     """Send a complete response; `headers` may contain a wrong Content-Length."""
 
-    async def answer(writer: asyncio.StreamWriter) -> None:
+    async def respond(writer: asyncio.StreamWriter) -> None:
         writer.write(_head(status, {"Content-Length": str(len(body)), **(headers or {})}) + body)
         await writer.drain()
 
-    return answer
+    return respond
 
 
 def says_json(value: Any) -> Script:

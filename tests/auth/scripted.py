@@ -1,4 +1,4 @@
-"""A clock and a key set endpoint that tests control."""
+"""A clock and a key set endpoint under the control of a test."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +20,7 @@ class Time:
     def __init__(self) -> None:
         self.wall = 1_800_000_000.0
         self.elapsed = 5_000.0
-        self.naps: list[float] = []
+        self.sleeps: list[float] = []
         self._sleepers: list[tuple[float, asyncio.Event]] = []
 
     def clock(self) -> float:
@@ -30,7 +30,7 @@ class Time:
         return self.elapsed
 
     async def sleep(self, seconds: float) -> None:
-        self.naps.append(seconds)
+        self.sleeps.append(seconds)
         woken = asyncio.Event()
         self._sleepers.append((self.elapsed + seconds, woken))
         await woken.wait()
@@ -62,11 +62,11 @@ async def settle() -> None:
 
 
 class Endpoint:
-    """A key set endpoint that counts requests. It returns `answer()` and waits while `open` is not set."""
+    """A key set endpoint that counts requests. It returns `respond()` and waits while `open` is not set."""
 
     def __init__(self, issuer: LocalIssuer) -> None:
         self.issuer = issuer
-        self.answer: Respond = self.jwks
+        self.respond: Respond = self.jwks
         self.count = 0
         self.open = asyncio.Event()
         self.open.set()
@@ -78,15 +78,15 @@ class Endpoint:
         def refuse() -> httpx.Response:
             raise httpx.ConnectError("Connection refused")
 
-        self.answer = refuse
+        self.respond = refuse
 
     def recovers(self) -> None:
-        self.answer = self.jwks
+        self.respond = self.jwks
 
     async def __call__(self, _: httpx.Request) -> httpx.Response:
         self.count += 1
         await self.open.wait()
-        return self.answer()
+        return self.respond()
 
 
 @asynccontextmanager

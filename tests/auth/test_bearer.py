@@ -1,4 +1,4 @@
-"""A minimal FastAPI app with this package responds with the right status, challenge and code."""
+"""Status, challenge and code of each response of a minimal FastAPI app that uses `backend.auth`."""
 
 import asyncio
 import inspect
@@ -44,16 +44,12 @@ class Note(BaseModel):
     text: str
 
 
-class Calls(list[str]):
-    """The calls of an app in order."""
-
-
 async def dependency(request: Request) -> None:
     request.app.state.calls.append("dependency")
 
 
 class SuspendingRoute(BearerRoute):
-    """A route class of an app that adds a check before the body is read."""
+    """Adds a check before the body is read, as an app may do."""
 
     async def judge(self, request: Request) -> None:
         await super().judge(request)
@@ -135,15 +131,14 @@ async def http(app: FastAPI, issuer: LocalIssuer) -> AsyncIterator[httpx.AsyncCl
         yield http
 
 
-def bearing(token: str) -> dict[str, str]:
+def bearer_header(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
 class TestHeader:
-    @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR"])
-    @pytest.mark.parametrize("spaces", [" ", "  ", "     "])
-    async def test_good(self, http: httpx.AsyncClient, issuer: LocalIssuer, scheme: str, spaces: str) -> None:
-        response = await http.get("/plain", headers={"Authorization": f"{scheme}{spaces}{issuer.token()}"})
+    @pytest.mark.parametrize("prefix", ["Bearer ", "bearer  ", "BEARER     ", "bEaReR "])
+    async def test_a_valid_token_is_accepted(self, http: httpx.AsyncClient, issuer: LocalIssuer, prefix: str) -> None:
+        response = await http.get("/plain", headers={"Authorization": f"{prefix}{issuer.token()}"})
         assert (response.status_code, response.json()) == (200, "user1")
         assert "www-authenticate" not in response.headers
 
@@ -159,9 +154,7 @@ class TestHeader:
             [],
             [("Authorization", "")],
             [("Authorization", "Basic dXNlcjpwYXNz")],
-            [("Authorization", "Digest x")],
             [("Authorization", "BearerToken x")],
-            [("Authorization", "Bearer-x y")],
             [("Authorization", "token")],
             [("Authorization", "DPoP a.b.c")],
             [("Cookie", "better-auth.session_token=x")],
@@ -169,7 +162,9 @@ class TestHeader:
             [("Proxy-Authorization", "Bearer x")],
         ],
     )
-    async def test_no_token(self, http: httpx.AsyncClient, headers: list[tuple[str, str]]) -> None:
+    async def test_a_request_without_a_bearer_token_is_401_without_an_error_code(
+        self, http: httpx.AsyncClient, headers: list[tuple[str, str]]
+    ) -> None:
         response = await http.get("/plain", headers=headers)
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == f"Bearer {CHALLENGE}"
@@ -178,22 +173,15 @@ class TestHeader:
         "values",
         [
             ["Bearer"],
-            ["bearer"],
             ["Bearer "],
-            ["Bearer    "],
             ["Bearer\ttoken"],
             ["Bearer \ttoken"],
-            ["Bearer\t"],
             ["Bearer a b"],
-            ["Bearer a,b"],
             ["Bearer a, Bearer b"],
             ['Bearer "a"'],
             ["Bearer a%3D"],
             ["Bearer =a"],
             ["Bearer a=b"],
-            ["Bearer ="],
-            ["Bearer a\\b"],
-            ["Bearer a;b"],
             [b"Bearer \xc3\xa9"],
             [b"Bearer a\0"],
             ["Bearer GOOD", "Bearer GOOD"],
@@ -202,7 +190,9 @@ class TestHeader:
             ["Bearer GOOD", ""],
         ],
     )
-    async def test_malformed(self, http: httpx.AsyncClient, issuer: LocalIssuer, values: Sequence[str | bytes]) -> None:
+    async def test_a_malformed_header_is_400(
+        self, http: httpx.AsyncClient, issuer: LocalIssuer, values: Sequence[str | bytes]
+    ) -> None:
         raw = [value.encode() if isinstance(value, str) else value for value in values]
         headers = [(b"Authorization", value.replace(b"GOOD", issuer.token().encode())) for value in raw]
         response = await http.get("/plain", headers=headers)
@@ -212,13 +202,13 @@ class TestHeader:
         assert challenge.endswith(CHALLENGE)
 
     @pytest.mark.parametrize("token", ["a", "a.b.c", "-._~+/", "abc==", "a" * 60_000])
-    async def test_any_b64token_is_verified(self, http: httpx.AsyncClient, token: str) -> None:
-        response = await http.get("/plain", headers=bearing(token))
+    async def test_any_b64token_reaches_the_verifier(self, http: httpx.AsyncClient, token: str) -> None:
+        response = await http.get("/plain", headers=bearer_header(token))
         assert response.status_code == 401
         assert 'error="invalid_token"' in response.headers["www-authenticate"]
 
     async def test_tokens_in_forms_and_queries_are_ignored(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
-        """RFC 6750, 2.2 and 2.3, are not supported."""
+        """The methods of RFC 6750, 2.2 and 2.3, are not supported."""
         token = issuer.token()
         assert (await http.get("/plain", params={"access_token": token})).status_code == 401
         assert (await http.post("/v1/notes", data={"access_token": token})).status_code == 401
@@ -239,73 +229,79 @@ class TestChallenges:
         assert refusal.headers
         assert refusal.headers["WWW-Authenticate"].endswith('error_description="a?b?c??X-Evil: ??"')
 
-    async def test_expired(self, http: httpx.AsyncClient, issuer: LocalIssuer, time: Time) -> None:
+    async def test_an_expired_token_is_explained_in_body_and_challenge(
+        self, http: httpx.AsyncClient, issuer: LocalIssuer, time: Time
+    ) -> None:
         token = issuer.token()
         time.wall += 1000
-        response = await http.get("/plain", headers=bearing(token))
+        response = await http.get("/plain", headers=bearer_header(token))
         assert response.status_code == 401
         assert response.json() == {"detail": "The token has expired."}
         assert response.headers["www-authenticate"] == (
             f'Bearer error="invalid_token", error_description="The token has expired.", {CHALLENGE}'
         )
 
-    async def test_session_token(self, http: httpx.AsyncClient) -> None:
-        response = await http.get("/plain", headers=bearing("a" * 32 + "." + "b" * 43 + "="))
+    async def test_the_challenge_for_a_session_token_names_the_token_url(self, http: httpx.AsyncClient) -> None:
+        response = await http.get("/plain", headers=bearer_header("a" * 32 + "." + "b" * 43 + "="))
         assert response.status_code == 401
         assert "exchange it at http://localhost:3000/api/auth/token" in response.headers["www-authenticate"]
 
-    async def test_missing_scopes(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
+    async def test_missing_scopes_are_403_and_named_in_the_challenge(
+        self, http: httpx.AsyncClient, issuer: LocalIssuer
+    ) -> None:
         for scope, missing in {
             "": "notes:read notes:write",
             "notes:read": "notes:write",
             "notes:READ notes:write": "notes:read",
             "notes:readnotes:write": "notes:read notes:write",
         }.items():
-            response = await http.get("/v1/notes/scopes", headers=bearing(issuer.access_token(scope=scope)))
+            response = await http.get("/v1/notes/scopes", headers=bearer_header(issuer.access_token(scope=scope)))
             assert response.status_code == 403
             challenge = response.headers["www-authenticate"]
             assert challenge.startswith('Bearer error="insufficient_scope"')
             assert f'scope="{missing}"' in challenge
         token = issuer.access_token(scope="notes:write notes:read extra")
-        assert (await http.get("/v1/notes/scopes", headers=bearing(token))).status_code == 200
+        assert (await http.get("/v1/notes/scopes", headers=bearer_header(token))).status_code == 200
 
     async def test_a_session_jwt_needs_no_scope(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
-        assert (await http.get("/v1/notes/scopes", headers=bearing(issuer.token()))).status_code == 200
+        assert (await http.get("/v1/notes/scopes", headers=bearer_header(issuer.token()))).status_code == 200
 
-    async def test_keys_unavailable(self, app: FastAPI, endpoint: Endpoint, time: Time) -> None:
+    async def test_unavailable_keys_are_503_with_the_issuers_retry_after(
+        self, app: FastAPI, endpoint: Endpoint, time: Time
+    ) -> None:
         async with remote_keys(endpoint, time, max_stale=10) as keys:
             bearer = Bearer(endpoint.issuer.verifier(keys), resource_metadata=METADATA)
-            endpoint.answer = lambda: httpx.Response(429, headers={"X-Retry-After": "33"})
+            endpoint.respond = lambda: httpx.Response(429, headers={"X-Retry-After": "33"})
             await time.advance(60.5)
             async with serving(app, bearer) as http:
-                response = await http.get("/plain", headers=bearing(endpoint.issuer.token()))
+                response = await http.get("/plain", headers=bearer_header(endpoint.issuer.token()))
                 assert response.status_code == 503
                 assert response.headers["retry-after"] == "33"
                 assert "www-authenticate" not in response.headers
                 assert (await http.get("/plain")).status_code == 401
-                assert (await http.get("/plain", headers=bearing("a.b.c"))).status_code == 401
+                assert (await http.get("/plain", headers=bearer_header("a.b.c"))).status_code == 401
 
-    def test_retry_after_is_whole_and_positive(self, issuer: LocalIssuer) -> None:
+    def test_retry_after_is_a_positive_integer(self, issuer: LocalIssuer) -> None:
         refusal = Bearer(issuer.verifier()).refusal(UnusableKeys("private, of ours"))
         assert (refusal.status_code, refusal.code, "private" in refusal.detail) == (503, "keys_unavailable", False)
         refusal = Bearer(issuer.verifier()).refusal(KeysUnavailable("x", 1.2))
         assert (refusal.status_code, refusal.code, refusal.headers) == (503, "keys_unavailable", {"Retry-After": "2"})
 
     @pytest.mark.parametrize("url", ['https://a/"', "https://a/\\", "https://a/ b", "https://a/\r\n", "https://é/"])
-    def test_a_metadata_url_that_is_invalid_in_a_header(self, issuer: LocalIssuer, url: str) -> None:
+    def test_a_metadata_url_that_is_invalid_in_a_header_is_rejected(self, issuer: LocalIssuer, url: str) -> None:
         with pytest.raises(ValueError, match="resource_metadata"):
             Bearer(issuer.verifier(), resource_metadata=url)
 
-    async def test_without_metadata(self, app: FastAPI, issuer: LocalIssuer) -> None:
+    async def test_a_challenge_without_metadata_names_only_the_scheme(self, app: FastAPI, issuer: LocalIssuer) -> None:
         async with serving(app, Bearer(issuer.verifier())) as http:
             assert (await http.get("/plain")).headers["www-authenticate"] == "Bearer"
 
     @pytest.mark.parametrize("scope", ["", "a b", 'a"', "a\\", "é", "a\n"])
-    def test_invalid_scopes(self, scope: str) -> None:
+    def test_an_invalid_scope_is_rejected(self, scope: str) -> None:
         with pytest.raises(ValueError, match="RFC 6749"):
             requires_scope(scope)
 
-    async def test_codes_are_stable(self, app: FastAPI, issuer: LocalIssuer) -> None:
+    async def test_each_refusal_has_a_stable_code(self, app: FastAPI, issuer: LocalIssuer) -> None:
         """An exception handler can render problem details from the code."""
 
         @app.exception_handler(Refusal)
@@ -320,9 +316,9 @@ class TestChallenges:
             ("/v1/notes/admin", f"Bearer {issuer.token()}"): (403, "forbidden"),
         }
         async with serving(app, Bearer(issuer.verifier())) as http:
-            for (path, header), answer in expected.items():
+            for (path, header), status_and_code in expected.items():
                 response = await http.get(path, headers={"Authorization": header} if header else {})
-                assert (response.status_code, response.json()["code"]) == answer
+                assert (response.status_code, response.json()["code"]) == status_and_code
 
 
 class TestRoutes:
@@ -330,7 +326,7 @@ class TestRoutes:
         ("headers", "status"),
         [({}, 401), ({"Authorization": "Bearer"}, 400), ({"Authorization": "Bearer x"}, 401)],
     )
-    async def test_refused_before_the_body_is_read(
+    async def test_a_request_is_refused_before_its_body_is_read(
         self, app: FastAPI, issuer: LocalIssuer, headers: dict[str, str], status: int
     ) -> None:
         received: list[str] = []
@@ -357,11 +353,13 @@ class TestRoutes:
         assert received == []
         assert app.state.calls == []
 
-    async def test_accepted(self, app: FastAPI, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
-        response = await http.post("/v1/notes", headers=bearing(issuer.token("ada")), json={"text": "hello"})
+    async def test_an_accepted_request_runs_dependencies_and_body_validation(
+        self, app: FastAPI, http: httpx.AsyncClient, issuer: LocalIssuer
+    ) -> None:
+        response = await http.post("/v1/notes", headers=bearer_header(issuer.token("ada")), json={"text": "hello"})
         assert (response.status_code, response.json()) == (200, "ada: hello")
         assert app.state.calls == ["dependency"]
-        response = await http.post("/v1/notes", headers=bearing(issuer.token("ada")), content="{not JSON")
+        response = await http.post("/v1/notes", headers=bearer_header(issuer.token("ada")), content="{not JSON")
         assert response.status_code == 422
 
     async def test_unknown_paths_and_methods_need_no_token(self, http: httpx.AsyncClient) -> None:
@@ -370,11 +368,13 @@ class TestRoutes:
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
         assert (await http.get("/public")).status_code == 200
 
-    async def test_the_principal_is_in_the_state(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
-        assert (await http.get("/v1/notes/raw", headers=bearing(issuer.token("ada")))).json() == "ada"
+    async def test_the_request_state_contains_the_principal(self, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
+        assert (await http.get("/v1/notes/raw", headers=bearer_header(issuer.token("ada")))).json() == "ada"
 
-    async def test_an_app_adds_a_check(self, app: FastAPI, http: httpx.AsyncClient, issuer: LocalIssuer) -> None:
-        response = await http.post("/v1/notes", headers=bearing(issuer.token("suspended")), content="{not JSON")
+    async def test_a_route_subclass_can_add_a_check(
+        self, app: FastAPI, http: httpx.AsyncClient, issuer: LocalIssuer
+    ) -> None:
+        response = await http.post("/v1/notes", headers=bearer_header(issuer.token("suspended")), content="{not JSON")
         assert (response.status_code, response.json()) == (403, {"detail": "The account is suspended."})
         assert "www-authenticate" not in response.headers
         assert app.state.calls == []
@@ -389,29 +389,29 @@ class TestRoutes:
                 return await super().__call__(connection)
 
         async with serving(app, Counting(verifier)) as http:
-            await http.post("/v1/notes", headers=bearing(issuer.token()), json={"text": "x"})
-            assert (await http.get("/twice", headers=bearing(issuer.token()))).json() is True
+            await http.post("/v1/notes", headers=bearer_header(issuer.token()), json={"text": "x"})
+            assert (await http.get("/twice", headers=bearer_header(issuer.token()))).json() is True
         assert judged == ["/v1/notes", "/twice"]
 
     async def test_a_principal_is_not_shared_with_another_request(
         self, http: httpx.AsyncClient, issuer: LocalIssuer
     ) -> None:
         """All requests share the state of `serving`, but not the principal."""
-        assert (await http.get("/plain", headers=bearing(issuer.token("ada")))).status_code == 200
+        assert (await http.get("/plain", headers=bearer_header(issuer.token("ada")))).status_code == 200
         assert (await http.get("/plain")).status_code == 401
-        assert (await http.get("/plain", headers=bearing(issuer.token("bob")))).json() == "bob"
-        answers = await asyncio.gather(
-            *(http.get("/plain", headers=bearing(issuer.token(f"u{n}"))) for n in range(50)), http.get("/plain")
+        assert (await http.get("/plain", headers=bearer_header(issuer.token("bob")))).json() == "bob"
+        responses = await asyncio.gather(
+            *(http.get("/plain", headers=bearer_header(issuer.token(f"u{n}"))) for n in range(50)), http.get("/plain")
         )
-        assert [answer.json() for answer in answers[:-1]] == [f"u{n}" for n in range(50)]
-        assert answers[-1].status_code == 401
+        assert [response.json() for response in responses[:-1]] == [f"u{n}" for n in range(50)]
+        assert responses[-1].status_code == 401
 
     async def test_an_app_without_a_bearer_raises_a_clear_error(self, app: FastAPI) -> None:
         async with serving(app, None) as http:
             with pytest.raises(RuntimeError, match="lifespan"):
                 await http.get("/plain")
 
-    async def test_websockets(self, app: FastAPI, issuer: LocalIssuer) -> None:
+    async def test_websockets_are_authenticated(self, app: FastAPI, issuer: LocalIssuer) -> None:
         async def connect(*headers: tuple[bytes, bytes]) -> list[Message]:
             sent: list[Message] = []
             incoming = iter([{"type": "websocket.connect"}])
@@ -437,7 +437,7 @@ class TestRoutes:
         assert messages[1]["text"] == "ada"
         assert (await connect())[0]["status"] == 401
 
-    async def test_judge_without_a_route(self, issuer: LocalIssuer) -> None:
+    async def test_judge_needs_no_route(self, issuer: LocalIssuer) -> None:
         scope = {
             "type": "http",
             "headers": [(b"authorization", f"Bearer {issuer.token()}".encode())],
@@ -459,13 +459,13 @@ class TestPrincipals:
             (lambda issuer: issuer.token(banned=True, banExpires="?"), 403),
         ],
     )
-    async def test_persons(
+    async def test_a_route_for_people_refuses_machines_and_banned_users(
         self, http: httpx.AsyncClient, issuer: LocalIssuer, make: Callable[[LocalIssuer], str], status: int
     ) -> None:
-        response = await http.get("/v1/notes/person", headers=bearing(make(issuer)))
+        response = await http.get("/v1/notes/person", headers=bearer_header(make(issuer)))
         assert response.status_code == status
         assert "www-authenticate" not in response.headers
-        assert (await http.get("/plain", headers=bearing(make(issuer)))).status_code == 200
+        assert (await http.get("/plain", headers=bearer_header(make(issuer)))).status_code == 200
 
     @pytest.mark.parametrize(
         ("make", "status"),
@@ -479,10 +479,10 @@ class TestPrincipals:
             (lambda issuer: issuer.access_token(role="admin", scope="admin"), 403),
         ],
     )
-    async def test_roles(
+    async def test_a_route_with_roles_refuses_other_roles_and_access_tokens(
         self, http: httpx.AsyncClient, issuer: LocalIssuer, make: Callable[[LocalIssuer], str], status: int
     ) -> None:
-        assert (await http.get("/v1/notes/admin", headers=bearing(make(issuer)))).status_code == status
+        assert (await http.get("/v1/notes/admin", headers=bearer_header(make(issuer)))).status_code == status
 
 
 def test_openapi_declares_one_scheme(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""A principal contains the claims of Better Auth and its plugins; malformed claims are ignored."""
+"""The principal that is read from the claims of Better Auth and its plugins."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ def read(*, is_access_token: bool = False, **claims: Any) -> Principal:
     return Principal.from_claims({**BASE, **claims}, is_access_token=is_access_token)
 
 
-def test_required_claims_only() -> None:
+def test_a_principal_of_the_required_claims_has_defaults() -> None:
     principal = read()
     assert (principal.subject, principal.issuer) == ("user1", "https://auth.example.com")
     assert (principal.issued_at, principal.expires_at) == (1_000.0, 1_900.5)
@@ -35,7 +35,7 @@ def test_required_claims_only() -> None:
     assert principal.claims == BASE
 
 
-def test_better_auths_default_payload() -> None:
+def test_better_auths_default_payload_is_read() -> None:
     principal = read(
         name="Ada", email="ada@example.com", emailVerified=True, image=None, role="admin,user", banned=False
     )
@@ -57,7 +57,7 @@ def test_better_auths_default_payload() -> None:
         ({"emailVerified": 1}, {}),
     ],
 )
-def test_absent_is_not_null(claims: dict[str, Any], profile: dict[str, Any]) -> None:
+def test_an_absent_profile_claim_differs_from_null(claims: dict[str, Any], profile: dict[str, Any]) -> None:
     assert read(**claims).profile == profile
 
 
@@ -77,13 +77,11 @@ def test_absent_is_not_null(claims: dict[str, Any], profile: dict[str, Any]) -> 
         ({"role": ["user,admin"]}, ("user,admin",)),
         ({"role": ["admin", 1]}, ()),
         ({"role": ["admin", None]}, ()),
-        ({"role": [["admin"]]}, ()),
         ({"role": 1}, ()),
-        ({"role": True}, ()),
         ({"role": {"admin": True}}, ()),
     ],
 )
-def test_roles(claims: dict[str, Any], roles: tuple[str, ...] | None) -> None:
+def test_roles_are_read_from_session_jwts_only(claims: dict[str, Any], roles: tuple[str, ...] | None) -> None:
     assert read(**claims).roles == roles
     assert read(**claims, is_access_token=True).roles is None
     assert read(**claims, key="key1").roles is None
@@ -100,7 +98,7 @@ def test_roles(claims: dict[str, Any], roles: tuple[str, ...] | None) -> None:
         (1, frozenset()),
     ],
 )
-def test_scopes_belong_to_access_tokens(scope: Any, scopes: frozenset[str]) -> None:
+def test_only_access_tokens_and_api_keys_have_scopes(scope: Any, scopes: frozenset[str]) -> None:
     assert read(scope=scope, is_access_token=True).scopes == scopes
     assert read(scope=scope).scopes is None
     keys: tuple[object, ...] = ("key1", "", None, 5, False, [], {})
@@ -131,19 +129,16 @@ def test_scopes_belong_to_access_tokens(scope: Any, scopes: frozenset[str]) -> N
         ({"banned": True, "banExpires": 1_799_999_999_999}, False),
         ({"banned": True, "banExpires": 0}, False),
         ({"banned": True, "banExpires": "2027-01-14T08:00:00"}, True),
-        ({"banned": True, "banExpires": "2020-01-01"}, True),
         ({"banned": True, "banExpires": "yesterday"}, True),
         ({"banned": True, "banExpires": ""}, True),
         ({"banned": True, "banExpires": "0000-00-00T00:00:00Z"}, True),
         ({"banned": True, "banExpires": False}, True),
         ({"banned": True, "banExpires": []}, True),
-        ({"banned": True, "banExpires": {"$date": 0}}, True),
         ({"banned": True, "banExpires": -1e300}, True),
         ({"banned": True, "banExpires": 10**400}, True),
-        ({"banned": True, "banExpires": -(10**400)}, True),
     ],
 )
-def test_bans(claims: dict[str, Any], banned: bool) -> None:
+def test_a_ban_holds_until_it_expires(claims: dict[str, Any], banned: bool) -> None:
     assert read(**claims).is_banned(1_800_000_000) is banned
 
 
@@ -151,11 +146,11 @@ def test_bans(claims: dict[str, Any], banned: bool) -> None:
     ("claims", "machine"),
     [({}, False), ({"client_id": "app"}, False), ({"client_id": "user1"}, True), ({"client_id": ""}, False)],
 )
-def test_machines(claims: dict[str, Any], machine: bool) -> None:
+def test_a_subject_that_is_its_own_client_is_a_machine(claims: dict[str, Any], machine: bool) -> None:
     assert read(**claims).is_machine is machine
 
 
-def test_claims_of_other_plugins() -> None:
+def test_claims_of_other_plugins_are_read_if_well_formed() -> None:
     principal = read(isAnonymous=True, impersonatedBy="admin1", sid="session1")
     assert principal.is_anonymous
     assert (principal.impersonated_by, principal.session_id) == ("admin1", "session1")
@@ -166,17 +161,17 @@ def test_claims_of_other_plugins() -> None:
 
 def test_claims_with_unstorable_text_are_removed() -> None:
     kept = {"name": "Zoë 🦊", "list": [1, "two", {"three": None}], "n": 5, "no": None}
-    gone = {
+    removed = {
         "nul": "a\0b",
         "surrogate": "a\ud800",
         "deep": {"er": [["\udfff"]]},
         "named": {"a\0": 1},
         "bad\0name": "good",
     }
-    assert without_unstorable(kept | gone) == kept
+    assert without_unstorable(kept | removed) == kept
 
 
-def test_an_unstorable_text_takes_nothing_off_a_token_that_a_claim_puts_on_it() -> None:
+def test_an_unstorable_claim_lifts_no_restriction() -> None:
     claims = without_unstorable({**BASE, "banned": "\0", "key": {"\ud800": 1}, "role": ["admin", "a\0"]})
     principal = Principal.from_claims(claims, is_access_token=False)
     assert (principal.banned, principal.scopes, principal.roles) == (True, frozenset(), None)

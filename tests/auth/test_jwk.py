@@ -1,4 +1,4 @@
-"""Only secure public keys are used, each for one algorithm; all other keys of a set are skipped."""
+"""The keys that are read from a JWK set, their algorithms, and the keys that are skipped."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +34,7 @@ def roca(bits: int = 2048) -> int:
 
 
 @pytest.mark.parametrize("alg", ALGORITHMS)
-def test_keys_as_better_auth_publishes_them(jwks: Jwks, alg: str) -> None:
+def test_a_key_published_by_better_auth_is_read(jwks: Jwks, alg: str) -> None:
     key = read_key(jwks[alg])
     assert (key.kid, key.algorithm) == ("k", alg)
     assert "public" not in repr(key)
@@ -56,7 +56,7 @@ def test_the_algorithm_comes_from_alg_or_the_key_type(jwks: Jwks, alg: str, name
     assert read_key(jwk).algorithm == bound_to
 
 
-def test_thumbprints_of_the_examples_in_the_standards() -> None:
+def test_thumbprints_equal_the_examples_of_the_standards() -> None:
     """RFC 7638, 3.1 (RSA) and RFC 8037, A.3 (Ed25519)."""
     ed25519 = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "k"}
     assert read_key(ed25519).thumbprint == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
@@ -171,7 +171,7 @@ SKIPPED: list[tuple[str, str, Change, str]] = [
 
 
 @pytest.mark.parametrize(("alg", "change", "reason"), [row[1:] for row in SKIPPED], ids=[row[0] for row in SKIPPED])
-def test_an_unusable_key_is_skipped_and_the_rest_lives(jwks: Jwks, alg: str, change: Change, reason: str) -> None:
+def test_an_unusable_key_is_skipped_and_the_others_are_used(jwks: Jwks, alg: str, change: Change, reason: str) -> None:
     bad, good = change(jwks[alg]), {**jwks["ES256"], "kid": "good"}
     found = KeySet.from_jwks({"keys": [bad, good]})
     assert list(found.keys) == ["good"]
@@ -190,17 +190,17 @@ def test_an_unusable_key_is_skipped_and_the_rest_lives(jwks: Jwks, alg: str, cha
         with_(kid="~" * 256),
     ],
 )
-def test_ignored_members(jwks: Jwks, change: Change) -> None:
+def test_a_key_with_ignored_members_is_read(jwks: Jwks, change: Change) -> None:
     assert read_key(change(jwks["EdDSA"])).algorithm == "EdDSA"
 
 
 @pytest.mark.parametrize("bits", [2048, 8192])
-def test_moduli_at_the_bounds(bits: int) -> None:
+def test_rsa_moduli_at_the_bounds_are_accepted(bits: int) -> None:
     modulus = (1 << bits) - 159  # not a secure modulus, but only its size is checked here
     assert read_key({"kty": "RSA", "kid": "k", "n": integer(modulus), "e": "Aw"}).algorithm == "RS256"
 
 
-def test_a_modulus_that_resembles_roca_except_for_one_prime(jwks: Jwks) -> None:
+def test_a_modulus_that_resembles_roca_except_for_one_prime_is_accepted(jwks: Jwks) -> None:
     other = next(n for n in range(roca() + 2, roca() + 10_000, 2) if n % 11 not in (1, 10))
     assert read_key({**jwks["RS256"], "n": integer(other)}).algorithm == "RS256"
 
@@ -235,7 +235,7 @@ def test_ecdsa_signatures_are_raw_and_malleable(issuers: dict[str, LocalIssuer])
         assert not key.verifies("ES256", b"message", r_and_s)
 
 
-def test_ed25519_s_is_not_malleable(issuers: dict[str, LocalIssuer]) -> None:
+def test_ed25519_signatures_are_not_malleable(issuers: dict[str, LocalIssuer]) -> None:
     """RFC 8032, 5.1.7: S + L is refused."""
     order = 2**252 + 27742317777372353535851937790883648493
     signature = issuers["EdDSA"].key.sign(b"message")
@@ -245,7 +245,7 @@ def test_ed25519_s_is_not_malleable(issuers: dict[str, LocalIssuer]) -> None:
     )
 
 
-def test_equal_keys(jwks: Jwks) -> None:
+def test_equality_compares_kid_and_key(jwks: Jwks) -> None:
     assert read_key(jwks["EdDSA"]) == read_key({**jwks["EdDSA"], "alg": "Ed25519"})
     assert read_key(jwks["EdDSA"]) != read_key({**jwks["EdDSA"], "kid": "other"})
     other = {**SigningKey.generate("EdDSA", "k").jwk}

@@ -1,4 +1,4 @@
-"""RemoteKeys from the first fetch to the exit of its context, and its status, log and observer."""
+"""Start and exit of RemoteKeys, and its status, log and observer."""
 
 import asyncio
 import logging
@@ -8,11 +8,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 
-from backend.auth import (
-    FetchReason,
-    Observer,
-    RemoteKeys,
-)
+from backend.auth import FetchReason, Observer, RemoteKeys
 from backend.auth.testing import LocalIssuer
 from tests.auth.scripted import Endpoint, Time, outcome, remote_keys, settle
 
@@ -21,38 +17,38 @@ class TestColdStart:
     async def test_a_hundred_requests_share_one_fetch(self, endpoint: Endpoint, time: Time) -> None:
         endpoint.open.clear()
         async with remote_keys(endpoint, time) as keys:
-            asking = [asyncio.ensure_future(outcome(keys, endpoint.issuer.key.kid)) for _ in range(100)]
+            lookups = [asyncio.ensure_future(outcome(keys, endpoint.issuer.key.kid)) for _ in range(100)]
             await settle()
             assert keys.status().waiting == 100
             endpoint.open.set()
-            assert Counter(await asyncio.gather(*asking)) == {"ok": 100}
+            assert Counter(await asyncio.gather(*lookups)) == {"ok": 100}
             assert endpoint.count == 1
 
     async def test_the_first_fetch_also_answers_for_unknown_kids(self, endpoint: Endpoint, time: Time) -> None:
         endpoint.open.clear()
         async with remote_keys(endpoint, time) as keys:
-            asking = asyncio.ensure_future(outcome(keys, "missing"))
+            lookup = asyncio.ensure_future(outcome(keys, "missing"))
             await settle()
             endpoint.open.set()
-            assert await asking == "401"
+            assert await lookup == "401"
             assert endpoint.count == 1
 
-    async def test_an_issuer_that_starts_shortly_after_the_api(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_requests_wait_for_an_issuer_that_starts_after_the_api(self, endpoint: Endpoint, time: Time) -> None:
         endpoint.fails()
         async with remote_keys(endpoint, time) as keys:
-            asking = [asyncio.ensure_future(outcome(keys, endpoint.issuer.key.kid)) for _ in range(10)]
+            lookups = [asyncio.ensure_future(outcome(keys, endpoint.issuer.key.kid)) for _ in range(10)]
             await settle()
             endpoint.recovers()
             await time.advance(1)
-            assert Counter(await asyncio.gather(*asking)) == {"ok": 10}
+            assert Counter(await asyncio.gather(*lookups)) == {"ok": 10}
 
     @pytest.mark.usefixtures("short_wait")
-    async def test_an_issuer_that_is_down(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_requests_are_503_until_the_issuer_is_reachable(self, endpoint: Endpoint, time: Time) -> None:
         endpoint.fails()
         async with remote_keys(endpoint, time) as keys:
             assert not keys.ready
-            answers = await asyncio.gather(*(outcome(keys, endpoint.issuer.key.kid) for _ in range(100)))
-            assert Counter(answers) == {"503": 100}
+            outcomes = await asyncio.gather(*(outcome(keys, endpoint.issuer.key.kid) for _ in range(100)))
+            assert Counter(outcomes) == {"503": 100}
             assert keys.status().fetches[FetchReason.NO_KEYS] <= 2
             assert keys.status().age is None
             assert keys.status().kids == ()
@@ -70,17 +66,17 @@ class TestLifecycle:
             assert len(asyncio.all_tasks() - before) == 2
         assert asyncio.all_tasks() == before
 
-    async def test_exiting_while_requests_wait(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_waiting_requests_are_503_on_exit(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             endpoint.open.clear()
-            asking = asyncio.ensure_future(outcome(keys, "unknown"))
+            lookup = asyncio.ensure_future(outcome(keys, "unknown"))
             await settle()
-        assert await asking == "503"
+        assert await lookup == "503"
         assert await outcome(keys, "another") == "503"
         time.elapsed += 100
         assert keys.current(endpoint.issuer.key.kid), "requests that are still running can finish"
 
-    async def test_must_be_entered_exactly_once(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_the_context_must_be_entered_exactly_once(self, endpoint: Endpoint, time: Time) -> None:
         keys = RemoteKeys(endpoint.issuer.jwks_url)
         assert keys.current("a") is None
         with pytest.raises(RuntimeError, match="must be entered"):
@@ -101,7 +97,7 @@ class TestLifecycle:
             started = asyncio.all_tasks() - others
             assert [task for task in started if task.get_name().startswith("key set")] == []
 
-    async def test_a_task_that_is_done_before_it_is_assigned(self, time: Time) -> None:
+    async def test_a_fetch_that_ends_before_it_is_assigned_blocks_no_later_fetch(self, time: Time) -> None:
         """An eager task factory (Python 3.12) finishes a fetch that does not wait before it returns the task."""
         issuer = LocalIssuer(clock=time.clock)
         endpoint = Endpoint(issuer)
@@ -124,7 +120,7 @@ class TestLifecycle:
 
 
 class TestObservability:
-    async def test_status_and_observer(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_status_and_observer_report_fetches_and_unknown_kids(self, endpoint: Endpoint, time: Time) -> None:
         seen: list[Any] = []
 
         class Recorder(Observer):
@@ -164,9 +160,9 @@ class TestObservability:
             endpoint.fails()
             await time.advance(300)
             good, bad = endpoint.issuer.key.jwk, {"kid": "a\nb"}
-            endpoint.answer = lambda: httpx.Response(200, json={"keys": [bad, good]})
+            endpoint.respond = lambda: httpx.Response(200, json={"keys": [bad, good]})
             await time.advance(60)
-            endpoint.answer = lambda: httpx.Response(200, json={"keys": [good, bad]})
+            endpoint.respond = lambda: httpx.Response(200, json={"keys": [good, bad]})
             await time.advance(60)
         assert caplog.messages == [
             f"JWKS changed, key ids: {kid}",

@@ -1,4 +1,4 @@
-"""Documents that are accepted as a key set, and keys that share a kid."""
+"""The documents that are a JWK set, and keys that share a kid."""
 
 import pytest
 
@@ -45,7 +45,7 @@ class TestOneKid:
         ({"keys": [{}] * 257}, "more than 256 keys"),
     ],
 )
-def test_documents_that_are_not_a_key_set(document: object, reason: str) -> None:
+def test_a_document_that_is_not_a_key_set_is_rejected(document: object, reason: str) -> None:
     with pytest.raises(UnusableKeys, match=reason):
         KeySet.from_jwks(document)
 

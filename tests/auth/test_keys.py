@@ -1,4 +1,4 @@
-"""The key set is refreshed in the background, survives outages and is never used beyond its maximum age."""
+"""RemoteKeys refreshes the key set in the background and uses it during outages up to a maximum age."""
 
 import asyncio
 import gzip
@@ -24,7 +24,7 @@ from backend.auth.testing import LocalIssuer
 from tests.auth.scripted import Endpoint, Time, outcome, remote_keys, settle
 
 
-def test_the_documented_constants() -> None:
+def test_constants_have_their_documented_values() -> None:
     assert (refresh.REFRESH_EVERY, refresh.JITTER) == (60, 0.1)
     assert (refresh.MIN_REFRESH, refresh.MAX_REFRESH) == (30, 300)
     assert (refresh.FIRST_BACKOFF, refresh.MAX_BACKOFF) == (1, 30)
@@ -50,11 +50,11 @@ class TestFreshness:
             (0.5, "max-age=x", 60),
         ],
     )
-    async def test_refreshes_in_the_background(
+    async def test_the_set_is_refreshed_in_the_background(
         self, endpoint: Endpoint, time: Time, random: float, cache_control: str | None, seconds: float
     ) -> None:
         if cache_control:
-            endpoint.answer = lambda: endpoint.jwks(**{"Cache-Control": cache_control})
+            endpoint.respond = lambda: endpoint.jwks(**{"Cache-Control": cache_control})
         async with remote_keys(endpoint, time, random=lambda: random) as keys:
             kid = endpoint.issuer.key.kid
             for _ in range(100):
@@ -65,7 +65,7 @@ class TestFreshness:
             assert endpoint.count == 2
             assert keys.status().fetches[FetchReason.REFRESH] == 2
 
-    async def test_a_removed_key_is_gone_within_66_seconds(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_a_removed_key_is_refused_within_66_seconds(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time, random=lambda: 1.0) as keys:
             verifier = endpoint.issuer.verifier(keys, monotonic=time.monotonic)
             token = endpoint.issuer.token()
@@ -83,9 +83,9 @@ class TestFreshness:
             await time.advance(61)
             assert endpoint.count == 2
             assert keys.current(endpoint.issuer.key.kid)
-            getting = asyncio.ensure_future(outcome(keys, endpoint.issuer.key.kid))
+            lookup = asyncio.ensure_future(outcome(keys, endpoint.issuer.key.kid))
             await asyncio.sleep(0)
-            assert getting.done(), "a request with a known kid waited"
+            assert lookup.done(), "a request with a known kid waited"
 
     async def test_a_request_starts_an_overdue_refresh(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
@@ -106,7 +106,7 @@ class TestFreshness:
 
 
 class TestOutage:
-    async def test_59_minutes_harm_nobody(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_tokens_are_accepted_throughout_an_outage_of_59_minutes(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             endpoint.fails()
             for _ in range(59):
@@ -150,17 +150,17 @@ class TestOutage:
                 await verifier.verify(token)
 
     @pytest.mark.parametrize(
-        ("random", "naps"), [(1.0, [1, 2, 4, 8, 16, 30, 30, 30]), (0.5, [0.5, 1, 2, 4, 8, 15, 15]), (0.0, [])]
+        ("random", "sleeps"), [(1.0, [1, 2, 4, 8, 16, 30, 30, 30]), (0.5, [0.5, 1, 2, 4, 8, 15, 15]), (0.0, [])]
     )
     async def test_the_background_refresh_backs_off_with_full_jitter(
-        self, endpoint: Endpoint, time: Time, random: float, naps: list[float]
+        self, endpoint: Endpoint, time: Time, random: float, sleeps: list[float]
     ) -> None:
         async with remote_keys(endpoint, time, random=lambda: random):
             endpoint.fails()
-            time.naps.clear()
+            time.sleeps.clear()
             await time.advance(65 if random == 0 else 200)
-            assert time.naps[: len(naps)] == naps
-            assert endpoint.count > len(naps)
+            assert time.sleeps[: len(sleeps)] == sleeps
+            assert endpoint.count > len(sleeps)
 
     async def test_a_success_resets_the_backoff(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time, random=lambda: 1.0):
@@ -169,9 +169,9 @@ class TestOutage:
             endpoint.recovers()
             await time.advance(30)
             endpoint.fails()
-            time.naps.clear()
+            time.sleeps.clear()
             await time.advance(70)
-            assert time.naps[0] == 1
+            assert time.sleeps[0] == 1
 
     @pytest.mark.parametrize(
         ("headers", "seconds"),
@@ -194,7 +194,7 @@ class TestOutage:
     ) -> None:
         async with remote_keys(endpoint, time) as keys:
             time.wall = 1_800_000_000.0 - 60
-            endpoint.answer = lambda: httpx.Response(429, headers=headers)
+            endpoint.respond = lambda: httpx.Response(429, headers=headers)
             await time.advance(60)
             assert (endpoint.count, time.clock()) == (2, 1_800_000_000.0)
             endpoint.recovers()
@@ -209,7 +209,7 @@ class TestOutage:
             assert endpoint.count == 3
 
     @pytest.mark.parametrize(
-        ("answer", "error"),
+        ("response", "error"),
         [
             (httpx.Response(200, content=b"<html>", headers={"Content-Type": "text/html"}), "not JSON"),
             (httpx.Response(200, content=b'{"keys": [{"kty": "OKP"'), "not JSON"),
@@ -233,10 +233,10 @@ class TestOutage:
         ],
     )
     async def test_an_invalid_response_keeps_the_cached_set(
-        self, endpoint: Endpoint, time: Time, answer: httpx.Response, error: str
+        self, endpoint: Endpoint, time: Time, response: httpx.Response, error: str
     ) -> None:
         async with remote_keys(endpoint, time) as keys:
-            endpoint.answer = lambda: answer
+            endpoint.respond = lambda: response
             await time.advance(61)
             status = keys.status()
             assert (status.ready, status.last_error, status.failures) == (True, error, 2)
@@ -248,7 +248,7 @@ class TestOutage:
     async def test_one_invalid_key_does_not_affect_the_others(self, endpoint: Endpoint, time: Time) -> None:
         good = json.dumps(endpoint.issuer.key.jwk)
         body = f'{{"keys": [{{"kid": "twice", "kid": "twice"}}, {{"kty": "oct", "kid": "secret", "k": "AA"}}, {good}]}}'
-        endpoint.answer = lambda: httpx.Response(200, content=body.encode())
+        endpoint.respond = lambda: httpx.Response(200, content=body.encode())
         async with remote_keys(endpoint, time) as keys:
             assert keys.ready
             assert keys.status().skipped == (
@@ -261,7 +261,7 @@ class TestOutage:
             raise LookupError("secret-token")
 
         async with remote_keys(endpoint, time) as keys:
-            endpoint.answer = explode
+            endpoint.respond = explode
             await time.advance(120)
             assert keys.status().last_error == "LookupError"
             endpoint.recovers()
@@ -285,7 +285,7 @@ def test_static_keys_need_a_usable_key(make: Callable[[], StaticKeys]) -> None:
         make()
 
 
-async def test_static_keys(issuer: LocalIssuer) -> None:
+async def test_static_keys_refuse_unknown_kids(issuer: LocalIssuer) -> None:
     keys = StaticKeys(issuer.jwks)
     key = await keys.get(issuer.key.kid)
     assert keys.current(issuer.key.kid) is key

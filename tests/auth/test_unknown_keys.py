@@ -1,17 +1,11 @@
-"""Unknown kids and failed signatures: rotations are found at once, and floods cause few fetches."""
+"""Unknown kids and invalid signatures: a key rotation is found at once, and a flood causes few fetches."""
 
 import asyncio
 from collections import Counter
 
 import pytest
 
-from backend.auth import (
-    FetchReason,
-    InvalidToken,
-    KeysUnavailable,
-    Reason,
-)
-from backend.auth import remote_keys as remote_keys_module
+from backend.auth import FetchReason, InvalidToken, KeysUnavailable, Reason
 from backend.auth.testing import LocalIssuer, SigningKey
 from tests.auth.scripted import Endpoint, Time, outcome, remote_keys, settle
 
@@ -37,7 +31,7 @@ class TestUnknownKid:
             assert await outcome(keys, "missing") == "401"
             assert endpoint.count == 3, "it may exist after five seconds"
 
-    @pytest.mark.parametrize("kid", ["../../dev/null", "/etc/passwd", "x'--", "1;DROP", "https://evil.example/", "%00"])
+    @pytest.mark.parametrize("kid", ["../../dev/null", "x'--", "https://evil.example/", "%00"])
     async def test_a_kid_with_unusual_characters_causes_no_fetch(
         self, endpoint: Endpoint, time: Time, kid: str
     ) -> None:
@@ -58,8 +52,8 @@ class TestUnknownKid:
 
     async def test_without_budget_unknown_kids_are_503_not_401(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
-            answers = [await outcome(keys, f"made-up-{n}") for n in range(4)]
-            assert answers == ["401", "401", "503", "503"]
+            outcomes = [await outcome(keys, f"made-up-{n}") for n in range(4)]
+            assert outcomes == ["401", "401", "503", "503"]
             with pytest.raises(KeysUnavailable) as refusal:
                 await keys.get("made-up-9")
             assert refusal.value.retry_after == 1
@@ -106,13 +100,13 @@ class TestUnknownKid:
     async def test_at_most_32_requests_wait(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             endpoint.open.clear()
-            asking = [asyncio.ensure_future(outcome(keys, f"made-up-{n}")) for n in range(100)]
+            lookups = [asyncio.ensure_future(outcome(keys, f"made-up-{n}")) for n in range(100)]
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             assert keys.status().waiting == 32
-            assert [task.done() for task in asking] == [False] * 32 + [True] * 68
-            assert {task.result() for task in asking[32:]} == {"503"}
-            assert {await task for task in asking} == {"503"}, "waiting requests give up after WAIT_TIMEOUT"
+            assert [task.done() for task in lookups] == [False] * 32 + [True] * 68
+            assert {task.result() for task in lookups[32:]} == {"503"}
+            assert {await task for task in lookups} == {"503"}, "waiting requests give up after WAIT_TIMEOUT"
             assert keys.status().waiting == 0
             assert endpoint.count == 2
 
@@ -121,26 +115,28 @@ class TestUnknownKid:
             endpoint.open.clear()
             await time.advance(61)
             time.elapsed += 5.1  # the refresh has been running for that long
-            asking = asyncio.ensure_future(outcome(keys, "unknown"))
+            lookup = asyncio.ensure_future(outcome(keys, "unknown"))
             await settle()
             endpoint.open.set()
-            assert await asking == "503"
+            assert await lookup == "503"
 
     async def test_a_cancelled_request_does_not_cancel_the_shared_fetch(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             new = endpoint.issuer.rotate()
             endpoint.open.clear()
-            impatient, patient = (asyncio.ensure_future(outcome(keys, new.kid)) for _ in range(2))
+            cancelled, other = (asyncio.ensure_future(outcome(keys, new.kid)) for _ in range(2))
             await settle()
-            impatient.cancel()
+            cancelled.cancel()
             await settle()
             assert keys.status().waiting == 1
             endpoint.open.set()
-            assert await patient == "ok"
+            assert await other == "ok"
             assert endpoint.count == 2
 
-    async def test_a_flood_of_unknown_kids(self, endpoint: Endpoint, time: Time) -> None:
-        """10,000 in 10 s cause 4 fetches; known kids keep working, and a rotation takes effect within 5 s."""
+    async def test_a_flood_of_unknown_kids_causes_four_fetches_and_hides_no_rotation(
+        self, endpoint: Endpoint, time: Time
+    ) -> None:
+        """10,000 unknown kids in 10 s; known kids stay valid, and a rotation takes effect within 5 s."""
         async with remote_keys(endpoint, time) as keys:
             known = endpoint.issuer.key.kid
             for n in range(10_000):
@@ -160,7 +156,7 @@ class TestUnknownKid:
 
 
 class TestBadSignature:
-    async def test_a_kid_reassigned_to_another_key(self, time: Time) -> None:
+    async def test_a_reassigned_kid_is_found_and_its_old_tokens_are_refused(self, time: Time) -> None:
         """Two databases with serial ids both assign kid "1" to their first key."""
         endpoint = Endpoint(LocalIssuer(clock=time.clock))
         endpoint.issuer.rotate(kid="1", keep=False)
@@ -175,7 +171,7 @@ class TestBadSignature:
                 await verifier.verify(old)
             assert refusal.value.reason is Reason.BAD_SIGNATURE
 
-    async def test_another_algorithm_under_the_same_kid(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_a_kid_reassigned_to_another_algorithm_is_found(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             endpoint.issuer.rotate("ES256", kid=endpoint.issuer.key.kid, keep=False)
             verifier = endpoint.issuer.verifier(keys)
@@ -195,7 +191,7 @@ class TestBadSignature:
             new = endpoint.issuer.rotate()
             assert await outcome(keys, new.kid) == "ok", "some budget is left for a rotation"
 
-    async def test_a_kid_reassigned_during_forgeries(self, endpoint: Endpoint, time: Time) -> None:
+    async def test_a_kid_reassigned_during_forgeries_is_found(self, endpoint: Endpoint, time: Time) -> None:
         """A changed set invalidates the result of the last check, whichever request fetched it."""
         stranger = SigningKey.generate("EdDSA", endpoint.issuer.key.kid)
         async with remote_keys(endpoint, time) as keys:
@@ -221,14 +217,12 @@ class TestBadSignature:
             waiting = [asyncio.create_task(verifier.verify(endpoint.issuer.token(f"u{n}"))) for n in range(100)]
             await settle()
             endpoint.open.set()
-            answers = await asyncio.gather(*waiting, return_exceptions=True)
-            assert [type(answer).__name__ for answer in answers] == ["Principal"] * 32 + ["KeysUnavailable"] * 68
+            results = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(result).__name__ for result in results] == ["Principal"] * 32 + ["KeysUnavailable"] * 68
             assert keys.status().fetches[FetchReason.BAD_SIGNATURE] == 1
 
-    async def test_requests_that_wait_too_long_are_503_not_401(
-        self, endpoint: Endpoint, time: Time, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(remote_keys_module, "WAIT_TIMEOUT", 0.01)
+    @pytest.mark.usefixtures("short_wait")
+    async def test_requests_that_wait_too_long_are_503_not_401(self, endpoint: Endpoint, time: Time) -> None:
         async with remote_keys(endpoint, time) as keys:
             verifier = endpoint.issuer.verifier(keys)
             endpoint.issuer.rotate(kid=endpoint.issuer.key.kid, keep=False)
