@@ -1,7 +1,6 @@
-"""Property-based tests: PyJWT and joserfc accept every token and key that this package accepts.
+"""Property-based tests: every token and key that this package accepts is accepted by PyJWT and joserfc.
 
-Parsers that read the same bytes differently allow forged tokens. Hypothesis changes valid tokens and key sets and signs
-tokens with unlikely contents. The package may raise only its own exceptions.
+Forgeries often use parsers that read the same bytes differently. Exceptions other than the package's own fail a test.
 """
 
 import asyncio
@@ -60,13 +59,13 @@ def joserfc_accepts(token: str, issuer: LocalIssuer) -> bytes | None:
     key = joserfc_jwk.import_key(issuer.key.jwk)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it deprecates the name EdDSA, which Better Auth uses
+            warnings.simplefilter("ignore")  # joserfc deprecates the name EdDSA, which Better Auth uses
             return joserfc_jws.deserialize_compact(token, key, registry=REGISTRY).payload
     except (joserfc_errors.JoseError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def ours(token: str, issuer: LocalIssuer) -> bytes | None:
+def this_package_accepts(token: str, issuer: LocalIssuer) -> bytes | None:
     try:
         return verify_jws(token, issuer.jwks)
     except InvalidToken:
@@ -91,15 +90,15 @@ def changed_tokens(draw: st.DrawFn) -> tuple[LocalIssuer, str]:
 
 @examples
 @given(changed_tokens())
-def test_changed_tokens(case: tuple[LocalIssuer, str]) -> None:
+def test_a_changed_token_is_accepted_only_if_both_libraries_accept_it(case: tuple[LocalIssuer, str]) -> None:
     issuer, token = case
-    payload = ours(token, issuer)
+    payload = this_package_accepts(token, issuer)
     event("accepted" if payload is not None else "refused")
     if payload is not None:
         assert payload == pyjwt_accepts(token, issuer) == joserfc_accepts(token, issuer)
 
 
-# Members that both oracles ignore when they are well formed; this package always ignores them.
+# Members that both libraries ignore if well formed; this package always ignores them.
 IGNORED = {"jku": "https://evil.example/", "x5u": "https://evil.example/", "x5c": ["AA"], "x5t": "AA"}
 headers = st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "nonce", "other"]), json_values, max_size=2)
 refused = st.dictionaries(st.sampled_from(["cty", "b64", "zip", "crit"]), json_values, max_size=1)
@@ -113,17 +112,17 @@ refused = st.dictionaries(st.sampled_from(["cty", "b64", "zip", "crit"]), json_v
     st.sets(st.sampled_from(sorted(IGNORED))),
     st.binary(max_size=30),
 )
-def test_well_signed_headers(
+def test_a_header_is_accepted_only_if_both_libraries_accept_it(
     alg: str, members: dict[str, Any], more: dict[str, Any], ignored: set[str], payload: bytes
 ) -> None:
     issuer = ISSUERS[alg]
     header = {"alg": alg, "kid": issuer.key.kid, **{name: IGNORED[name] for name in ignored}, **members, **more}
     token = issuer.sign(header, payload)
-    accepted = ours(token, issuer)
+    accepted = this_package_accepts(token, issuer)
     event("accepted" if accepted is not None else "refused")
     if accepted is not None:
         assert accepted == payload == joserfc_accepts(token, issuer)
-        if header["alg"] != "Ed25519":  # unknown to PyJWT
+        if header["alg"] != "Ed25519":  # PyJWT does not know this name
             assert pyjwt_accepts(token, issuer) == payload
     elif not more and not {"alg", "kid", "typ", "crit"} & set(members):
         assert not is_strict_json(header), "a valid header is refused"
@@ -142,9 +141,9 @@ def verifier(issuer: LocalIssuer) -> TokenVerifier:
 
 
 CLAIMS = ("iss", "aud", "exp", "iat", "nbf", "jti", "cnf", "client_id", "scope", "name", "email", "role", "banned")
-HERE = "http://localhost:3000"
+AUDIENCE = "http://localhost:3000"
 near_now = st.integers(-4000, 4000).map(lambda seconds: int(time.time()) + seconds)
-claim_values = json_values | near_now | near_now.map(float) | st.sampled_from([HERE, [HERE], [HERE, 1]])
+claim_values = json_values | near_now | near_now.map(float) | st.sampled_from([AUDIENCE, [AUDIENCE], [AUDIENCE, 1]])
 
 
 @examples
@@ -153,7 +152,9 @@ claim_values = json_values | near_now | near_now.map(float) | st.sampled_from([H
     st.just("user1") | json_values,
     st.sets(st.sampled_from(CLAIMS), max_size=1),
 )
-def test_well_signed_claims(claims: dict[str, Any], subject: Any, omitted: set[str]) -> None:
+def test_claims_are_accepted_only_if_pyjwt_accepts_them(
+    claims: dict[str, Any], subject: Any, omitted: set[str]
+) -> None:
     issuer = ISSUERS["EdDSA"]
     token = issuer.token(subject, omit=omitted, **claims)
     try:
@@ -178,7 +179,7 @@ def test_well_signed_claims(claims: dict[str, Any], subject: Any, omitted: set[s
 
 @examples
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: data.decode("latin-1")))
-def test_any_text_as_a_token(text: str) -> None:
+def test_arbitrary_text_is_no_valid_token(text: str) -> None:
     with pytest.raises(AuthError):
         verify_jws(text, ISSUERS["EdDSA"].jwks)
     with pytest.raises(InvalidToken):
@@ -187,7 +188,7 @@ def test_any_text_as_a_token(text: str) -> None:
 
 @examples
 @given(st.binary(max_size=60), st.binary(max_size=60), st.binary(max_size=80))
-def test_any_bytes_in_the_three_segments(header: bytes, payload: bytes, signature: bytes) -> None:
+def test_arbitrary_segments_are_no_valid_token(header: bytes, payload: bytes, signature: bytes) -> None:
     token = ".".join(map(encode_base64url, (header, payload, signature)))
     with pytest.raises(InvalidToken):
         verify_jws(token, ISSUERS["EdDSA"].jwks)
@@ -211,7 +212,7 @@ def changed_keys(draw: st.DrawFn) -> dict[str, Any]:
 
 @examples
 @given(changed_keys())
-def test_changed_keys(jwk: dict[str, Any]) -> None:
+def test_a_changed_key_is_read_as_both_libraries_read_it(jwk: dict[str, Any]) -> None:
     try:
         key = read_key(jwk)
     except UnusableKeys as error:
@@ -230,7 +231,7 @@ def test_changed_keys(jwk: dict[str, Any]) -> None:
 
 @examples
 @given(json_values | st.fixed_dictionaries({"keys": json_values | st.lists(changed_keys() | json_values, max_size=4)}))
-def test_any_document_as_a_key_set(document: Any) -> None:
+def test_an_arbitrary_document_is_a_key_set_or_rejected(document: Any) -> None:
     try:
         found = KeySet.from_jwks(document)
     except UnusableKeys:
@@ -260,7 +261,7 @@ def test_base64url_round_trip(data: bytes) -> None:
 
 @examples
 @given(st.text("AQgw_-=+/ \n.é", max_size=9))
-def test_any_text_as_base64url(text: str) -> None:
+def test_only_canonical_base64url_is_decoded(text: str) -> None:
     try:
         data = decode_base64url(text)
     except ValueError:
@@ -270,7 +271,7 @@ def test_any_text_as_base64url(text: str) -> None:
 
 @examples
 @given(st.binary(max_size=200))
-def test_signatures_of_any_bytes(signature: bytes) -> None:
+def test_arbitrary_signatures_are_not_valid(signature: bytes) -> None:
     for issuer in ISSUERS.values():
         jws = parse_jws(issuer.token().rpartition(".")[0] + "." + encode_base64url(signature))
         assert not jws.is_signed_by(read_key(issuer.key.jwk))
