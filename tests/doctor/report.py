@@ -1,4 +1,4 @@
-"""Runs the doctor with given settings and reads its report."""
+"""Runs the doctor and reads its report."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,20 +12,21 @@ SECRET = "hunter2"
 
 
 class Report(list[Finding]):
-    """The findings; asserts that they contain no secret."""
+    """The findings of one run."""
 
     @classmethod
     async def of(cls, token: str | None = None, *, clock: Callable[[], float] = time.time, **settings: Any) -> "Report":
+        """Run the doctor; asserts that its report contains no secret."""
         found = cls([finding async for finding in examine(Settings(_env_file=None, **settings), token, clock=clock)])
         text = str(found)
         assert SECRET not in text
         assert "\n" not in "".join(map(str, found))
-        # Neither the whole token nor its signature's end, without which it is useless.
+        # Without the end of its signature, a token is useless.
         assert token is None or len(token) < 20 or (token not in text and token[-20:] not in text)
         return found
 
-    def wrong(self) -> list[str]:
-        """The warnings and failures, in their order."""
+    def problems(self) -> list[str]:
+        """The warnings and failures, in order."""
         return [str(finding) for finding in self if finding.level is not Level.OK]
 
     def failures(self) -> list[str]:
@@ -36,14 +37,14 @@ class Report(list[Finding]):
         return "\n".join(str(finding) for finding in self if finding.subject == subject)
 
 
-def names(line: str, words: Sequence[str]) -> None:
-    """Assert that the line contains all of these."""
+def assert_contains(line: str, words: Sequence[str]) -> None:
+    """Assert that a line of the report contains all words."""
     for word in words:
         assert word in line, line
 
 
-def at(issuer: LocalIssuer, jwks_url: str) -> dict[str, Any]:
-    """Settings that trust a local issuer whose keys are at another address."""
+def settings_for(issuer: LocalIssuer, jwks_url: str) -> dict[str, Any]:
+    """Settings for a local issuer whose keys are served at `jwks_url`."""
     return {
         "better_auth_url": issuer.url,
         "better_auth_jwks_url": jwks_url,

@@ -1,11 +1,11 @@
-"""Mistakes in the configured addresses are found without network access."""
+"""The doctor's checks of the configured addresses, which need no network."""
 
 import pytest
 
 from backend.doctor.addresses import examine_addresses
 from backend.doctor.findings import Level
 from backend.settings import Settings
-from tests.doctor.report import names
+from tests.doctor.report import assert_contains
 
 PUBLIC = {"better_auth_url": "https://app.example.com", "public_url": "https://api.example.com"}
 
@@ -52,7 +52,9 @@ PUBLIC = {"better_auth_url": "https://app.example.com", "public_url": "https://a
         ),
     ],
 )
-def test_a_mistake_is_named(settings: dict[str, object], level: Level, words: list[str]) -> None:
+def test_a_wrong_address_is_reported_with_its_setting(
+    settings: dict[str, object], level: Level, words: list[str]
+) -> None:
     found = [
         finding
         for finding in examine_addresses(Settings(_env_file=None, **settings))  # type: ignore[arg-type]  # as read
@@ -60,7 +62,7 @@ def test_a_mistake_is_named(settings: dict[str, object], level: Level, words: li
     ]
     finding = found[0]
     assert finding.level is level
-    names(finding.text, words)
+    assert_contains(finding.text, words)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,6 @@ def test_a_mistake_is_named(settings: dict[str, object], level: Level, words: li
         {"better_auth_url": "https://example.com", "public_url": "https://example.com/tasks"},
     ],
 )
-def test_correct_addresses(settings: dict[str, object]) -> None:
+def test_correct_addresses_are_ok(settings: dict[str, object]) -> None:
     found = list(examine_addresses(Settings(_env_file=None, **settings)))  # type: ignore[arg-type]  # as read
     assert {finding.level for finding in found} == {Level.OK}

@@ -1,4 +1,4 @@
-"""If the keys cannot be fetched, the doctor names the setting and its correct value."""
+"""The doctor's report on the issuer: its address, the path of its keys, the keys, and its clock."""
 
 import asyncio
 import datetime as dt
@@ -24,7 +24,7 @@ from backend.auth.testing import SigningKey
 from backend.dev.issuer import CONTRACT, Issuer, find_node
 from backend.dev.people import demo_token
 from tests.auth.loopback import hangs, says, says_json, serving
-from tests.doctor.report import Report, names
+from tests.doctor.report import Report, assert_contains
 
 StartIssuer = Callable[..., Issuer]
 
@@ -32,7 +32,7 @@ StartIssuer = Callable[..., Issuer]
 async def test_a_real_better_auth_passes(better_auth: Issuer, database_url: str) -> None:
     token = await asyncio.to_thread(demo_token, better_auth.base_url, "doctor@example.com")
     report = await Report.of(token, better_auth_url=better_auth.url, database_url=database_url)
-    assert report.wrong() == []
+    assert report.problems() == []
     assert [finding.subject for finding in report] == [
         *("issuers", "audiences", "public url", "cors", "dns", "tcp", "better auth", "keys", "clock"),
         *("database", "migrations", "isolation", "roles", "prepare", "listen", "redis"),
@@ -42,14 +42,14 @@ async def test_a_real_better_auth_passes(better_auth: Issuer, database_url: str)
 
 
 class TestAddress:
-    async def test_an_unknown_host_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_an_unknown_host_name_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def unknown(*_: object, **__: object) -> None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
         monkeypatch.setattr(socket, "getaddrinfo", unknown)  # tests send no DNS queries
         report = await Report.of(better_auth_url="https://auth.internal")
         (line,) = report.failures()
-        names(
+        assert_contains(
             line,
             ["FAIL  dns", "auth.internal cannot be resolved", "correct BETTER_AUTH_URL, or set BETTER_AUTH_JWKS_URL"],
         )
@@ -57,70 +57,72 @@ class TestAddress:
         (line,) = report.failures()
         assert line.endswith("correct BETTER_AUTH_JWKS_URL")
 
-    async def test_a_refused_connection(self) -> None:
+    async def test_a_refused_connection_is_reported(self) -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             port = unused.getsockname()[1]
             (line,) = (await Report.of(better_auth_url=f"http://127.0.0.1:{port}")).failures()
-        names(line, ["FAIL  tcp", f"127.0.0.1:{port}", "start Better Auth, or correct BETTER_AUTH_URL"])
+        assert_contains(line, ["FAIL  tcp", f"127.0.0.1:{port}", "start Better Auth, or correct BETTER_AUTH_URL"])
 
-    async def test_a_server_that_does_not_respond(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_server_that_does_not_respond_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("backend.doctor.issuer.TOTAL_TIMEOUT", 0.2)
         async with serving(hangs) as (url, _):
             (line,) = (await Report.of(better_auth_jwks_url=url)).failures()
-        names(line, ["FAIL  better auth", url, "correct BETTER_AUTH_JWKS_URL"])
+        assert_contains(line, ["FAIL  better auth", url, "correct BETTER_AUTH_JWKS_URL"])
 
-    async def test_a_self_signed_certificate(self, tmp_path: Path) -> None:
+    async def test_a_self_signed_certificate_is_reported(self, tmp_path: Path) -> None:
         async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.close()
 
-        server = await asyncio.start_server(close, "127.0.0.1", 0, ssl=self_signed(tmp_path))
+        server = await asyncio.start_server(close, "127.0.0.1", 0, ssl=self_signed_context(tmp_path))
         async with server:
             port = server.sockets[0].getsockname()[1]
             (line,) = (await Report.of(better_auth_url=f"https://localhost:{port}")).failures()
-        names(line, ["FAIL  tls", "self-signed certificate", "name in BETTER_AUTH_URL"])
+        assert_contains(line, ["FAIL  tls", "self-signed certificate", "name in BETTER_AUTH_URL"])
 
-    async def test_https_to_an_http_port(self, better_auth: Issuer) -> None:
+    async def test_https_to_an_http_port_is_reported(self, better_auth: Issuer) -> None:
         url = better_auth.url.replace("http:", "https:")
         (line,) = (await Report.of(better_auth_url=url)).failures()
-        names(line, ["FAIL  tls", "does not speak TLS", "BETTER_AUTH_URL"])
+        assert_contains(line, ["FAIL  tls", "does not speak TLS", "BETTER_AUTH_URL"])
 
 
 class TestPath:
-    async def test_a_custom_jwks_path(self) -> None:
+    async def test_a_custom_jwks_path_is_found(self) -> None:
         with better_auth_with('jwt({ jwks: { jwksPath: "/.well-known/jwks.json" } })') as url:
             (line,) = (await Report.of(better_auth_url=url)).failures()
             new = f"{url}/api/auth/.well-known/jwks.json"
-            names(
+            assert_contains(
                 line,
                 ["FAIL  key set", f"HTTP 404 at {url}/api/auth/jwks", f"keys are at {new}: set BETTER_AUTH_JWKS_URL"],
             )
             assert (await Report.of(better_auth_url=url, better_auth_jwks_url=new)).failures() == []
 
-    async def test_no_jwt_plugin(self) -> None:
+    async def test_a_missing_jwt_plugin_is_reported(self) -> None:
         with better_auth_with("") as url:
             (line,) = (await Report.of(better_auth_url=url)).failures()
-        names(line, ["FAIL  key set", "HTTP 404", "add the jwt plugin to it", "`jwksPath`", "BETTER_AUTH_JWKS_URL"])
+        assert_contains(
+            line, ["FAIL  key set", "HTTP 404", "add the jwt plugin to it", "`jwksPath`", "BETTER_AUTH_JWKS_URL"]
+        )
 
-    async def test_a_custom_base_path(self, start_issuer: StartIssuer) -> None:
+    async def test_a_custom_base_path_is_found(self, start_issuer: StartIssuer) -> None:
         better_auth = start_issuer(url="http://localhost:0/auth/v1")
         origin = better_auth.url.removesuffix("/auth/v1")
         (line,) = (await Report.of(better_auth_url=origin)).failures()
-        names(line, ["FAIL  key set", "HTTP 404", f"set BETTER_AUTH_URL to {better_auth.url}"])
+        assert_contains(line, ["FAIL  key set", "HTTP 404", f"set BETTER_AUTH_URL to {better_auth.url}"])
         assert (await Report.of(better_auth_url=better_auth.url)).failures() == []
 
     @pytest.mark.parametrize("path", ["/app", "/api", "/api/auth/jwks", "/api/auth/token"])
-    async def test_a_url_with_a_superfluous_path(self, better_auth: Issuer, path: str) -> None:
+    async def test_a_url_with_a_superfluous_path_is_corrected(self, better_auth: Issuer, path: str) -> None:
         (line,) = (await Report.of(better_auth_url=f"{better_auth.url}{path}")).failures()
-        names(line, ["FAIL  key set", f"set BETTER_AUTH_URL to {better_auth.url}"])
+        assert_contains(line, ["FAIL  key set", f"set BETTER_AUTH_URL to {better_auth.url}"])
         assert line.endswith(better_auth.url)
 
-    async def test_a_page_of_another_server(self) -> None:
+    async def test_a_page_of_another_server_is_reported(self) -> None:
         page = says("200 OK", b"<!doctype html><title>Sign in</title>", {"Content-Type": "text/html"})
         async with serving(page) as (url, _):
             origin = url.removesuffix("/jwks")
             (line,) = (await Report.of(better_auth_url=origin)).failures()
-        names(
+        assert_contains(
             line,
             [
                 "FAIL  key set",
@@ -131,18 +133,18 @@ class TestPath:
         )
 
     @pytest.mark.parametrize(
-        ("where", "words"),
+        ("location", "words"),
         [
             ("https://auth.example.com/api/auth/jwks", "set BETTER_AUTH_URL to https://auth.example.com"),
             ("/sign-in?next=%2Fapi%2Fauth%2Fjwks", "sign-in check"),
         ],
     )
-    async def test_a_redirect(self, where: str, words: str) -> None:
-        async with serving(says("308 Permanent Redirect", headers={"Location": where})) as (url, _):
+    async def test_a_redirect_is_reported(self, location: str, words: str) -> None:
+        async with serving(says("308 Permanent Redirect", headers={"Location": location})) as (url, _):
             (line,) = (await Report.of(better_auth_url=url.removesuffix("/jwks"))).failures()
-        names(line, ["FAIL  key set", "redirects to", "which is not followed", words, "BETTER_AUTH_URL"])
+        assert_contains(line, ["FAIL  key set", "redirects to", "which is not followed", words, "BETTER_AUTH_URL"])
 
-    async def test_a_redirect_of_the_jwks_url(self) -> None:
+    async def test_a_redirect_of_the_jwks_url_names_its_target(self) -> None:
         async with serving(says("301 Moved Permanently", headers={"Location": "https://keys.example.com/jwks"})) as (
             url,
             _,
@@ -150,79 +152,81 @@ class TestPath:
             (line,) = (await Report.of(better_auth_jwks_url=url)).failures()
         assert line.endswith("set BETTER_AUTH_JWKS_URL to https://keys.example.com/jwks")
 
-    async def test_an_exceeded_rate_limit(self, start_issuer: StartIssuer) -> None:
+    async def test_an_exceeded_rate_limit_is_reported(self, start_issuer: StartIssuer) -> None:
         better_auth = start_issuer(rate_limit=True)
         async with httpx.AsyncClient(trust_env=False) as client:
             for _ in range(101):
                 await client.get(better_auth.jwks_url)
             (line,) = (await Report.of(better_auth_url=better_auth.url)).failures()
-        names(line, ["FAIL  key set", "HTTP 429", "`rateLimit`"])
+        assert_contains(line, ["FAIL  key set", "HTTP 429", "`rateLimit`"])
 
-    async def test_a_server_that_fails(self) -> None:
+    async def test_a_failing_server_is_reported(self) -> None:
         async with serving(says("502 Bad Gateway")) as (url, _):
             (line,) = (await Report.of(better_auth_jwks_url=url)).failures()
-        names(line, ["FAIL  key set", "HTTP 502", "log"])
+        assert_contains(line, ["FAIL  key set", "HTTP 502", "log"])
 
 
-def weak(kid: str) -> dict[str, Any]:
+def weak_key(kid: str) -> dict[str, Any]:
     key = rsa.generate_private_key(65537, 1024)  # noqa: S505  # a weak key on purpose
     return {**RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "alg": "RS256", "kid": kid}
 
 
 class TestKeys:
-    async def keys(self, *keys: object) -> Report:
+    async def report_on(self, *keys: object) -> Report:
         async with serving(says_json({"keys": keys})) as (url, _):
             return await Report.of(better_auth_jwks_url=url)
 
-    async def test_unusable_keys_are_named_beside_usable_ones(self) -> None:
+    async def test_unusable_keys_beside_usable_ones_are_reported(self) -> None:
         good = SigningKey.generate("EdDSA", "good").jwk
-        report = await self.keys(good, weak("weak"), {"kty": "oct", "k": "c2VjcmV0", "kid": "shared"}, {"kty": "RSA"})
+        report = await self.report_on(
+            good, weak_key("weak"), {"kty": "oct", "k": "c2VjcmV0", "kid": "shared"}, {"kty": "RSA"}
+        )
         assert report.failures() == []
-        names(report.on("keys"), ["1 can be used: good (EdDSA)"])
-        names(report.on("keys"), ["kid weak cannot be used: modulus under 2048", "`jwks.keyPairConfig`"])
-        names(report.on("keys"), ["kid shared cannot be used: private or symmetric", "a key without a kid"])
+        assert_contains(report.on("keys"), ["1 can be used: good (EdDSA)"])
+        assert_contains(report.on("keys"), ["kid weak cannot be used: modulus under 2048", "`jwks.keyPairConfig`"])
+        assert_contains(report.on("keys"), ["kid shared cannot be used: private or symmetric", "a key without a kid"])
 
-    async def test_no_usable_key(self) -> None:
+    async def test_a_set_without_usable_keys_is_a_failure(self) -> None:
         other = {**SigningKey.generate("ES256", "other").jwk, "alg": "ES384"}
-        lines = (await self.keys(weak("weak"), other)).failures()
-        names(lines[0], ["kid weak", "modulus", "`jwks.keyPairConfig`"])
-        names(lines[1], ["kid other", "the algorithm (alg)"])
+        lines = (await self.report_on(weak_key("weak"), other)).failures()
+        assert_contains(lines[0], ["kid weak", "modulus", "`jwks.keyPairConfig`"])
+        assert_contains(lines[1], ["kid other", "the algorithm (alg)"])
 
-    async def test_two_keys_with_the_same_kid(self) -> None:
+    async def test_two_keys_with_the_same_kid_are_reported(self) -> None:
         twice = [SigningKey.generate("EdDSA", "1").jwk for _ in range(2)]
-        lines = (await self.keys(*twice)).failures()
+        lines = (await self.report_on(*twice)).failures()
         assert len(lines) == 2
-        names(lines[0], ["kid 1 cannot be used: several keys share this kid"])
-        report = await self.keys(*twice, SigningKey.generate("EdDSA", "2").jwk)
-        names(report.on("keys"), ["1 can be used: 2 (EdDSA)", "warn", "kid 1 cannot be used: several keys"])
+        assert_contains(lines[0], ["kid 1 cannot be used: several keys share this kid"])
+        report = await self.report_on(*twice, SigningKey.generate("EdDSA", "2").jwk)
+        assert_contains(report.on("keys"), ["1 can be used: 2 (EdDSA)", "warn", "kid 1 cannot be used: several keys"])
 
-    async def test_too_many_keys(self) -> None:
+    async def test_too_many_keys_are_reported(self) -> None:
         (line,) = (
-            await self.keys(*[SigningKey.generate("EdDSA", str(number)).jwk for number in range(257)])
+            await self.report_on(*[SigningKey.generate("EdDSA", str(number)).jwk for number in range(257)])
         ).failures()
-        names(line, ["more than 256 keys", "`jwks.gracePeriod`", "`jwks.rotationInterval`"])
+        assert_contains(line, ["more than 256 keys", "`jwks.gracePeriod`", "`jwks.rotationInterval`"])
 
-    async def test_an_oversized_key_set(self) -> None:
-        (line,) = (await self.keys({"kid": "x" * 300_000})).failures()
-        names(line, ["the body is over 256 KiB", "`jwks.gracePeriod`", "`jwks.rotationInterval`"])
+    async def test_an_oversized_key_set_is_reported(self) -> None:
+        (line,) = (await self.report_on({"kid": "x" * 300_000})).failures()
+        assert_contains(line, ["the body is over 256 KiB", "`jwks.gracePeriod`", "`jwks.rotationInterval`"])
 
-    async def test_an_empty_key_set(self) -> None:
-        (line,) = (await self.keys()).failures()
-        names(line, ["the set is empty", "/token"])
+    async def test_an_empty_key_set_is_reported(self) -> None:
+        (line,) = (await self.report_on()).failures()
+        assert_contains(line, ["the set is empty", "/token"])
 
     @pytest.mark.parametrize("body", [b"oops", b"[]", b'{"keys": {}}', b'{"code": "OK"}'])
-    async def test_another_document(self, body: bytes) -> None:
+    async def test_a_document_that_is_no_key_set_is_reported(self, body: bytes) -> None:
         async with serving(says("200 OK", body)) as (url, _):
             (line,) = (await Report.of(better_auth_jwks_url=url)).failures()
-        names(line, ["FAIL  key set", url, "correct BETTER_AUTH_JWKS_URL"])
+        assert_contains(line, ["FAIL  key set", url, "correct BETTER_AUTH_JWKS_URL"])
 
     async def test_only_the_newest_keys_are_listed(self) -> None:
-        report = await self.keys(*[SigningKey.generate("EdDSA", f"key{number}").jwk for number in range(9)])
-        names(report.on("keys"), ["9 can be used", "key4 (EdDSA)", "key8 (EdDSA) and 4 more"])
+        report = await self.report_on(*[SigningKey.generate("EdDSA", f"key{number}").jwk for number in range(9)])
+        assert_contains(report.on("keys"), ["9 can be used", "key4 (EdDSA)", "key8 (EdDSA) and 4 more"])
 
     async def test_control_characters_of_an_issuer_are_removed(self) -> None:
-        (line,) = (await self.keys({"kid": "\x1b[2J", "kty": "RSA"})).failures()
-        names(line, ["kid ?[2J cannot be used: no usable kid"])
+        (line,) = (await self.report_on({"kid": "\x1b[2J", "kty": "RSA"})).failures()
+        assert_contains(line, ["kid ?[2J cannot be used: no usable kid"])
 
 
 @pytest.mark.parametrize(
@@ -232,12 +236,14 @@ class TestKeys:
         (3600, ["warn  clock", "3600 s behind this machine's", "NTP"]),
     ],
 )
-async def test_different_clocks(better_auth: Issuer, seconds: float, words: list[str]) -> None:
+async def test_a_difference_between_the_clocks_is_reported(
+    better_auth: Issuer, seconds: float, words: list[str]
+) -> None:
     report = await Report.of(better_auth_url=better_auth.url, clock=lambda: round(time.time() + seconds))
-    names(report.on("clock").replace("3601 s", "3600 s").replace("3599 s", "3600 s"), words)
+    assert_contains(report.on("clock").replace("3601 s", "3600 s").replace("3599 s", "3600 s"), words)
 
 
-def self_signed(folder: Path) -> ssl.SSLContext:
+def self_signed_context(folder: Path) -> ssl.SSLContext:
     """A server's TLS context with a self-signed certificate for localhost."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
