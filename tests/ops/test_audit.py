@@ -1,4 +1,4 @@
-"""The audit fails on known vulnerabilities and on registries without data. Scripts stand in for the registries."""
+"""The exit codes and reports of the package audit, with scripts in place of the registries."""
 
 import json
 import re
@@ -20,8 +20,8 @@ BAD = {
 UNKNOWN = {"name": "mako", "skip_reason": "Dependency not found on PyPI and could not be audited: mako (1.4.3)"}
 
 
-def saying(report: object, error: str = "", code: int = 0) -> list[str]:
-    """The command line of a program that prints this report."""
+def program_printing(report: object, error: str = "", code: int = 0) -> list[str]:
+    """The command line of a program that prints this report and error, and exits with this code."""
     text = report if isinstance(report, str) else json.dumps(report)
     return [sys.executable, "-c", f"import sys; print({text!r}); print({error!r}, file=sys.stderr); sys.exit({code})"]
 
@@ -36,10 +36,10 @@ def saying(report: object, error: str = "", code: int = 0) -> list[str]:
         ([], 2, "NOT AUDITED  requirements/*.txt: no packages were found"),
     ],
 )
-def test_python_packages(
+def test_python_packages_are_reported_with_an_exit_code(
     capsys: pytest.CaptureFixture[str], packages: list[dict[str, Any]], code: int, words: str
 ) -> None:
-    result = audit.audit_python(saying({"dependencies": packages, "fixes": []}, code=code))
+    result = audit.audit_python(program_printing({"dependencies": packages, "fixes": []}, code=code))
     audit.say(result)
     assert result.code == code
     assert words in capsys.readouterr().out
@@ -55,16 +55,16 @@ def test_python_packages(
             "VULNERABLE   lock: minimist <0.2.4: critical",
         ),
         ({"message": "405 Method Not Allowed", "statusCode": 405, "body": ""}, 2, "NOT AUDITED  lock: 405 Method Not"),
-        ({"error": {"code": "ENOLOCK"}}, 2, "NOT AUDITED  lock: npm says why"),
-        ("no JSON", 2, "NOT AUDITED  lock: npm says why"),
+        ({"error": {"code": "ENOLOCK"}}, 2, "NOT AUDITED  lock: npm's error"),
+        ("no JSON", 2, "NOT AUDITED  lock: npm's error"),
     ],
 )
-def test_node_packages(
+def test_node_packages_are_reported_with_an_exit_code(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, report: object, code: int, words: str
 ) -> None:
     folder = tmp_path / "lock"
     folder.mkdir()
-    result = audit.audit_node(folder, saying(report, "npm says why", code))
+    result = audit.audit_node(folder, program_printing(report, "npm's error", code))
     audit.say(result)
     assert result.code == code
     assert words in capsys.readouterr().out
@@ -96,13 +96,13 @@ def test_a_vulnerability_outweighs_missing_data(
 def test_every_lock_file_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
 
-    def note(folder: Path) -> Result:
+    def record(folder: Path) -> Result:
         folders.append(folder)
         return Result("node")
 
     monkeypatch.setattr(audit, "pip_audit", lambda _: [])
     monkeypatch.setattr(audit, "audit_python", lambda _: Result("python"))
-    monkeypatch.setattr(audit, "audit_node", note)
+    monkeypatch.setattr(audit, "audit_node", record)
     audit.main()
     assert {folder.name for folder in folders} >= {"frontend-contract", "better-auth-oauth", "load"}
     names = {path.stem for path in (audit.ROOT / "requirements").glob("*.txt")}

@@ -1,4 +1,4 @@
-"""The container files say what they should, as far as that shows without an engine: nothing here builds or runs one."""
+"""The Dockerfile, `.dockerignore` and `compose.yaml`, checked without building or running a container."""
 
 import os
 import re
@@ -25,22 +25,22 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
-    """The instructions of each stage, `FROM` among them, in their order."""
+    """The instructions of each stage with their arguments, in order, including `FROM`."""
     text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     found: dict[str, list[tuple[str, str]]] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
-        word, _, rest = line.partition(" ")
-        if word == "FROM":
-            instructions = found.setdefault(rest.rpartition(" AS ")[2], [])
-        instructions.append((word, rest.strip()))
+        name, _, arguments = line.partition(" ")
+        if name == "FROM":
+            instructions = found.setdefault(arguments.rpartition(" AS ")[2], [])
+        instructions.append((name, arguments.strip()))
     return found
 
 
 STAGES = stages()
 
 
-def said(stage: str, word: str) -> list[str]:
-    return [rest for name, rest in STAGES[stage] if name == word]
+def arguments_of(stage: str, instruction: str) -> list[str]:
+    return [arguments for name, arguments in STAGES[stage] if name == instruction]
 
 
 def test_the_default_image_is_the_api() -> None:
@@ -49,63 +49,66 @@ def test_the_default_image_is_the_api() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_image_is_based_on_a_version(stage: str) -> None:
-    (source,) = said(stage, "FROM")
+    (source,) = arguments_of(stage, "FROM")
     assert re.fullmatch(r"[a-z]+:\d+(\.\d+)*-[a-z-]+ AS \w+", source), source
 
 
 def test_both_stages_of_the_api_are_based_on_the_same_python() -> None:
-    """The environment is copied from one to the other, and its Python is a link into the base."""
-    assert len({said(stage, "FROM")[0].partition(" ")[0] for stage in ("build", "api")}) == 1
+    """The virtual environment is copied between them, and its Python is a link into the base image."""
+    assert len({arguments_of(stage, "FROM")[0].partition(" ")[0] for stage in ("build", "api")}) == 1
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_is_copied_is_there_and_gets_past_dockerignore(stage: str) -> None:
+def test_copied_files_exist_and_are_not_ignored(stage: str) -> None:
     lines = (ROOT / ".dockerignore").read_text().split("\n")
-    shown = [line.removeprefix("!") for line in lines if line.startswith("!")]
-    for words in map(shlex.split, said(stage, "COPY")):
+    included = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    for words in map(shlex.split, arguments_of(stage, "COPY")):
         if words[0].startswith("--from="):
             assert words[0].removeprefix("--from=") in STAGES
             continue
         for source in words[:-1]:
             assert (ROOT / source).exists(), source
-            assert source in shown
+            assert source in included
 
 
-def test_nothing_secret_and_nothing_built_here_goes_into_an_image() -> None:
+def test_secrets_and_build_results_are_excluded_from_images() -> None:
     patterns = [line.removeprefix("**/") for line in (ROOT / ".dockerignore").read_text().split() if "**/" in line]
     for name in ".env", ".env.local", ".data", "node_modules", "__pycache__":
         assert any(fnmatch(name, pattern) for pattern in patterns), name
 
 
 @pytest.mark.parametrize("stage", ["issuer", "api"])
-def test_an_image_runs_as_nobody_in_particular_and_without_a_shell(stage: str) -> None:
-    (user,) = said(stage, "USER")
+def test_an_image_runs_without_root_and_without_a_shell(stage: str) -> None:
+    (user,) = arguments_of(stage, "USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
     assert STAGES[stage].index(("USER", user)) > max(
         (index for index, (word, _) in enumerate(STAGES[stage]) if word in ("RUN", "COPY")), default=-1
     )
     for word in "CMD", "ENTRYPOINT":
-        for command in said(stage, word):
+        for command in arguments_of(stage, word):
             assert yaml.safe_load(command)[0] in ("python", "node", "serve"), command
-    assert said(stage, "HEALTHCHECK")[0].rpartition(" CMD ")[2].startswith("[")
+    assert arguments_of(stage, "HEALTHCHECK")[0].rpartition(" CMD ")[2].startswith("[")
 
 
 def test_packages_are_installed_by_their_hashes() -> None:
-    install = next(run for run in said("build", "RUN") if "pip" in run)
+    install = next(run for run in arguments_of("build", "RUN") if "pip" in run)
     for option in "--require-hashes", "--no-deps", "--only-binary=:all:", "-r runtime.txt":
         assert option in install
 
 
-def test_the_command_lines_are_understood() -> None:
-    entry = yaml.safe_load(said("api", "ENTRYPOINT")[0])
+def test_the_command_lines_are_valid() -> None:
+    entry = yaml.safe_load(arguments_of("api", "ENTRYPOINT")[0])
     assert entry == ["python", "-m", "backend.cli"]
-    commands = [yaml.safe_load(said("api", "CMD")[0]), *(SERVICES[name]["command"] for name in ("api", "migrate"))]
+    commands = [
+        yaml.safe_load(arguments_of("api", "CMD")[0]),
+        *(SERVICES[name]["command"] for name in ("api", "migrate")),
+    ]
     assert [_parser().parse_args(command).run.__name__ for command in commands] == ["serve", "serve", "migrate"]
 
 
-def test_the_health_check_tells_life_from_death(servers: Mapping[str, str]) -> None:
-    """Run as it stands, but for the port."""
-    *program, code = yaml.safe_load(said("api", "HEALTHCHECK")[0].rpartition(" CMD ")[2])
+def test_the_health_check_fails_without_a_server(servers: Mapping[str, str]) -> None:
+    """The command of the image is run unchanged except for its port."""
+    *program, code = yaml.safe_load(arguments_of("api", "HEALTHCHECK")[0].rpartition(" CMD ")[2])
     assert program == ["python", "-c"]
     assert "8000" in code
 
@@ -115,18 +118,18 @@ def test_the_health_check_tells_life_from_death(servers: Mapping[str, str]) -> N
         )
 
     assert check(urlsplit(servers["API_URL"]).port) == 0
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        assert check(nobody.getsockname()[1]) == 1
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        assert check(unused.getsockname()[1]) == 1
 
 
 class TestCompose:
-    def test_only_the_api_and_the_issuer_are_reached_and_from_this_machine_alone(self) -> None:
+    def test_only_the_api_and_the_issuer_are_published_on_loopback(self) -> None:
         ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
         assert ports == {"issuer": ["127.0.0.1:3000:3000", "127.0.0.1:8000:8000"]}
 
     def test_the_api_reaches_the_keys_over_its_own_loopback(self) -> None:
-        """In the network namespace of the issuer, where the address that browsers use is the issuer, too."""
+        """It shares the issuer's network namespace, so that the browsers' address of the issuer works for it, too."""
         api, issuer = SERVICES["api"], SERVICES["issuer"]
         assert api["network_mode"] == "service:issuer"
         environment = {name.lower(): value for name, value in api["environment"].items() if name != "PGPASSWORD"}
@@ -148,13 +151,13 @@ class TestCompose:
         assert all(re.match(r"\$\{[A-Z_]+[:}]", value) for value in secrets.values())
 
     @pytest.mark.parametrize("name", ["redis", "issuer", "migrate", "api"])
-    def test_a_service_can_change_nothing_but_its_data(self, name: str) -> None:
+    def test_a_service_has_a_read_only_root_and_no_capabilities(self, name: str) -> None:
         service = SERVICES[name]
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
 
-    def test_each_starts_when_what_it_needs_is_there(self) -> None:
+    def test_each_service_waits_for_its_dependencies(self) -> None:
         assert {name: set(service.get("depends_on", ())) for name, service in SERVICES.items()} == {
             "postgres": set(),
             "redis": set(),
@@ -168,14 +171,14 @@ class TestCompose:
 
 
 @pytest.mark.needs("hadolint")
-def test_hadolint_finds_nothing() -> None:
+def test_hadolint_reports_nothing() -> None:
     done = subprocess.run([str(find("hadolint")), "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.needs("docker-compose")
 @pytest.mark.parametrize("missing", [None, "POSTGRES_PASSWORD", "BETTER_AUTH_SECRET"])
-def test_compose_reads_its_file_and_names_a_secret_that_is_missing(missing: str | None) -> None:
+def test_compose_accepts_its_file_and_names_a_missing_secret(missing: str | None) -> None:
     secrets = {name: "x" for name in ("POSTGRES_PASSWORD", "BETTER_AUTH_SECRET") if name != missing}
     done = subprocess.run(
         [str(find("docker-compose")), "--env-file", os.devnull, "config", "--quiet"],
