@@ -1,4 +1,4 @@
-"""Each setting has its effect: the way from the environment to what is made of it, through the whole application."""
+"""The effect of each setting on the whole application, and the log of requests."""
 
 import asyncio
 import io
@@ -25,8 +25,8 @@ from backend.operations import access_log, health
 from backend.operations.log_lines import Console, JsonLines, configure_logging
 from backend.settings import Settings
 from tests.conftest import Api, create_database, running
-from tests.users.test_users import ME
 
+ME = "/api/v1/users/me"
 TASKS = "/api/v1/tasks"
 PROGRAM = str(Path(sys.executable).with_name("resource-server"))
 
@@ -35,7 +35,7 @@ def changed(settings: Settings, **values: Any) -> Settings:
     return settings.model_copy(update=values)
 
 
-async def test_the_longest_life_of_a_token_is_also_that_of_old_keys(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_the_maximum_token_lifetime_also_bounds_stale_keys(settings: Settings, issuer: LocalIssuer) -> None:
     async with running(changed(settings, token_max_lifetime=600), issuer) as api:
         ada = api.person()
         refused = await ada.get(TASKS)
@@ -45,7 +45,9 @@ async def test_the_longest_life_of_a_token_is_also_that_of_old_keys(settings: Se
         assert api.state["keys"]._cache._max_stale == 600
 
 
-async def test_issuers_and_audiences_are_the_settings(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_tokens_are_checked_against_the_configured_issuers_and_audiences(
+    settings: Settings, issuer: LocalIssuer
+) -> None:
     config = changed(settings, better_auth_issuers=("https://a.example",), better_auth_audiences=("tasks",))
     async with running(config, issuer) as api:
         for claims, status in (
@@ -58,7 +60,7 @@ async def test_issuers_and_audiences_are_the_settings(settings: Settings, issuer
         assert metadata["authorization_servers"] == ["https://a.example"]
 
 
-async def test_a_public_address_with_a_path_has_its_metadata_where_challenges_say(
+async def test_metadata_of_a_public_url_with_a_path_is_where_challenges_say(
     settings: Settings, issuer: LocalIssuer
 ) -> None:
     async with running(changed(settings, public_url="https://api.example.com/base"), issuer) as api:
@@ -71,7 +73,7 @@ async def test_a_public_address_with_a_path_has_its_metadata_where_challenges_sa
 
 
 @pytest.mark.parametrize("prepare", ["on", "off"])
-async def test_the_pool_is_as_the_settings_say(settings: Settings, issuer: LocalIssuer, prepare: str) -> None:
+async def test_the_pool_follows_the_settings(settings: Settings, issuer: LocalIssuer, prepare: str) -> None:
     async with running(changed(settings, database_prepare=prepare, database_pool_size=5), issuer) as api:
         pool = api.state["pool"]
         assert pool.prepare is (prepare == "on")
@@ -80,38 +82,38 @@ async def test_the_pool_is_as_the_settings_say(settings: Settings, issuer: Local
         assert [len(connections) for connections in lanes] == [1, 2, 1]
 
 
-async def test_a_known_caller_is_looked_up_again_after_a_minute(api: Api) -> None:
+async def test_cached_users_are_bounded_in_age_and_number(api: Api) -> None:
     users = api.state["users"]
     assert (users._ttl, users._cached.maxsize) == (60, 10_000)
 
 
-async def test_readiness_says_what_is_wrong_with_the_schema(
+async def test_readiness_reports_a_schema_of_another_version(
     postgres: str, settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "MAX_AGE", 0)
     url = create_database(postgres, f"ready_{uuid4().hex[:8]}")
     async with running(changed(settings, database_url=url), issuer) as api:
-        await api.person().get(ME)  # by then there are keys
+        await api.person().get(ME)  # fetches the keys
 
-        async def said() -> tuple[int, str]:
+        async def readiness() -> tuple[int, str]:
             response = await api.http.get("/readyz")
             return response.status_code, response.json()["checks"]["database"]
 
-        assert await said() == (503, "not migrated")
+        assert await readiness() == (503, "not migrated")
         migrations.upgrade(url)
-        assert await said() == (200, "ok")
+        assert await readiness() == (200, "ok")
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("UPDATE alembic_version SET version_num = '9999'")
-            assert await said() == (200, "ok")  # a newer version is being rolled out
+            assert await readiness() == (200, "ok")  # a newer version is being rolled out
             for other in "0000", "other":
                 connection.execute("UPDATE alembic_version SET version_num = %s", (other,))
-                assert await said() == (503, "schema revision does not match this version")
+                assert await readiness() == (503, "schema revision does not match this version")
         api.state["stopping"].set()
         response = await api.http.get("/readyz")
         assert (response.status_code, response.json()["checks"]) == (503, {"process": "shutting down"})
 
 
-def test_migrations_go_past_a_pooler(
+def test_migrations_use_the_direct_url(
     postgres: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = create_database(postgres, f"direct_{uuid4().hex[:8]}")
@@ -124,6 +126,7 @@ def test_migrations_go_past_a_pooler(
 
 @pytest.fixture
 def root_logger() -> Iterator[logging.Logger]:
+    """The root logger, whose handlers and level are restored after the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield root
@@ -134,7 +137,7 @@ def root_logger() -> Iterator[logging.Logger]:
     ("format", "terminal", "formatter"),
     [("json", True, JsonLines), ("console", False, Console), (None, True, Console), (None, False, JsonLines)],
 )
-def test_the_log_is_as_the_settings_say(
+def test_the_log_format_follows_the_setting_or_the_terminal(
     root_logger: logging.Logger,
     monkeypatch: pytest.MonkeyPatch,
     format: Any,
@@ -148,7 +151,7 @@ def test_the_log_is_as_the_settings_say(
     assert logging.getLogger("httpx").level == logging.WARNING
 
 
-class Noting(logging.Handler):
+class Recorder(logging.Handler):
     def __init__(self, records: list[logging.LogRecord]) -> None:
         super().__init__()
         self._records = records
@@ -157,22 +160,22 @@ class Noting(logging.Handler):
         self._records.append(record)
 
 
-async def test_the_line_of_a_request_is_the_same_with_and_without_a_record(
+async def test_a_request_is_logged_alike_with_and_without_a_log_record(
     api: Api, root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record is made where somebody else would have it: a handler or a filter, of any logger on the way."""
+    """A LogRecord is created only if a further handler or a filter, of any logger involved, could use it."""
     ada, lines = api.person(), []
     records: list[logging.LogRecord] = []
     task = await ada.task()
-    await asyncio.sleep(0)  # lines are put down when the loop comes round
+    await asyncio.sleep(0)  # lines are written in the next iteration of the event loop
 
-    def noted(record: logging.LogRecord) -> bool:
+    def recorded(record: logging.LogRecord) -> bool:
         records.append(record)
         return True
 
     monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
     configure_logging("info", "json")
-    noting = Noting(records)
+    recorder = Recorder(records)
     places: list[tuple[str, Any]] = [
         ("handlers", root_logger),
         ("handlers", logging.getLogger("backend")),
@@ -183,7 +186,7 @@ async def test_the_line_of_a_request_is_the_same_with_and_without_a_record(
     for name, place in [("", None), *places]:
         with monkeypatch.context() as patch:
             if place is not None:
-                patch.setattr(place, name, [*getattr(place, name), noting if name == "handlers" else noted])
+                patch.setattr(place, name, [*getattr(place, name), recorder if name == "handlers" else recorded])
             records.clear()
             for path in f"{TASKS}/{task['id']}", "/nowhere":
                 await ada.get(path, headers={"X-Request-ID": "same"})
@@ -200,7 +203,7 @@ async def test_the_line_of_a_request_is_the_same_with_and_without_a_record(
     assert all(list(line)[:4] == ["time", "level", "logger", "message"] for line in lines[0])
 
 
-async def test_requests_that_end_together_are_put_down_together(
+async def test_requests_that_end_together_are_logged_in_one_write(
     api: Api, root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Counted(io.StringIO):
@@ -223,22 +226,20 @@ async def test_requests_that_end_together_are_put_down_together(
     assert (len(stream.getvalue().splitlines()), stream.flushes) == (4, 2)
 
 
-def test_a_log_that_nobody_reads_any_more_stops_no_request(
-    root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Unread(io.StringIO):
+def test_a_closed_log_stream_fails_no_request(root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
         def flush(self) -> None:
             raise BrokenPipeError
 
-    monkeypatch.setattr(sys, "stderr", unread := Unread())
+    monkeypatch.setattr(sys, "stderr", stream := Closed())
     configure_logging("info", "json")
     assert len(root_logger.handlers) == 1
     access_log._write([(0.0, {"status": 200})])
-    assert '"status":200' in unread.getvalue()
+    assert '"status":200' in stream.getvalue()
 
 
-def test_a_server_says_one_line_a_request_and_nothing_of_itself(database_url: str, jwks_url: str) -> None:
-    """As in production: `serve` on its own address, spoken to over a socket, told to end."""
+def test_a_server_logs_one_line_per_request(database_url: str, jwks_url: str) -> None:
+    """`serve` runs as in production, without uvicorn's access log and `Server` header."""
     environment = {
         **os.environ,
         "DATABASE_URL": database_url,
@@ -256,14 +257,13 @@ def test_a_server_says_one_line_a_request_and_nothing_of_itself(database_url: st
             if listening := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
                 break
         assert listening is not None
-        answer = httpx.get(f"{listening[1]}/livez", headers={"X-Forwarded-For": "6.6.6.6"}, trust_env=False)
-        assert answer.status_code == 200
-        assert "server" not in answer.headers
+        response = httpx.get(f"{listening[1]}/livez", headers={"X-Forwarded-For": "6.6.6.6"}, trust_env=False)
+        assert response.status_code == 200
+        assert "server" not in response.headers
         server.terminate()
         lines += server.stderr.readlines()
         assert server.wait() in (0, -signal.SIGTERM)
     assert "Finished server process" in lines[-1]
-    said = [line for line in lines if "/livez" in line]
-    assert len(said) == 1
-    assert '"logger":"backend.access"' in said[0]
+    (request_line,) = [line for line in lines if "/livez" in line]
+    assert '"logger":"backend.access"' in request_line
     assert "6.6.6.6" not in "".join(lines)
