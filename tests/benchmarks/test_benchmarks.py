@@ -1,4 +1,4 @@
-"""The benchmark compares equal work, and computes its figures correctly."""
+"""The benchmark against other servers: equal work for each of them, and the computed figures."""
 
 import json
 import re
@@ -27,11 +27,9 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.peers import ALL, OURS, PEERS, Peer
 from benchmarks.rounds import Sample
 from benchmarks.servers import environment, running
-from benchmarks.workloads import WORKLOADS, Person, Request, Workload
+from benchmarks.workloads import CREATE, LIST, ONE, REFUSED, WORKLOADS, Person, Request, Workload
 from tests.conftest import AUDIENCE, ISSUER, Api, create_database
 from tests.conftest import running as in_process
-
-WORKLOADS_BY_NAME = {workload.name: workload for workload in WORKLOADS}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +61,7 @@ async def peer(
             yield request.param, http
 
 
-async def ask(http: httpx.AsyncClient, request: Request) -> httpx.Response:
+async def send(http: httpx.AsyncClient, request: Request) -> httpx.Response:
     return await http.request(request.method, request.path, headers=request.headers, content=request.body)
 
 
@@ -83,39 +81,36 @@ def merged(shapes: Sequence[Any]) -> Any:
     return {name: next((each[name] for each in shapes if each[name]), None) for name in sorted(shapes[0])}
 
 
-def parsed(body: Any) -> Any:
+def tasks_in(body: Any) -> Any:
     """The tasks in a response, independent of the format of times and cursors."""
     return Page[TaskRead].model_validate(body).items if "items" in body else TaskRead.model_validate(body)
 
 
+@pytest.mark.full
 async def test_every_peer_responds_like_this_api(
     ours: Api, peer: tuple[Peer, httpx.AsyncClient], people: list[Person], seeded: str
 ) -> None:
     which, http = peer
-    assert which.workloads <= ALL == WORKLOADS_BY_NAME.keys()
+    assert which.workloads <= ALL == {workload.name for workload in WORKLOADS}
     for workload in (workload for workload in WORKLOADS if workload.name in which.workloads):
         for request in workload.requests(people):
-            expected, answer = await ask(ours.http, request), await ask(http, request)
-            assert answer.status_code == expected.status_code == workload.status, answer.text
-            mine, its = expected.json(), answer.json()
+            expected, response = await send(ours.http, request), await send(http, request)
+            assert response.status_code == expected.status_code == workload.status, response.text
+            if workload is LIST:
+                for each in expected, response:
+                    assert len(each.content) == pytest.approx(7_000, rel=0.05), "the documented size of a page"
+            mine, its = expected.json(), response.json()
             assert workload.fits(its)
             assert workload.fits(mine)
             if workload.status < 400:
                 assert shape(its) == shape(mine)
-                assert parsed(its)
+                assert tasks_in(its)
             if which.workloads == ALL and request.method == "GET" and workload.status == 200:
-                assert parsed(its) == parsed(mine)
+                assert tasks_in(its) == tasks_in(mine)
     data.restore(seeded)
 
 
-async def test_a_page_has_the_documented_size(
-    ours: Api, peer: tuple[Peer, httpx.AsyncClient], people: list[Person]
-) -> None:
-    (request, _) = WORKLOADS_BY_NAME["list"].requests(people)
-    for http in (ours.http, peer[1]):
-        assert len((await ask(http, request)).content) == pytest.approx(7_000, rel=0.05)
-
-
+@pytest.mark.full
 @pytest.mark.parametrize(
     "peer", [each for each in PEERS if each.workloads == ALL], ids=lambda peer: peer.name, indirect=True
 )
@@ -139,49 +134,53 @@ async def test_a_peer_verifies_isolates_and_paginates(
     assert rest.json()["next_cursor"] is None
 
 
-async def test_the_data_are_restored(ours: Api, people: list[Person], seeded: str) -> None:
+@pytest.mark.full
+async def test_restoring_the_data_deletes_the_created_tasks(ours: Api, people: list[Person], seeded: str) -> None:
     def stored() -> list[tuple[Any, ...]]:
         with psycopg.connect(seeded) as connection:
             return connection.execute("SELECT owner_id, id, title FROM tasks ORDER BY 1, 2").fetchall()
 
     before = stored()
-    for request in WORKLOADS_BY_NAME["create"].requests(people):
-        await ask(ours.http, request)
+    for request in CREATE.requests(people):
+        await send(ours.http, request)
     assert len(stored()) == len(before) + len(people)
     data.restore(seeded)
     assert stored() == before
 
 
-def test_this_api_runs_as_in_production(seeded: str, jwks_url: str, people: list[Person]) -> None:
-    workload = WORKLOADS_BY_NAME["list"]
-    request, _ = workload.requests(people)
-    with running(OURS, environment(seeded, ISSUER, jwks_url, AUDIENCE)) as server:
-        assert server.check(workload, request) > 0
+@pytest.mark.full
+def test_an_unexpected_response_of_a_server_is_an_error(seeded: str, jwks_url: str, people: list[Person]) -> None:
+    request, _ = LIST.requests(people)
+    variables = environment(seeded, ISSUER, jwks_url, AUDIENCE) | {"DRAIN_SECONDS": "0"}
+    with running(OURS, variables) as server:
+        assert server.check(LIST, request) > 0
         if cpu.PROC.exists():
             assert (cpu.seconds(server.pid) or 0) > 0.1
         wrong = Workload("wrong", "", 200, lambda _: [], lambda body: len(body["items"]) == 3)
         with pytest.raises(BenchmarkError, match="ours"):
             server.check(wrong, request)
         with pytest.raises(BenchmarkError, match="401"):
-            server.check(workload, WORKLOADS_BY_NAME["refused"].requests(people)[0])
+            server.check(LIST, REFUSED.requests(people)[0])
 
 
-def test_a_server_that_ends_is_reported() -> None:
-    ending = Peer("ending", "", lambda _: [sys.executable, "-c", "raise SystemExit(3)"])
-    with pytest.raises(BenchmarkError, match="ending did not start"), running(ending, {}):
+def test_a_server_that_exits_is_an_error() -> None:
+    exiting = Peer("exiting", "", lambda _: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(BenchmarkError, match="exiting did not start"), running(exiting, {}):
         pass
 
 
-def test_consecutive_requests_belong_to_different_users(people: list[Person]) -> None:
-    for workload in WORKLOADS:
-        tokens = [request.headers.get("Authorization") for request in workload.requests(people)]
-        if workload.status < 400:
-            assert all(one != next for one, next in pairwise(tokens))
-            assert len(set(tokens)) == len(people)
+CALLERS = [Person(f"token{number}", [uuid4(), uuid4()]) for number in range(2)]
 
 
-def test_each_generator_gets_the_same_requests(tmp_path: Path, people: list[Person]) -> None:
-    requests = [*WORKLOADS_BY_NAME["create"].requests(people), *WORKLOADS_BY_NAME["one"].requests(people)]
+@pytest.mark.parametrize("workload", [LIST, ONE, CREATE], ids=lambda workload: workload.name)
+def test_consecutive_requests_belong_to_different_users(workload: Workload) -> None:
+    tokens = [request.headers["Authorization"] for request in workload.requests(CALLERS)]
+    assert all(one != next for one, next in pairwise(tokens))
+    assert len(set(tokens)) == len(CALLERS)
+
+
+def test_each_generator_gets_the_same_requests(tmp_path: Path) -> None:
+    requests = [*CREATE.requests(CALLERS), *ONE.requests(CALLERS)]
     lua = load.Wrk(sys.executable).prepare(requests, tmp_path / "x").read_text()
     strings = re.findall(r'^(".*"),?$', lua, re.MULTILINE)
     assert [json.loads(each) for each in strings] == [request.text for request in requests]
@@ -190,7 +189,7 @@ def test_each_generator_gets_the_same_requests(tmp_path: Path, people: list[Pers
 
 
 class Scripted:
-    """A generator that says what it is parsed to."""
+    """A load generator that prints the given figures and exits with the given code."""
 
     name = "scripted"
 
@@ -217,25 +216,21 @@ def test_expected_responses_are_counted() -> None:
 @pytest.mark.parametrize(
     ("generator", "refused"),
     [
-        (Scripted(refused=1), False),
-        (Scripted(refused=9), True),
-        (Scripted(errors=1), False),
-        (Scripted(requests=0), False),
-        (Scripted(code=1), False),
+        pytest.param(Scripted(refused=1), False, id="a refusal"),
+        pytest.param(Scripted(refused=9), True, id="no refusal"),
+        pytest.param(Scripted(errors=1), False, id="a lost connection"),
+        pytest.param(Scripted(requests=0), False, id="no response"),
+        pytest.param(Scripted(code=1), False, id="a crash"),
     ],
-    ids=["a refusal", "no refusal", "a lost connection", "no response", "a crash"],
 )
 def test_an_unexpected_response_ends_the_benchmark(generator: load.Generator, refused: bool) -> None:
     with pytest.raises(BenchmarkError):
         run(generator, refused=refused)
 
 
-def test_a_process_name_may_contain_parentheses() -> None:
+def test_processor_time_is_that_of_the_whole_process_tree() -> None:
     line = "42 (a) R 1 (b) S 7 42 42 0 -1 4194560 9 8 7 6 100 20 3 4 20 0 1 0 99 0 0"
-    assert cpu.parse(line) == cpu.Usage(parent=7, ticks=127)
-
-
-def test_processor_time_is_that_of_the_whole_tree() -> None:
+    assert cpu.parse(line) == cpu.Usage(parent=7, ticks=127), "the process is named `a) R 1 (b`"
     processes = {number: cpu.Usage(parent, ticks) for number, parent, ticks in [(2, 1, 5), (3, 2, 10), (4, 3, 20)]}
     processes |= {1: cpu.Usage(0, 1000), 9: cpu.Usage(1, 500)}
     assert cpu.total(2, processes) == 35
@@ -245,21 +240,17 @@ def sample(rate: float, cpu: float | None = 100.0) -> Sample:
     return Sample(rate, 1.0, 2.0, 0.5, 0.7, cpu, None, 6_800)
 
 
-def test_a_figure_is_the_median_of_the_rounds() -> None:
+def test_figures_are_medians_and_ratios_are_computed_per_round() -> None:
     found = report.figure([sample(300), sample(100), sample(120)], "requests_per_second")
     assert found == report.Figure(120, 100, 300)
     assert found.text(",.0f") == "120 (100-300)"
-
-
-def test_ratios_are_taken_round_by_round() -> None:
-    # The machine was slow in the second round, for both.
     servers = {
-        "ours": [sample(400, 50.0), sample(40, 80.0), sample(420, 50.0)],
+        "ours": [sample(400, 50.0), sample(40, 80.0), sample(420, 50.0)],  # both are slow in the second round
         "it": [sample(200), sample(20), sample(105)],
     }
-    found = report.ratios(servers, "it")
-    assert found["requests_per_second"] == report.Figure(2, 2, 4)
-    assert found["server_cpu"] == report.Figure(2, 1.25, 2)
+    ratios = report.ratios(servers, "it")
+    assert ratios["requests_per_second"] == report.Figure(2, 2, 4)
+    assert ratios["server_cpu"] == report.Figure(2, 1.25, 2)
 
 
 def test_the_chart_shows_medians_and_ranges() -> None:
@@ -270,7 +261,7 @@ def test_the_chart_shows_medians_and_ranges() -> None:
         },
         "one": {"ours": [sample(8)] * 3},
     }
-    drawing = ET.fromstring(chart.svg(samples, [WORKLOADS_BY_NAME["list"], WORKLOADS_BY_NAME["one"]], "0.1.0 <1234>"))  # noqa: S314 - own
+    drawing = ET.fromstring(chart.svg(samples, [LIST, ONE], "0.1.0 <1234>"))  # noqa: S314 - made by the chart
     namespace = {"": "http://www.w3.org/2000/svg"}
     texts = [each.text for each in drawing.findall("text", namespace)]
     assert "0.1.0 <1234>" in (texts[0] or "")
@@ -281,7 +272,7 @@ def test_the_chart_shows_medians_and_ranges() -> None:
 
 def test_the_report_contains_figures_and_ratios() -> None:
     samples = {"list": {"ours": [sample(200), sample(220)], "bare_fastapi": [sample(100), sample(100)]}}
-    text = report.table(samples, [WORKLOADS_BY_NAME["list"]], [OURS, *PEERS], {"load": "by hand"})
+    text = report.table(samples, [LIST], [OURS, *PEERS], {"load": "by hand"})
     assert "| `ours` | 210 (200-220) |" in text
     assert "| 2.10 (2.00-2.20) | 1.00 |" in text
     assert "not measured" in text, "PostgreSQL's time"
@@ -297,7 +288,6 @@ def test_changed_code_makes_the_revision_dirty_and_changed_results_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
-    assert revision() == __version__
     result, code = tmp_path / "benchmarks" / "results" / "latest.md", tmp_path / "code.py"
     result.parent.mkdir(parents=True)
     code.touch()
