@@ -10,9 +10,9 @@ from starlette.types import Receive, Scope, Send
 from backend.auth import BearerRoute, CurrentPrincipal, Principal, current_principal
 
 
-def from_header(who: Annotated[str, Header()], item: str) -> Principal:
+def from_header(caller: Annotated[str, Header()], item: str) -> Principal:
     """An override with parameters of its own: a header and a path parameter."""
-    return Principal(f"{who} {item}", "http://localhost:3000", 0, 1)
+    return Principal(f"{caller} {item}", "http://localhost:3000", 0, 1)
 
 
 @pytest.fixture
@@ -36,5 +36,5 @@ async def test_an_override_replaces_the_token(app: FastAPI) -> None:
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://api") as http:
         for path in "/plain/x", "/authenticated/x":
-            assert (await http.get(path, headers={"Who": "ada"})).json() == "ada x"
+            assert (await http.get(path, headers={"Caller": "ada"})).json() == "ada x"
             assert (await http.get(path)).status_code == 422
