@@ -1,9 +1,10 @@
-"""Nobody reaches anybody else's rows: by any route, with ids guessed rightly, even where the filter is forgotten."""
+"""Isolation: no route reaches rows of another user, even with known ids or a statement that lacks its owner filter."""
 
 import json
 from contextlib import nullcontext
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ MODULES = task_listing, task_statements, tag_service, idempotency, user_statemen
 
 
 def statements() -> dict[str, Statement]:
-    """Every statement of the services that run as the caller, one of each shape."""
+    """The statements that run as the caller, one of each shape."""
     fixed = {
         f"{module.__name__}.{name}": value
         for module in MODULES
@@ -53,7 +54,7 @@ def statements() -> dict[str, Statement]:
     return fixed | shaped
 
 
-def test_every_statement_of_a_service_names_the_caller() -> None:
+def test_every_statement_names_the_caller() -> None:
     for name, statement in statements().items():
         if statement.sql.startswith("INSERT"):
             assert owned_insert(statement).match(statement.sql), name
@@ -88,11 +89,11 @@ OPERATIONS = {
     ("GET", f"{ADMIN}/audit"),
 }
 
-# They end when their reader goes; tests/sync/test_events.py looks at what they tell.
+# Never end; tests/sync/test_events.py tests them.
 STREAMS = {("GET", f"{TASKS}/events")}
 
-# What tests/resources/test_owned_resources.py tries of each resource that it knows.
-USUAL = (
+# The operations that tests/resources/test_owned_resources.py tests for each of its resources.
+RESOURCE_OPERATIONS = (
     ("GET", ""),
     ("POST", ""),
     ("GET", "/changes"),
@@ -104,30 +105,30 @@ USUAL = (
 
 
 async def test_every_operation_of_the_api_takes_part(api: Api) -> None:
-    offered = {
+    documented = {
         (method.upper(), path)
         for path, methods in api.app.openapi()["paths"].items()
         for method, operation in methods.items()
         if "security" in operation
     }
     others = [resource.path for resource in RESOURCES if resource.path != TASKS]
-    assert offered == OPERATIONS | {(method, path + end) for path in others for method, end in USUAL}
+    assert documented == OPERATIONS | {(method, path + end) for path in others for method, end in RESOURCE_OPERATIONS}
 
 
-class Belongings:
-    """What one person must find: the titles of their tasks, by id, those of the bin, and the names of their tags."""
+class Expected:
+    """The data of one user, by id: titles of live tasks, titles of tasks in the trash, names of tags."""
 
     def __init__(self) -> None:
         self.live: dict[str, str] = {}
-        self.bin: dict[str, str] = {}
+        self.trash: dict[str, str] = {}
         self.tags: dict[str, str] = {}
 
     def clear(self) -> None:
-        for kind in self.live, self.bin, self.tags:
-            kind.clear()
+        for data in self.live, self.trash, self.tags:
+            data.clear()
 
 
-async def act_on_tags(person: Person, own: Belongings, method: str, path: str, target: str) -> None:
+async def act_on_tags(person: Person, own: Expected, method: str, path: str, target: str) -> None:
     name = uuid4().hex
     json = {"name": name} if method in ("POST", "PATCH") else None
     response = await person.request(method, path.replace("{id}", target), json=json)
@@ -145,7 +146,7 @@ async def act_on_tags(person: Person, own: Belongings, method: str, path: str, t
         del own.tags[target]
 
 
-async def act_on_oneself(person: Person, own: Belongings, method: str, path: str) -> None:
+async def act_on_account(person: Person, own: Expected, method: str, path: str) -> None:
     response = await person.request(method, path, json={"locale": "de"} if method == "PATCH" else None)
     if method == "DELETE":
         assert response.status_code == 204
@@ -156,15 +157,15 @@ async def act_on_oneself(person: Person, own: Belongings, method: str, path: str
         lines = [json.loads(line) for line in response.text.splitlines()]
         rows = {name: [line["row"] for line in lines if line["kind"] == name] for name in ("users", "tasks", "tags")}
         assert [row["subject"] for row in rows["users"]] == [person.subject]
-        assert {row["id"]: row["title"] for row in rows["tasks"]} == own.live | own.bin
+        assert {row["id"]: row["title"] for row in rows["tasks"]} == own.live | own.trash
         assert {row["id"]: row["name"] for row in rows["tags"]} == own.tags
         assert lines[-1] == {"kind": "end", "rows": len(lines) - 2}
 
 
-async def act(person: Person, own: Belongings, method: str, path: str, target: str) -> None:
-    """One call, and what it must answer to somebody who has these belongings."""
+async def act(person: Person, own: Expected, method: str, path: str, target: str) -> None:
+    """Send a request and check the response against the user's own data."""
     if path.startswith(ME):
-        await act_on_oneself(person, own, method, path)
+        await act_on_account(person, own, method, path)
         return
     if path.startswith(ADMIN):
         response = await person.request(method, path.replace("{id}", target))
@@ -181,13 +182,13 @@ async def act(person: Person, own: Belongings, method: str, path: str, target: s
         if target in own.live:
             own.live |= {response.json()["items"][0]["id"]: title, target: title}
         return
-    with_body = method in ("PUT", "PATCH") or (method, path) == ("POST", TASKS)
-    response = await person.request(method, path.replace("{id}", target), json={"title": title} if with_body else None)
+    has_body = method in ("PUT", "PATCH") or (method, path) == ("POST", TASKS)
+    response = await person.request(method, path.replace("{id}", target), json={"title": title} if has_body else None)
     match method, path.removeprefix(TASKS):
         case "GET", "":
             assert {task["id"]: task["title"] for task in response.json()["items"]} == own.live
-            binned = (await person.get(TASKS, params={"deleted": "true"})).json()["items"]
-            assert {task["id"]: task["title"] for task in binned} == own.bin
+            trashed = (await person.get(TASKS, params={"deleted": "true"})).json()["items"]
+            assert {task["id"]: task["title"] for task in trashed} == own.trash
         case "GET", "/changes":
             assert {task["id"]: task["title"] for task in response.json()["items"]} == own.live
         case "GET", "/summary":
@@ -200,14 +201,14 @@ async def act(person: Person, own: Belongings, method: str, path: str, target: s
             own.live[response.json()["id"]] = title
         case "DELETE", _ if target in own.live:
             assert response.status_code == 204
-            own.bin[target] = own.live.pop(target)
+            own.trash[target] = own.live.pop(target)
         case "DELETE", _:
-            assert response.status_code == (204 if target in own.bin else 404)
-        case "POST", "/{id}/restore" if target in own.bin:
+            assert response.status_code == (204 if target in own.trash else 404)
+        case "POST", "/{id}/restore" if target in own.trash:
             assert response.status_code == 200
-            own.live[target] = own.bin.pop(target)
+            own.live[target] = own.trash.pop(target)
             assert response.json()["title"] == own.live[target]
-        case "PUT", _ if target not in own.live | own.bin:
+        case "PUT", _ if target not in own.live | own.trash:
             assert response.status_code == 201
             own.live[target] = title
         case _ if target in own.live:
@@ -228,49 +229,46 @@ async def act(person: Person, own: Belongings, method: str, path: str, target: s
     )
 )
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_three_people_who_guess_each_others_ids(
+async def test_users_who_guess_ids_reach_only_their_own_rows(
     api: Api, filter: str, calls: list[tuple[int, tuple[str, str], int]]
 ) -> None:
-    people = [(api.person(), Belongings()) for _ in range(3)]
-    for person, own in people:
+    users = [(api.person(), Expected()) for _ in range(3)]
+    for person, own in users:
         await act(person, own, "POST", TASKS, "")
     with forgotten_filter(*MODULES) if filter == "forgotten" else nullcontext():
-        for who, (method, path), which in calls:
-            ids = sorted({id for _, own in people for id in own.live | own.bin}) or [str(uuid4())]
-            tag_ids = sorted({id for _, own in people for id in own.tags}) or [str(uuid4())]
+        for user, (method, path), number in calls:
+            ids = sorted({id for _, own in users for id in own.live | own.trash}) or [str(uuid4())]
+            tag_ids = sorted({id for _, own in users for id in own.tags}) or [str(uuid4())]
             if path.startswith(TAGS):
-                await act_on_tags(*people[who], method, path, tag_ids[which % len(tag_ids)])
+                await act_on_tags(*users[user], method, path, tag_ids[number % len(tag_ids)])
             else:
-                await act(*people[who], method, path, ids[which % len(ids)])
-        for person, own in people:
+                await act(*users[user], method, path, ids[number % len(ids)])
+        for person, own in users:
             await act(person, own, "GET", TASKS, "")
             await act_on_tags(person, own, "GET", TAGS, "")
 
 
 async def test_the_database_shows_each_caller_only_their_rows(api: Api) -> None:
-    careless = Statement(select(col(Task.owner_id)))
-    people = [api.person() for _ in range(3)]
-    ids = {}
-    for person in people:
+    unfiltered = Statement(select(col(Task.owner_id)))
+    pool, ids = api.state["pool"], set()
+    for person in [api.person() for _ in range(3)]:
         await person.task()
-        ids[person.subject] = (await person.get("/api/v1/users/me")).json()["id"]
-    pool = api.state["pool"]
-    for person in people:
-        user = api.state["users"]._cached[person.subject].user
-        rows = await Database(pool, Actor.user(user.id)).rows(careless)
-        assert {str(row["owner_id"]) for row in rows} == {ids[person.subject]}
-    assert await Database(pool, Actor("api_user")).rows(careless) == []
-    everyone = await Database(pool, SYSTEM).rows(careless)
-    assert {str(row["owner_id"]) for row in everyone} >= set(ids.values())
+        ids.add(UUID((await person.get(ME)).json()["id"]))
+    for id in ids:
+        rows = await Database(pool, Actor.user(id)).rows(unfiltered)
+        assert {row["owner_id"] for row in rows} == {id}
+    assert await Database(pool, Actor("api_user")).rows(unfiltered) == []
+    everyone = await Database(pool, SYSTEM).rows(unfiltered)
+    assert {row["owner_id"] for row in everyone} >= ids
 
 
-async def test_nobody_writes_into_anothers_name(api: Api) -> None:
-    """The policy holds for what is written as well: no careless statement makes a row that is somebody else's."""
+async def test_a_user_cannot_assign_rows_to_another_user(api: Api) -> None:
+    """The policies of row-level security apply to the rows written, too."""
     ada, eve = api.person(), api.person()
     task = await ada.task()
     await eve.task()
-    known = api.state["users"]._cached
-    steal = Statement(update(Task).values(owner_id=bindparam("thief")).returning(col(Task.id)))
-    with pytest.raises(Exception, match="row-level security"):
-        await Database(api.state["pool"], known[ada.subject].user.actor).rows(steal, thief=known[eve.subject].user.id)
+    owner, other = [api.state["users"]._cached[person.subject].user for person in (ada, eve)]
+    reassign = Statement(update(Task).values(owner_id=bindparam("new_owner")).returning(col(Task.id)))
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+        await Database(api.state["pool"], owner.actor).rows(reassign, new_owner=other.id)
     assert (await ada.get(f"{TASKS}/{task['id']}")).json() == task
