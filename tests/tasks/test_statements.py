@@ -1,4 +1,4 @@
-"""How many statements each operation runs: as many for one row as for many, and never more than is said here."""
+"""The number of statements of each operation, which is independent of the number of rows, and their lane."""
 
 import re
 from collections.abc import Iterator
@@ -33,7 +33,8 @@ UPDATE_NOTHING = {"op": "update", "id": "{task}", "changes": {}}
 DELETE = {"op": "delete", "id": "{task}"}
 DELETE_AGAIN = {"op": "delete", "id": "{deleted}"}
 
-# What is asked, what it is answered with, and in how many statements. `{task}` has tags; `{deleted}` is in the bin.
+# Method, path, body, headers, expected status, expected number of statements. `{task}` has tags; `{deleted}` is in the
+# trash; `{new}` is an unused id.
 CASES = [
     ("GET", TASKS, None, {}, 200, 1),
     ("GET", f"{TASKS}?{EVERYTHING}", None, {}, 200, 1),
@@ -71,12 +72,12 @@ CASES = [
     ("POST", f"{TASKS}/{{task}}/restore", None, {}, 200, 1),
     ("POST", f"{TASKS}/{{task}}/restore", None, STALE, 412, 2),
     ("POST", f"{TASKS}/{{new}}/restore", None, {}, 404, 2),
-    # In a batch one for each operation, and one for the lock that all of them need.
+    # A batch runs one for each operation, and one for the advisory lock.
     ("POST", f"{TASKS}/batch", batch(CREATE, CREATE, CREATE), {}, 200, 1 + 3),
     ("POST", f"{TASKS}/batch", batch(UPDATE, UPDATE, UPDATE), {}, 200, 1 + 3),
     ("POST", f"{TASKS}/batch", batch(DELETE), {}, 200, 1 + 1),
     ("POST", f"{TASKS}/batch", batch(DELETE_AGAIN), {}, 200, 1 + 2),
-    # Those that write tags take it again, which is theirs already.
+    # Operations that write tags take the lock again, which the transaction already holds.
     ("POST", f"{TASKS}/batch", batch(CREATE_WITH_TAGS, CREATE_AS, UPDATE_TAGS), {}, 200, 1 + 3 * 2),
     ("POST", f"{TASKS}/batch", batch(CREATE, UPDATE, UPDATE_TAGS, UPDATE_NOTHING, DELETE), {}, 200, 1 + 4 + 2),
     ("POST", f"{TASKS}/batch", batch(CREATE, UPDATE, DELETE), KEY, 200, 3 + 1 + 3),
@@ -94,12 +95,13 @@ CASES = [
     ("GET", TASKS, None, {"Authorization": "Bearer nonsense"}, 401, 0),
     ("POST", TASKS, None, {}, 422, 0),
 ]
-IDS = [f"{number}-{case[0]}-{case[1].removeprefix('/api/v1/')}-{case[4]}" for number, case in enumerate(CASES)]
+IDS = [f"{case[0]} {case[1].removeprefix('/api/v1/')} {case[4]}" for case in CASES]
+ROWS = 12
 
 
 @contextmanager
-def statements(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Those that are run meanwhile."""
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Collect the statements that run."""
     run: list[str] = []
 
     def counted(original: Any) -> Any:
@@ -116,6 +118,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def filled(value: Any, names: dict[str, str]) -> Any:
+    """`value` with the placeholders of all its strings replaced."""
     match value:
         case str():
             return value.format(**names)
@@ -126,9 +129,8 @@ def filled(value: Any, names: dict[str, str]) -> Any:
     return value
 
 
-@pytest.mark.parametrize("rows", [1, 12])
 @pytest.mark.parametrize(("method", "path", "json", "headers", "status", "expected"), CASES, ids=IDS)
-async def test_the_number_of_statements_is_fixed(
+async def test_an_operation_runs_a_fixed_number_of_statements(
     api: Api,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
@@ -137,45 +139,45 @@ async def test_the_number_of_statements_is_fixed(
     headers: dict[str, str],
     status: int,
     expected: int,
-    rows: int,
 ) -> None:
     ada = api.person()
-    made = await ada.post(
-        f"{TASKS}/batch", batch(*[{"op": "create", "task": {"title": "x", "tags": ["a", "b"]}}] * rows)
-    )
+    tasks = [{"op": "create", "task": {"title": "x", "tags": ["a", "b"]}}] * ROWS
+    created = await ada.post(f"{TASKS}/batch", batch(*tasks))
     deleted = await ada.task()
     await ada.delete(f"{TASKS}/{deleted['id']}")
     (tag, *_) = (await ada.get(TAGS)).json()["items"]
-    names = {"task": made.json()["items"][0]["id"], "deleted": deleted["id"], "tag": tag["id"], "new": str(uuid4())}
-    with statements(monkeypatch) as run:
+    names = {"task": created.json()["items"][0]["id"], "deleted": deleted["id"], "tag": tag["id"], "new": str(uuid4())}
+    with counting(monkeypatch) as run:
         response = await ada.request(method, filled(path, names), json=filled(json, names), headers=headers)
     assert response.status_code == status, response.text
     assert len(run) == expected, run
 
 
-@pytest.mark.parametrize(("path", "json"), [(TASKS, {"title": "x"}), (f"{TASKS}/batch", batch(CREATE, CREATE))])
-async def test_an_answer_that_is_kept_is_given_in_two_statements(
+@pytest.mark.parametrize(
+    ("path", "json"), [(TASKS, {"title": "x"}), (f"{TASKS}/batch", batch(CREATE, CREATE))], ids=["task", "batch"]
+)
+async def test_a_stored_response_is_returned_in_two_statements(
     api: Api, monkeypatch: pytest.MonkeyPatch, path: str, json: Any
 ) -> None:
-    """One to be alone with the key, one to find the answer; also to find that it was given to something else."""
+    """One locks the key, one reads the response. A key that was used for another request takes as many."""
     ada = api.person()
     first = await ada.post(path, json, headers=KEY)
-    with statements(monkeypatch) as run:
+    with counting(monkeypatch) as run:
         again = await ada.post(path, json, headers=KEY)
     assert (again.content, again.headers["idempotency-replayed"]) == (first.content, "true")
     assert len(run) == 2, run
-    with statements(monkeypatch) as run:
+    with counting(monkeypatch) as run:
         other = await ada.post(TASKS, {"title": "other"}, headers=KEY)
     assert other.json()["code"] == "idempotency_key_reused"
     assert len(run) == 2, run
 
 
-async def test_a_first_visit_takes_two_statements_and_the_next_none(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_first_request_loads_the_user_row(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = api.person()
-    with statements(monkeypatch) as run:
+    with counting(monkeypatch) as run:
         await ada.get(TASKS)
     assert len(run) == 2 + 1, run
-    with statements(monkeypatch) as run:
+    with counting(monkeypatch) as run:
         await ada.get(TASKS)
     assert len(run) == 1, run
 
@@ -186,8 +188,6 @@ async def test_a_first_visit_takes_two_statements_and_the_next_none(api: Api, mo
         (TASKS, False),
         (f"{TASKS}?sort=-due_at&limit=2", False),
         (f"{TASKS}?q=x", True),
-        (f"{TASKS}?tag=x", True),
-        (f"{TASKS}?status=todo", True),
         (f"{TASKS}?count=exact", True),
         (f"{TASKS}?deleted=true", True),
         (f"{TASKS}/{{id}}", False),
@@ -204,33 +204,33 @@ async def test_a_first_visit_takes_two_statements_and_the_next_none(api: Api, mo
         ("/api/v1/admin/audit?user_id=019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", False),
     ],
 )
-async def test_what_may_take_long_runs_apart(
+async def test_only_long_statements_run_in_the_long_lane(
     api: Api, monkeypatch: pytest.MonkeyPatch, path: str, is_long: bool
 ) -> None:
-    ada, apart, lanes = api.person(role="admin"), [], api.state["pool"].lanes
+    ada, long, lanes = api.person(role="admin"), [], api.state["pool"].lanes
     tasks = [await ada.task(f"task {number}", tags=["a"]) for number in range(3)]
     first = (await ada.get(f"{TASKS}/changes", params={"limit": 1})).json()["next"]
     last = (await ada.get(f"{TASKS}/changes")).json()["next"]
     search = lanes.search
 
     async def noted(*statement: Any) -> Any:
-        apart.append(statement)
+        long.append(statement)
         return await search(*statement)
 
     monkeypatch.setattr(lanes, "search", noted)
     response = await ada.get(path.format(id=tasks[0]["id"], first=first, last=last))
     assert response.status_code == 200, response.text
-    assert bool(apart) is is_long
+    assert bool(long) is is_long
 
 
-def test_no_operation_is_left_out() -> None:
-    """But a stream, which goes on, as its statements do."""
+def test_every_operation_of_tasks_and_tags_is_counted() -> None:
+    """Except streams, which run statements until they end."""
     documented = {
         (method.upper(), path)
         for path, operations in create_app().openapi()["paths"].items()
         for method, operation in operations.items()
         if path.startswith((TASKS, TAGS))
-        if not any("text/event-stream" in answer.get("content", {}) for answer in operation["responses"].values())
+        if not any("text/event-stream" in response.get("content", {}) for response in operation["responses"].values())
     }
     counted = {(case[0], re.sub(r"\{\w+\}", "{id}", case[1].partition("?")[0])) for case in CASES}
     assert documented <= counted
