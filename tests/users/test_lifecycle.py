@@ -55,6 +55,17 @@ async def owned_by(api: Api, id: UUID) -> dict[str, int]:
     return found
 
 
+async def until_blocked(api: Api, work: asyncio.Task[Any]) -> None:
+    """Wait until a transaction in this database waits for a lock. Fails if `work` ends first."""
+    waiting = raw(
+        "SELECT count(*) AS n FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND datname = current_database()"
+    )
+    database = Database(api.state["pool"], SYSTEM)
+    while not (row := await database.row(waiting)) or not row["n"]:
+        assert not work.done()
+
+
 async def test_an_event_can_create_the_row_before_the_first_request(api: Api) -> None:
     ada = api.person(name="Ada")
     rows = await asyncio.gather(*(as_system(api, lifecycle.ensure, ISSUER, ada.subject) for _ in range(20)))
@@ -220,11 +231,7 @@ async def test_a_concurrent_write_is_erased_with_the_account(api: Api) -> None:
         tasks.create_task(as_system(api, write))
         await locked.wait()
         erasure = tasks.create_task(as_system(api, lifecycle.erase, id))
-        waiting = raw("SELECT count(*) AS n FROM pg_locks WHERE NOT granted AND locktype IN ('tuple', 'transactionid')")
-        database = Database(api.state["pool"], SYSTEM)
-        while not (row := await database.row(waiting)) or not row["n"]:
-            pass
-        assert not erasure.done()
+        await until_blocked(api, erasure)
         go_on.set()
     assert not any((await owned_by(api, id)).values())
 

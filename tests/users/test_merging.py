@@ -16,7 +16,7 @@ from backend.database import SYSTEM, Database, Transaction
 from backend.users import lifecycle, owned_data
 from tests.conftest import ISSUER, Api, Person
 from tests.database.test_executor import raw
-from tests.users.test_lifecycle import NOW, as_system, fill, id_of, owned_by, row_of
+from tests.users.test_lifecycle import NOW, as_system, fill, id_of, owned_by, row_of, until_blocked
 
 ME = "/api/v1/users/me"
 TASKS = "/api/v1/tasks"
@@ -257,10 +257,7 @@ async def test_a_concurrent_write_is_transferred(api: Api) -> None:
         group.create_task(as_system(api, write))
         await locked.wait()
         merging = group.create_task(merge(api, old, new))
-        waiting = raw("SELECT count(*) AS n FROM pg_locks WHERE NOT granted AND locktype IN ('tuple', 'transactionid')")
-        database = Database(api.state["pool"], SYSTEM)
-        while not (row := await database.row(waiting)) or not row["n"]:
-            assert not merging.done()
+        await until_blocked(api, merging)
         go_on.set()
     assert [task["title"] for task in (await new.get(TASKS)).json()["items"]] == ["late"]
 
