@@ -13,13 +13,13 @@ from backend.database import SYSTEM, Database
 from backend.users import export, lifecycle
 from tests.conftest import BASE, Api, Person
 from tests.database.test_executor import raw
-from tests.users.test_lifecycle import as_system, fill, id_of, of_keys, owned_by
+from tests.users.test_lifecycle import api_key_tokens, as_system, count_rows, create_data, id_of
 
 ME = "/api/v1/users/me"
 EXPORT = f"{ME}/export"
 TASKS = "/api/v1/tasks"
 
-MANY = raw(
+INSERT_TASKS = raw(
     "INSERT INTO tasks (owner_id, title, status, priority)"
     " SELECT :id, 'task ' || n, 'todo', 'low' FROM generate_series(1, cast(:number AS int)) n"
 )
@@ -27,7 +27,7 @@ MANY = raw(
 
 async def with_tasks(api: Api, number: int) -> Person:
     person = api.person()
-    await Database(api.state["pool"], SYSTEM).rows(MANY, id=await id_of(person), number=number)
+    await Database(api.state["pool"], SYSTEM).rows(INSERT_TASKS, id=await id_of(person), number=number)
     return person
 
 
@@ -35,31 +35,31 @@ def lines_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-async def test_everything_is_in_the_export(api: Api) -> None:
+async def test_an_export_contains_every_row_of_the_user(api: Api) -> None:
     ada, eve = api.person(name="Ada", email="ada@example.com"), api.person()
     for person in ada, eve:
-        await fill(person)
+        await create_data(person)
     id = await id_of(ada)
-    answer = await ada.get(EXPORT)
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
-    assert answer.headers["content-disposition"].startswith('attachment; filename="export-20')
-    assert answer.headers["cache-control"] == "no-store"
-    first, *rows, last = lines_of(answer.text)
+    response = await ada.get(EXPORT)
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/x-ndjson")
+    assert response.headers["content-disposition"].startswith('attachment; filename="export-20')
+    assert response.headers["cache-control"] == "no-store"
+    first, *rows, last = lines_of(response.text)
     assert (first["kind"], first["format"], first["subject"]) == ("export", 1, ada.subject)
     assert last == {"kind": "end", "rows": len(rows)}
     found = {name: sum(row["kind"] == name for row in rows) for name in first["tables"]}
-    assert found == {"users": 1, **{name: n for name, n in (await owned_by(api, id)).items() if name in found}}
+    assert found == {"users": 1, **{name: n for name, n in (await count_rows(api, id)).items() if name in found}}
     assert set(found) >= {"users", "tasks", "tags", "task_tags", "idempotency_keys"}
     assert rows[0]["row"]["email"] == "ada@example.com"
     assert not any("owner_id" in row["row"] for row in rows)
 
 
-async def test_an_export_of_many_batches_has_every_row_once(api: Api) -> None:
+async def test_an_export_of_several_batches_has_each_row_once(api: Api) -> None:
     for number in 0, export.BATCH, 2 * export.BATCH + 1:
         ada = await with_tasks(api, number)
         for encoding in "identity", "gzip":
-            answer = await ada.get(EXPORT, headers={"Accept-Encoding": encoding})
-            titles = [line["row"]["title"] for line in lines_of(answer.text) if line["kind"] == "tasks"]
+            response = await ada.get(EXPORT, headers={"Accept-Encoding": encoding})
+            titles = [line["row"]["title"] for line in lines_of(response.text) if line["kind"] == "tasks"]
             assert len(titles) == len(set(titles)) == number
 
 
@@ -84,21 +84,21 @@ class Reader:
             "server": ("localhost", 80),
             "state": dict(api.state),
         }
-        self.pieces = 0
-        self.peak = 0
-        self.lent: set[int] = set()
-        self.last = b""
-        self.gone = asyncio.Event()
+        self.chunks = 0
+        self.peak_memory = 0
+        self.connections_in_use: set[int] = set()
+        self.last_chunk = b""
+        self.disconnected = asyncio.Event()
 
     async def receive(self) -> Message:
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        self.lent.add(len(self.api.state["pool"]._last_response))
-        self.pieces += 1
-        self.peak = max(self.peak, tracemalloc.get_traced_memory()[0])
-        self.last = message.get("body") or self.last
+        self.connections_in_use.add(len(self.api.state["pool"]._last_response))
+        self.chunks += 1
+        self.peak_memory = max(self.peak_memory, tracemalloc.get_traced_memory()[0])
+        self.last_chunk = message.get("body") or self.last_chunk
 
     async def read(self) -> None:
         await self.api.app(self.scope, self.receive, self.send)
@@ -111,10 +111,10 @@ async def test_an_export_of_any_length_needs_constant_memory_and_holds_no_connec
         tracemalloc.start()
         await reader.read()
         tracemalloc.stop()
-        assert reader.pieces > batches
-        assert reader.lent == {0}
-        assert json.loads(reader.last.splitlines()[-1])["kind"] == "end"
-        peaks.append(reader.peak)
+        assert reader.chunks > batches
+        assert reader.connections_in_use == {0}
+        assert json.loads(reader.last_chunk.splitlines()[-1])["kind"] == "end"
+        peaks.append(reader.peak_memory)
     assert peaks[1] < 1.5 * peaks[0] + 500_000, peaks
 
 
@@ -123,20 +123,20 @@ async def test_an_export_ends_when_the_client_disconnects(api: Api) -> None:
     waiting = asyncio.Event()
 
     async def send(_: Message) -> None:
-        if reader.pieces == 3:
+        if reader.chunks == 3:
             waiting.set()
             await asyncio.Event().wait()
-        reader.pieces += 1
+        reader.chunks += 1
 
     reading = asyncio.create_task(api.app(reader.scope, reader.receive, send))
     await waiting.wait()
-    reader.gone.set()
+    reader.disconnected.set()
     async with asyncio.timeout(10):
         await reading
-    assert reader.pieces == 3
+    assert reader.chunks == 3
 
 
-async def test_an_export_that_is_cut_off_has_no_last_line(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_interrupted_export_has_no_end_line(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(api, await with_tasks(api, 3 * export.BATCH))
     original = Database.rows
 
@@ -147,18 +147,18 @@ async def test_an_export_that_is_cut_off_has_no_last_line(api: Api, monkeypatch:
 
     monkeypatch.setattr(Database, "rows", lost)
     await reader.read()
-    assert json.loads(reader.last.splitlines()[-1])["kind"] == "tasks"
+    assert json.loads(reader.last_chunk.splitlines()[-1])["kind"] == "tasks"
 
 
 async def test_an_erasure_deletes_everything_and_the_next_request_creates_an_account(api: Api) -> None:
     ada, eve = api.person(name="Ada"), api.person()
     for person in ada, eve:
-        await fill(person)
-    id, theirs = await id_of(ada), await owned_by(api, await id_of(eve))
-    answer = await ada.delete(ME)
-    assert (answer.status_code, answer.content) == (204, b"")
-    assert not any((await owned_by(api, id)).values())
-    assert await owned_by(api, await id_of(eve)) == theirs
+        await create_data(person)
+    id, theirs = await id_of(ada), await count_rows(api, await id_of(eve))
+    response = await ada.delete(ME)
+    assert (response.status_code, response.content) == (204, b"")
+    assert not any((await count_rows(api, id)).values())
+    assert await count_rows(api, await id_of(eve)) == theirs
     count = raw("SELECT count(*) AS n FROM users WHERE subject = :subject")
     assert await Database(api.state["pool"], SYSTEM).row(count, subject=ada.subject) == {"n": 0}
     assert (await ada.get(TASKS)).json()["items"] == []
@@ -167,11 +167,11 @@ async def test_an_erasure_deletes_everything_and_the_next_request_creates_an_acc
     assert (me["name"], me["time_zone"], me["status"]) == ("Ada", None, "active")
 
 
-async def test_concurrent_erasures_have_one_effect(api: Api) -> None:
+async def test_concurrent_erasures_all_succeed(api: Api) -> None:
     ada = api.person()
-    await fill(ada)
-    answers = await asyncio.gather(*(ada.delete(ME) for _ in range(5)))
-    assert {answer.status_code for answer in answers} == {204}
+    await create_data(ada)
+    responses = await asyncio.gather(*(ada.delete(ME) for _ in range(5)))
+    assert {response.status_code for response in responses} == {204}
 
 
 async def test_an_erasure_does_not_end_a_concurrent_suspension(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,23 +179,23 @@ async def test_an_erasure_does_not_end_a_concurrent_suspension(api: Api, monkeyp
     ada = api.person()
     await ada.task()
     id = await id_of(ada)
-    known = api.state["users"]._cached[ada.subject].user
+    cached = api.state["users"]._cached[ada.subject].user
     await as_system(api, lifecycle.set_suspended, id, True)
     with monkeypatch.context() as patched:
-        patched.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))
-        answer = await ada.delete(ME)
-    assert (answer.status_code, answer.json()["code"]) == (403, "account_suspended")
+        patched.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, cached))
+        response = await ada.delete(ME)
+    assert (response.status_code, response.json()["code"]) == (403, "account_suspended")
     api.state["users"].invalidate(ada.subject)
     assert (await ada.get(ME)).json()["code"] == "account_suspended"
-    assert (await owned_by(api, id))["tasks"] == 1
+    assert (await count_rows(api, id))["tasks"] == 1
 
 
 async def test_the_audit_of_an_erasure_names_an_impersonator(api: Api) -> None:
     ada = api.person(impersonatedBy="root")
     id = await id_of(ada)
     await ada.delete(ME, headers={"X-Request-ID": "r1"})
-    noted = raw("SELECT source, action, actor, user_id, details, request_id FROM audit_log WHERE subject = :subject")
-    assert await Database(api.state["pool"], SYSTEM).rows(noted, subject=ada.subject) == [
+    entries = raw("SELECT source, action, actor, user_id, details, request_id FROM audit_log WHERE subject = :subject")
+    assert await Database(api.state["pool"], SYSTEM).rows(entries, subject=ada.subject) == [
         {
             "source": "self",
             "action": "erase",
@@ -210,13 +210,13 @@ async def test_the_audit_of_an_erasure_names_an_impersonator(api: Api) -> None:
 async def test_oauth_clients_and_api_keys_can_neither_export_nor_erase(api: Api) -> None:
     """Even with the scope `profile`."""
     ada = api.person()
-    await fill(ada)
+    await create_data(ada)
     scope = "profile tasks:read tasks:write"
     access_token = api.issuer.access_token(sub=ada.subject, scope=scope, iss=BASE)
-    for token in access_token, *of_keys(ada, scope):
+    for token in access_token, *api_key_tokens(ada, scope):
         bearer = {"Authorization": f"Bearer {token}"}
         assert (await ada.get(ME, headers=bearer)).status_code == 200
         for method, path in ("GET", EXPORT), ("DELETE", ME):
-            answer = await ada.request(method, path, headers=bearer)
-            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+            response = await ada.request(method, path, headers=bearer)
+            assert (response.status_code, response.json()["code"]) == (403, "forbidden")
     assert (await ada.get(TASKS)).json()["items"]

@@ -1,4 +1,4 @@
-"""The lifecycle of accounts: order of changes, notifications, and complete deletion."""
+"""The lifecycle of accounts: bans, suspensions, roles, erasure, and the notifications of these changes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -37,22 +37,22 @@ async def id_of(person: Person) -> UUID:
     return UUID((await person.get(ME)).json()["id"])
 
 
-def of_keys(person: Person, scope: str, **claims: Any) -> list[str]:
+def api_key_tokens(person: Person, scope: str, **claims: Any) -> list[str]:
     """Tokens of API keys of a user, one of them with a key id of an unusual form."""
     token = person.api.issuer.api_key_token
     keys: tuple[object, ...] = ("key1", "", None, 5, False, [], {})
     return [token(person.subject, scope=scope, api_key=key, **claims) for key in keys]
 
 
-async def owned_by(api: Api, id: UUID) -> dict[str, int]:
+async def count_rows(api: Api, id: UUID) -> dict[str, int]:
     """The number of rows that the user owns in each table."""
-    found = {}
+    numbers = {}
     for table in owned_data.tables():
         count = raw(f"SELECT count(*) AS n FROM {table.name} WHERE owner_id = :id")  # noqa: S608  # of the metadata
         row = await Database(api.state["pool"], SYSTEM).row(count, id=id)
         assert row
-        found[table.name] = row["n"]
-    return found
+        numbers[table.name] = row["n"]
+    return numbers
 
 
 async def until_blocked(api: Api, work: asyncio.Task[Any]) -> None:
@@ -111,7 +111,7 @@ async def test_suspension_and_ban_are_independent(api: Api, first: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suspended", "banned", "change", "then"),
+    ("suspended", "banned", "change", "expected"),
     [
         (False, False, "status = 'suspended'", ("suspended", True, False)),
         (False, True, "status = 'active'", ("active", False, False)),
@@ -123,7 +123,7 @@ async def test_suspension_and_ban_are_independent(api: Api, first: str) -> None:
     ],
 )
 async def test_the_status_follows_direct_updates(
-    api: Api, suspended: bool, banned: bool, change: str, then: tuple[str, bool, bool]
+    api: Api, suspended: bool, banned: bool, change: str, expected: tuple[str, bool, bool]
 ) -> None:
     """Older versions and administrators of the database set `status` only."""
     ada = api.person()
@@ -133,7 +133,7 @@ async def test_the_status_follows_direct_updates(
     await system.rows(both, suspended=suspended, banned=banned, subject=ada.subject)
     await system.rows(raw(f"UPDATE users SET {change} WHERE subject = :subject"), subject=ada.subject)  # noqa: S608  # of this test
     row = await row_of(api, ada.subject)
-    assert (row["status"], row["suspended_here"], row["banned"]) == then
+    assert (row["status"], row["suspended_here"], row["banned"]) == expected
 
 
 async def test_older_roles_never_overwrite(api: Api) -> None:
@@ -154,7 +154,8 @@ async def test_the_revocation_time_only_rises(api: Api) -> None:
         assert (await row_of(api, ada.subject))["tokens_valid_after"] == NOW
 
 
-async def fill(person: Person) -> None:
+async def create_data(person: Person) -> None:
+    """Create rows in every table of the user's data."""
     task = await person.task("mine", tags=["home", "garden"])
     await person.delete(f"{TASKS}/{task['id']}")
     await person.post(TASKS, {"title": "x", "tags": ["home"]}, headers={"Idempotency-Key": "1"})
@@ -166,12 +167,12 @@ async def fill(person: Person) -> None:
 async def test_nothing_of_an_account_is_left(api: Api, end: str) -> None:
     ada, eve = api.person(name="Ada", email="ada@example.com"), api.person()
     for person in ada, eve:
-        await fill(person)
+        await create_data(person)
     await ada.patch(ME, {"locale": "de", "time_zone": "Europe/Berlin"})
     id, other = await id_of(ada), await id_of(eve)
-    theirs = await owned_by(api, other)
-    assert all(theirs.values()), "each table has something to lose"
-    assert await owned_by(api, id) == theirs
+    theirs = await count_rows(api, other)
+    assert all(theirs.values())  # each table has rows
+    assert await count_rows(api, id) == theirs
     if end == "erase":
         await as_system(api, lifecycle.erase, id)
     else:
@@ -180,16 +181,16 @@ async def test_nothing_of_an_account_is_left(api: Api, end: str) -> None:
         assert row["id"] != id
         for name in "email", "name", "image", "locale", "time_zone":
             assert row[name] is None
-    assert not any((await owned_by(api, id)).values())
-    assert await owned_by(api, other) == theirs
+    assert not any((await count_rows(api, id)).values())
+    assert await count_rows(api, other) == theirs
     api.state["users"].invalidate(ada.subject)
-    answer = await ada.get(ME)
+    response = await ada.get(ME)
     if end == "purge":
-        assert (answer.status_code, answer.json()["code"]) == (403, "account_purged")
-        assert (await row_of(api, ada.subject))["name"] is None, "no token fills it again"
+        assert (response.status_code, response.json()["code"]) == (403, "account_purged")
+        assert (await row_of(api, ada.subject))["name"] is None
     else:
-        assert answer.json()["id"] != str(id)
-        assert (answer.json()["name"], answer.json()["locale"]) == ("Ada", None)
+        assert response.json()["id"] != str(id)
+        assert (response.json()["name"], response.json()["locale"]) == ("Ada", None)
         assert (await ada.get(TASKS)).json()["items"] == []
 
 
@@ -197,20 +198,20 @@ async def test_nothing_of_an_account_is_left(api: Api, end: str) -> None:
 async def test_a_stale_cached_id_cannot_write(api: Api, end: str) -> None:
     """Another worker may have the caller in its cache for a moment. Its requests then write no row."""
     ada = api.person()
-    await fill(ada)
+    await create_data(ada)
     id = await id_of(ada)
-    known = api.state["users"]._cached[ada.subject].user
+    cached = api.state["users"]._cached[ada.subject].user
     await as_system(api, *((lifecycle.erase, id) if end == "erase" else (lifecycle.purge, id, NOW)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, known))
-        answers = [
+        patch.setattr(api.state["users"], "resolve", lambda _: asyncio.sleep(0, cached))
+        responses = [
             await ada.post(TASKS, {"title": "late"}),
             await ada.put(f"{TASKS}/{uuid4()}", {"title": "late", "tags": ["late"]}),
             await ada.post("/api/v1/tags", {"name": "late"}),
         ]
-        assert {answer.status_code for answer in answers} == {409}
+        assert {response.status_code for response in responses} == {409}
         assert (await ada.get(TASKS)).json()["items"] == []
-    assert not any((await owned_by(api, id)).values())
+    assert not any((await count_rows(api, id)).values())
 
 
 async def test_a_concurrent_write_is_erased_with_the_account(api: Api) -> None:
@@ -218,22 +219,21 @@ async def test_a_concurrent_write_is_erased_with_the_account(api: Api) -> None:
     ada = api.person()
     await ada.task()
     id = await id_of(ada)
-    locked = asyncio.Event()
-    go_on = asyncio.Event()
+    locked, commit = asyncio.Event(), asyncio.Event()
 
     async def write(transaction: Transaction) -> None:
-        add = raw("INSERT INTO tasks (owner_id, title, status, priority) VALUES (:id, 'late', 'todo', 'low')")
-        await transaction.rows(add, id=id)
+        insert = raw("INSERT INTO tasks (owner_id, title, status, priority) VALUES (:id, 'late', 'todo', 'low')")
+        await transaction.rows(insert, id=id)
         locked.set()
-        await go_on.wait()
+        await commit.wait()
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(as_system(api, write))
         await locked.wait()
         erasure = tasks.create_task(as_system(api, lifecycle.erase, id))
         await until_blocked(api, erasure)
-        go_on.set()
-    assert not any((await owned_by(api, id)).values())
+        commit.set()
+    assert not any((await count_rows(api, id)).values())
 
 
 async def test_an_erasure_restores_neither_roles_nor_tokens(api: Api) -> None:
@@ -270,11 +270,11 @@ async def test_relevant_changes_send_a_notification_and_others_do_not(api: Api, 
     }
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute("LISTEN users")
-        for change, told in changes.items():
+        for change, expected in changes.items():
             update = f"UPDATE users SET {change} WHERE subject = %s".encode()  # noqa: S608  # of this test
             await connection.execute(update, (ada.subject,))
             await connection.execute("SELECT")  # its response comes after all notifications
-            assert [n.payload async for n in connection.notifies(timeout=0)] == [ada.subject] * told, change
+            assert [n.payload async for n in connection.notifies(timeout=0)] == [ada.subject] * expected, change
         await connection.execute("DELETE FROM users WHERE subject = %s", (ada.subject,))
         await connection.execute("SELECT")
         assert [n.payload async for n in connection.notifies(timeout=0)] == [ada.subject]

@@ -16,7 +16,7 @@ from backend.database import SYSTEM, Database, Transaction
 from backend.users import lifecycle, owned_data
 from tests.conftest import ISSUER, Api, Person
 from tests.database.test_executor import raw
-from tests.users.test_lifecycle import NOW, as_system, fill, id_of, owned_by, row_of, until_blocked
+from tests.users.test_lifecycle import NOW, as_system, count_rows, create_data, id_of, row_of, until_blocked
 
 ME = "/api/v1/users/me"
 TASKS = "/api/v1/tasks"
@@ -25,8 +25,8 @@ TAGS = "/api/v1/tags"
 
 async def merge(api: Api, old: Person, new: Person) -> None:
     async def work(transaction: Transaction) -> None:
-        was, now = [await lifecycle.ensure(transaction, ISSUER, person.subject) for person in (old, new)]
-        await lifecycle.merge(transaction, was["id"], now["id"])
+        source, target = [await lifecycle.ensure(transaction, ISSUER, person.subject) for person in (old, new)]
+        await lifecycle.merge(transaction, source["id"], target["id"])
 
     await as_system(api, work)
     for person in old, new:
@@ -50,16 +50,16 @@ class Account:
     tags: dict[str, str] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
 
-    def take(self, other: "Account") -> None:
-        """Merge another user's data into this one: the model."""
+    def merge(self, other: "Account") -> None:
+        """Merge another user's data into this one, as the API is expected to."""
         self.tags = other.tags | self.tags
         self.keys = other.keys | self.keys
         for id, task in other.tasks.items():
-            there = self.tasks.get(id)
-            if there is None:
+            own = self.tasks.get(id)
+            if own is None:
                 self.tasks[id] = Task(**{**vars(task), "version": task.version + 1})
-            elif task.time > there.time:
-                version = max(task.version, there.version) + 1
+            elif task.time > own.time:
+                version = max(task.version, own.version) + 1
                 self.tasks[id] = Task(**{**vars(task), "version": version})
 
 
@@ -77,15 +77,16 @@ STEPS = st.lists(
 
 
 async def step(person: Person, own: Account, kind: str, id: str, names: list[str], time: int) -> None:
+    """Send a request and record its effect in the model."""
     url, title = f"{TASKS}/{id}", f"at {time}"
     match kind:
         case "put":
-            answer = await person.put(url, {"title": title, "tags": names})
+            response = await person.put(url, {"title": title, "tags": names})
         case "patch":
-            answer = await person.patch(url, {"title": title})
+            response = await person.patch(url, {"title": title})
         case "delete":
-            answer = await person.delete(url)
-            if answer.status_code == 204 and not own.tasks[id].deleted:
+            response = await person.delete(url)
+            if response.status_code == 204 and not own.tasks[id].deleted:
                 own.tasks[id] = Task(**{**vars(own.tasks[id]), "deleted": True, "time": time})
                 own.tasks[id].version += 1
             return
@@ -96,46 +97,48 @@ async def step(person: Person, own: Account, kind: str, id: str, names: list[str
             return
         case _:
             key = f"key {IDS.index(id) % 2}"
-            answer = await person.post(TASKS, {"title": "by key"}, headers={"Idempotency-Key": key})
-            task = answer.json()
+            response = await person.post(TASKS, {"title": "by key"}, headers={"Idempotency-Key": key})
+            task = response.json()
             if key not in own.keys:
                 own.keys[key] = task["id"]
                 own.tasks[task["id"]] = Task("by key", set(), time, 1)
             assert task["id"] == own.keys[key]
             return
-    if answer.is_success:
+    if response.is_success:
         for name in names if kind == "put" else []:
             own.tags.setdefault(name.casefold(), name)
         tags = {name.casefold() for name in names} if kind == "put" else own.tasks[id].tags
-        own.tasks[id] = Task(title, tags, time, answer.json()["version"])
+        own.tasks[id] = Task(title, tags, time, response.json()["version"])
 
 
-async def has(person: Person) -> Account:
-    found = Account()
+async def read_account(person: Person) -> Account:
+    account = Account()
     for deleted in "false", "true":
         page = (await person.get(TASKS, params={"deleted": deleted, "limit": 100})).json()
         for task in page["items"]:
             tags = {name.casefold() for name in task["tags"]}
-            found.tasks[task["id"]] = Task(task["title"], tags, 0, task["version"], deleted == "true")
-    found.tags = {tag["name"].casefold(): tag["name"] for tag in (await person.get(TAGS)).json()["items"]}
-    return found
+            account.tasks[task["id"]] = Task(task["title"], tags, 0, task["version"], deleted == "true")
+    account.tags = {tag["name"].casefold(): tag["name"] for tag in (await person.get(TAGS)).json()["items"]}
+    return account
 
 
-def timeless(account: Account) -> tuple[Any, ...]:
+def without_times(account: Account) -> tuple[Any, ...]:
     return {id: {**vars(task), "time": 0} for id, task in account.tasks.items()}, account.tags
 
 
 @given(steps=STEPS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_a_merge_matches_its_model(api: Api, steps: list[tuple[int, str, str, list[str]]]) -> None:
+async def test_a_merge_of_random_accounts_matches_the_model(
+    api: Api, steps: list[tuple[int, str, str, list[str]]]
+) -> None:
     people, accounts = [api.person(isAnonymous=True), api.person()], [Account(), Account()]
-    for time, (who, kind, id, names) in enumerate(steps):
-        await step(people[who], accounts[who], kind, id, names, time)
-    (old, new), (was, now) = people, accounts
+    for time, (user, kind, id, names) in enumerate(steps):
+        await step(people[user], accounts[user], kind, id, names, time)
+    (old, new), (source, target) = people, accounts
     await merge(api, old, new)
-    now.take(was)
-    assert timeless(await has(new)) == timeless(now)
-    for key, id in now.keys.items():
+    target.merge(source)
+    assert without_times(await read_account(new)) == without_times(target)
+    for key, id in target.keys.items():
         again = await new.post(TASKS, {"title": "by key"}, headers={"Idempotency-Key": key})
         assert (again.json()["id"], again.headers["idempotency-replayed"]) == (id, "true")
     assert (await old.get(TASKS)).json()["code"] == "account_purged"
@@ -144,28 +147,28 @@ async def test_a_merge_matches_its_model(api: Api, steps: list[tuple[int, str, s
 async def test_a_merge_moves_all_rows_and_no_other_users(api: Api) -> None:
     old, new, eve = (api.person() for _ in range(3))
     for person in old, new, eve:
-        await fill(person)
+        await create_data(person)
     await old.patch(ME, {"time_zone": "Europe/Berlin", "locale": "de"})
     await new.patch(ME, {"locale": "en"})
     ids = [await id_of(person) for person in (old, new, eve)]
-    theirs = await owned_by(api, ids[2])
+    theirs = await count_rows(api, ids[2])
     await merge(api, old, new)
-    assert not any((await owned_by(api, ids[0])).values())
-    assert await owned_by(api, ids[2]) == theirs
+    assert not any((await count_rows(api, ids[0])).values())
+    assert await count_rows(api, ids[2]) == theirs
     me = (await new.get(ME)).json()
     assert (me["id"], me["time_zone"], me["locale"]) == (str(ids[1]), "Europe/Berlin", "en")
-    before = await owned_by(api, ids[1])
+    before = await count_rows(api, ids[1])
     await merge(api, old, new)
-    assert await owned_by(api, ids[1]) == before
+    assert await count_rows(api, ids[1]) == before
 
 
-async def test_of_two_rows_with_equal_times_one_wins_completely(api: Api) -> None:
+async def test_a_merge_keeps_one_of_two_versions_with_equal_times(api: Api) -> None:
     old, new = api.person(), api.person()
     url = f"{TASKS}/{uuid4()}"
     for person, name in (old, "guest"), (new, "member"):
         await person.put(url, {"title": name, "tags": [name]})
-        at_once = raw("UPDATE tasks SET updated_at = '2026-01-01' WHERE owner_id = :id")
-        await Database(api.state["pool"], SYSTEM).rows(at_once, id=await id_of(person))
+        set_time = raw("UPDATE tasks SET updated_at = '2026-01-01' WHERE owner_id = :id")
+        await Database(api.state["pool"], SYSTEM).rows(set_time, id=await id_of(person))
     await merge(api, old, new)
     task = (await new.get(url)).json()
     assert task["tags"] == [task["title"]]
@@ -173,26 +176,26 @@ async def test_of_two_rows_with_equal_times_one_wins_completely(api: Api) -> Non
 
 async def test_a_merge_into_the_same_or_a_missing_account_does_nothing(api: Api) -> None:
     ada = api.person()
-    await fill(ada)
+    await create_data(ada)
     id = await id_of(ada)
-    before = await owned_by(api, id)
+    before = await count_rows(api, id)
     for other in id, uuid4():
         await as_system(api, lifecycle.merge, id, other)
         await as_system(api, lifecycle.merge, other, id)
-    assert await owned_by(api, id) == before
+    assert await count_rows(api, id) == before
     assert (await ada.get(ME)).json()["id"] == str(id)
 
 
 async def test_a_purged_account_receives_nothing(api: Api) -> None:
     old, new = api.person(), api.person()
-    await fill(old)
+    await create_data(old)
     id = await id_of(old)
-    before = await owned_by(api, id)
+    before = await count_rows(api, id)
     await as_system(api, lifecycle.purge, await id_of(new), NOW)
     await merge(api, old, new)
-    assert await owned_by(api, id) == before
+    assert await count_rows(api, id) == before
     assert (await old.get(ME)).json()["id"] == str(id)
-    assert not any((await owned_by(api, (await row_of(api, new.subject))["id"])).values())
+    assert not any((await count_rows(api, (await row_of(api, new.subject))["id"])).values())
 
 
 @pytest.mark.parametrize("refused_by", ["administrator", "issuer"])
@@ -213,8 +216,8 @@ async def test_a_merge_transfers_a_suspension(api: Api, refused_by: str, known: 
     assert (row["suspended_here"], row["banned"]) == (True, False)
     await as_system(api, lifecycle.set_banned, row["id"], False, datetime.now(UTC))
     assert (await row_of(api, ada.subject))["status"] == "suspended"
-    noted = raw("SELECT source, action, user_id, details FROM audit_log WHERE subject = :subject")
-    assert await Database(api.state["pool"], SYSTEM).rows(noted, subject=ada.subject) == [
+    entries = raw("SELECT source, action, user_id, details FROM audit_log WHERE subject = :subject")
+    assert await Database(api.state["pool"], SYSTEM).rows(entries, subject=ada.subject) == [
         {"source": "event", "action": "suspend", "user_id": row["id"], "details": {"merged_from": guest.subject}}
     ]
     await as_system(api, lifecycle.set_suspended, row["id"], False)
@@ -235,9 +238,9 @@ async def test_concurrent_merges_in_both_directions_lose_nothing(api: Api) -> No
     people = [api.person(), api.person()]
     titles = {(await person.task(uuid4().hex))["title"] for person in people}
     await asyncio.gather(merge(api, *people), merge(api, *reversed(people)))
-    answers = [await person.get(TASKS) for person in people]
-    assert sorted(answer.status_code for answer in answers) == [200, 403]
-    (kept,) = (answer.json()["items"] for answer in answers if answer.is_success)
+    responses = [await person.get(TASKS) for person in people]
+    assert sorted(response.status_code for response in responses) == [200, 403]
+    (kept,) = (response.json()["items"] for response in responses if response.is_success)
     assert {task["title"] for task in kept} == titles
 
 
@@ -245,20 +248,20 @@ async def test_a_concurrent_write_is_transferred(api: Api) -> None:
     old, new = api.person(), api.person()
     task = await old.task("before")
     id = await id_of(old)
-    locked, go_on = asyncio.Event(), asyncio.Event()
+    locked, commit = asyncio.Event(), asyncio.Event()
 
     async def write(transaction: Transaction) -> None:
         change = raw("UPDATE tasks SET title = 'late' WHERE owner_id = :owner AND id = :id")
         await transaction.rows(change, owner=id, id=UUID(task["id"]))
         locked.set()
-        await go_on.wait()
+        await commit.wait()
 
     async with asyncio.TaskGroup() as group:
         group.create_task(as_system(api, write))
         await locked.wait()
         merging = group.create_task(merge(api, old, new))
         await until_blocked(api, merging)
-        go_on.set()
+        commit.set()
     assert [task["title"] for task in (await new.get(TASKS)).json()["items"]] == ["late"]
 
 
