@@ -1,4 +1,4 @@
-"""The user cache: entries are removed when a row changes, and unused while a notification could be missed."""
+"""Notifications of changed user rows: they clear the cache, which is not used while one could be missed."""
 
 import asyncio
 import logging
@@ -48,7 +48,7 @@ class Worker:
     ada: Principal
 
     async def suspend(self) -> None:
-        """Suspend her in the database, as another process would."""
+        """Suspend the user in the database, as another process would."""
         await Database(self.pool, SYSTEM).rows(SUSPEND, subject=self.ada.subject)
 
     async def is_accepted(self) -> bool:
@@ -59,7 +59,7 @@ class Worker:
         return True
 
     async def needs_no_statement(self) -> bool:
-        """Whether her cached row is used."""
+        """Whether the cached row of the user is used."""
         with patch.object(Users, "_load", side_effect=AssertionError) as load:
             with suppress(AssertionError):
                 await self.users.resolve(self.ada)
@@ -81,7 +81,7 @@ async def worker(database_url: str, issuer: LocalIssuer) -> AsyncIterator[Worker
             yield worker
 
 
-async def test_another_worker_refuses_at_once(api: Api, settings: Settings, issuer: LocalIssuer) -> None:
+async def test_a_suspension_in_sql_applies_in_every_worker(api: Api, settings: Settings, issuer: LocalIssuer) -> None:
     async with running(settings, issuer) as other:
         ada = api.person()
         elsewhere = other.person(sub=ada.subject)
@@ -296,17 +296,17 @@ async def test_the_application_starts_before_the_listener_can_connect(settings: 
             assert users.is_current
 
 
-@pytest.mark.parametrize("through", ["another database", "a relay that is down"])
+@pytest.mark.parametrize("through", ["another database", "an unreachable server"])
 async def test_a_listener_without_notifications_logs_one_warning(
     postgres: str, database_url: str, through: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither a transaction pooler nor another database delivers them, though both answer every statement."""
     async with Relay(database_url) as relay, Pool(database_url, size=5) as pool:
         relay.refusing = True
-        url = create_database(postgres, f"deaf_{uuid4().hex[:8]}") if through == "another database" else relay.url
+        url = create_database(postgres, f"silent_{uuid4().hex[:8]}") if through == "another database" else relay.url
         users = Users(pool, ISSUER)
         listener = Listener(url, pool, users, patience=0.05)
-        tried = asyncio.Event()
+        failed_thrice = asyncio.Event()
         report = listener._report
         attempts = 0
 
@@ -315,12 +315,12 @@ async def test_a_listener_without_notifications_logs_one_warning(
             report(error)
             attempts += 1
             if attempts == 3:
-                tried.set()
+                failed_thrice.set()
 
         with caplog.at_level(logging.INFO), patch.object(listener, "_report", counted):
             async with listener:
                 async with asyncio.timeout(20):
-                    await tried.wait()
+                    await failed_thrice.wait()
                 assert not users.is_current
     (record,) = [record for record in caplog.records if record.name == notifications.__name__]
     assert ("DATABASE_DIRECT_URL" in record.getMessage()) == (through == "another database")
