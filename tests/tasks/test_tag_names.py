@@ -115,7 +115,7 @@ async def test_concurrent_requests_keep_tag_names_consistent(api: Api) -> None:
 
 
 async def test_a_table_owner_without_bypassrls_keeps_tag_names_consistent(postgres: str) -> None:
-    """Cascading deletes run as the table owner, who sees no rows under forced row-level security."""
+    """Cascading deletes run as the table owner, which sees no rows under forced row-level security."""
     url = create_database(postgres, f"owned_{uuid4().hex[:8]}")
     login = ordinary_login(url)
     migrations.upgrade(login)

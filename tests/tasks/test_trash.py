@@ -153,7 +153,7 @@ async def test_the_purge_continues_after_a_failure(
     """An unexpected error, a database that is down, then a successful purge."""
     caplog.set_level(logging.INFO, purge_module.__name__)
     old = await deleted(api, api.person(), "31 days", count=5)
-    unreachable = Pool("postgresql://nobody@127.0.0.1:9/nothing", size=5, wait=0.05)
+    unreachable = Pool("postgresql://user@127.0.0.1:9/nothing", size=5, wait=0.05)
     pools = iter([None, unreachable, api.state["pool"]])
     done = asyncio.Event()
     rounds = 0
@@ -190,7 +190,7 @@ VALUES ('00000000-0000-7000-8000-000000000001', 't', 'todo', 'low', now() - inte
 INSERT INTO idempotency_keys (owner_id, key, fingerprint, status, headers, body, created_at)
 VALUES ('00000000-0000-7000-8000-000000000001', 'k', '', 200, '{}', '', now() - interval '25 hours');
 INSERT INTO security_events (issuer, jti, received_at) VALUES ('i', 'j', now() - interval '31 days');
-INSERT INTO erasures (issuer, subject, roles, erased_at) VALUES ('i', 'gone', '{}', now() - interval '31 days');
+INSERT INTO erasures (issuer, subject, roles, erased_at) VALUES ('i', 'purged', '{}', now() - interval '31 days');
 """
 FAIL_DELETES = """
 CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -225,7 +225,7 @@ async def test_a_connection_that_hangs_is_replaced(worker: Worker) -> None:
 
 
 async def test_the_cache_survives_a_pause_of_the_process(worker: Worker) -> None:
-    """Notifications wait in the connection meanwhile, so none is missed."""
+    """The connection queues notifications during the pause, so none is missed."""
     worker.clock.now += 59
     assert not worker.users.is_current
     await caught_up(worker.users)
@@ -300,7 +300,7 @@ async def test_the_application_starts_before_the_listener_can_connect(settings: 
 async def test_a_listener_without_notifications_logs_one_warning(
     postgres: str, database_url: str, through: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither a transaction pooler nor another database delivers them, though both answer every statement."""
+    """A transaction pooler or another database answers every statement, but delivers no notifications."""
     async with Relay(database_url) as relay, Pool(database_url, size=5) as pool:
         relay.refusing = True
         url = create_database(postgres, f"silent_{uuid4().hex[:8]}") if through == "another database" else relay.url
@@ -330,7 +330,7 @@ async def test_a_listener_without_notifications_logs_one_warning(
 async def test_closing_does_not_wait_for_a_hanging_server(
     database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does it log a warning. A statement is under way that the server never answers."""
+    """Even during a statement that the server never answers. No warning is logged."""
     async with Relay(database_url) as relay, Pool(database_url, size=5) as pool:
         users = Users(pool, ISSUER)
         listener = Listener(relay.url, pool, users)

@@ -136,12 +136,12 @@ async def test_a_merge_event_moves_the_data_of_an_anonymous_account(api: Api) ->
 
 async def test_events_before_the_first_request_apply(api: Api) -> None:
     now = time.time()
-    banned, gone, demoted = (api.person(role="admin", iat=int(now) - 60, exp=int(now) + 600) for _ in range(3))
+    banned, purged, demoted = (api.person(role="admin", iat=int(now) - 60, exp=int(now) + 600) for _ in range(3))
     await deliver(api, banned.subject, DISABLED)
-    await deliver(api, gone.subject, PURGED)
+    await deliver(api, purged.subject, PURGED)
     await deliver(api, demoted.subject, roles("user"), toe=now - 1)
     assert (await banned.get(ME)).json()["code"] == "account_suspended"
-    assert (await gone.get(ME)).json()["code"] == "account_purged"
+    assert (await purged.get(ME)).json()["code"] == "account_purged"
     assert (await demoted.get(ME)).json()["roles"] == ["user"]
 
 
