@@ -8,7 +8,7 @@ from typing import TypeVar
 from psycopg import AsyncRawCursor
 from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 
-from backend.database.job import SHORT_LOCK_TIMEOUT, Connection, Row, UnreadableRow, lock_timeout_until
+from backend.database.job import SHORT_LOCK_TIMEOUT, Connection, Row, UnreadableRow, lock_timeout
 from backend.database.pool import STALE_CONNECTION, Pool
 from backend.database.statements import READ_ALONE, TRANSACT, Actor, Cost, Statement
 
@@ -100,8 +100,9 @@ class Database:
     async def _attempt(self, work: Callable[[Transaction], Awaitable[T]], until: float, *, is_patient: bool) -> T:
         pool = self._pool
         async with pool.connection(until) as connection, connection.transaction():
-            lock_timeout = lock_timeout_until(until) if is_patient else SHORT_LOCK_TIMEOUT
-            await AsyncRawCursor(connection).execute(TRANSACT, (*self._actor, lock_timeout), prepare=pool.prepare)
+            left = until - asyncio.get_running_loop().time()
+            patience = lock_timeout(left) if is_patient else SHORT_LOCK_TIMEOUT
+            await AsyncRawCursor(connection).execute(TRANSACT, (*self._actor, patience), prepare=pool.prepare)
             return await work(Transaction(pool, connection, self._actor))
 
 

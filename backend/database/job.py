@@ -1,7 +1,7 @@
 """A job: one statement on its way to PostgreSQL, its preamble, and the future that receives its rows."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Any, Literal
 
@@ -24,13 +24,13 @@ class UnreadableRow(psycopg.DataError):
 
 
 class Prepared:
-    """A statement that is prepared on one connection. Its first result determines how rows are made."""
+    """A statement that is prepared on one connection."""
 
-    __slots__ = ("make_row", "name")
+    __slots__ = ("columns", "name")
 
     def __init__(self, name: bytes) -> None:
         self.name = name
-        self.make_row: Callable[[Sequence[Any]], Row] | None = None
+        self.columns: list[str] | None = None  # the names in its first result
 
 
 class Execute(Enum):
@@ -68,10 +68,17 @@ class Job:
     )
 
     def __init__(
-        self, preamble: str, texts: tuple[str, ...], sql: str, values: Sequence[Any], begun: float | None = None
+        self,
+        preamble: str,
+        texts: tuple[str, ...],
+        sql: str,
+        values: Sequence[Any],
+        begun: float | None = None,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         """`begun`: when the request began to wait, by the loop's clock, if an earlier attempt failed."""
-        loop = asyncio.get_running_loop()
+        loop = loop or asyncio.get_running_loop()
         self.preamble = preamble
         self.texts = texts
         self.sql = sql
@@ -94,6 +101,6 @@ def fail(jobs: Iterable[Job], kind: type[psycopg.OperationalError], why: str) ->
             job.future.set_exception(kind(why))
 
 
-def lock_timeout_until(moment: float) -> str:
-    """The time until a moment of the loop's clock, as a lock_timeout. At least 1 ms, since 0 would mean no limit."""
-    return f"{max(1, round(1000 * (moment - asyncio.get_running_loop().time())))}ms"
+def lock_timeout(seconds: float) -> str:
+    """The setting for a time. At least 1 ms, since 0 would mean no limit."""
+    return f"{max(1, round(1000 * seconds))}ms"

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from math import inf
 from typing import Any
@@ -13,7 +13,7 @@ from psycopg.errors import LockNotAvailable
 from psycopg_pool import PoolTimeout
 
 from backend.database.connection import SharedConnection
-from backend.database.job import SHORT_LOCK_TIMEOUT, Connection, ConnectionLost, Job, Row, fail, lock_timeout_until
+from backend.database.job import SHORT_LOCK_TIMEOUT, Connection, ConnectionLost, Job, Row, fail, lock_timeout
 
 MAX_WAITING = 1000  # jobs on one shared connection; in a lane, those that have met a lock, and those of the system
 MAX_AT_ONCE = 2  # long reads of one user
@@ -73,7 +73,7 @@ class Lane:
         `begun`: when the request began to wait, if it has waited before. `is_blocked`: the statement has met a lock.
         Raises `PoolTimeout` if no connection is free in time.
         """
-        job = Job(preamble, actor, sql, values, begun)
+        job = Job(preamble, actor, sql, values, begun, loop=self._loop)
         job.is_blocked = is_blocked
         self._enter(job)
         try:
@@ -81,7 +81,7 @@ class Lane:
         except LockNotAvailable:
             if job.is_patient:
                 raise
-        job = Job(preamble, actor, sql, values, job.begun)
+        job = Job(preamble, actor, sql, values, job.begun, loop=self._loop)
         job.is_blocked = True
         self._enter(job)
         return await job.future
@@ -96,6 +96,10 @@ class Lane:
         fail(queued, psycopg.OperationalError, "the pool was closed")
         for connection in self.connections:
             await connection.close()
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()  # a system call in Python 3.11
 
     def _user(self, job: Job) -> str:
         return job.texts[1]
@@ -129,7 +133,7 @@ class Lane:
         job.is_patient = self._patient < self._most_patient
         if job.is_patient:
             self._patient += 1
-            job.texts = (*job.texts, lock_timeout_until(job.begun + self._wait))
+            job.texts = (*job.texts, lock_timeout(job.begun + self._wait - self._loop.time()))
         else:
             job.texts = (*job.texts, SHORT_LOCK_TIMEOUT)
         connection.run(job)
@@ -177,11 +181,11 @@ class Lane:
                 return
             self._timer.cancel()
         self._timer_at = moment
-        self._timer = asyncio.get_running_loop().call_at(moment, self._refuse_late)
+        self._timer = self._loop.call_at(moment, self._refuse_late)
 
     def _refuse_late(self) -> None:
         self._timer = None
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         for job in self._queued():
             if job.begun + self._wait <= now and not job.future.done():
                 job.future.set_exception(PoolTimeout("every connection is in use"))
@@ -244,19 +248,19 @@ class Lanes:
 
         `alone` replaces `preamble` if the statement meets a lock; its third parameter is a lock_timeout.
         """
-        job = Job(preamble, actor, sql, values)
+        job = Job(preamble, actor, sql, values, loop=self._loop)
         begun = job.begun
         for left in range(len(self.readers), -1, -1):
             try:
                 return await self._reader().run(job)
             except ConnectionLost:
-                if not left or asyncio.get_running_loop().time() >= begun + self._wait:
+                if not left or self._loop.time() >= begun + self._wait:
                     raise
             except LockNotAvailable:
                 if alone is None:
                     raise
                 break
-            job = Job(preamble, actor, sql, values, begun)
+            job = Job(preamble, actor, sql, values, begun, loop=self._loop)
         assert alone is not None
         rows = await self.write(alone, actor, sql, values, begun=begun, is_blocked=True)
         self._locked.pop(sql, None)
@@ -264,14 +268,17 @@ class Lanes:
 
     async def search(self, preamble: str, actor: tuple[str, str], sql: str, values: Sequence[Any]) -> list[Row]:
         """The rows of a long read. It is sent once more if its connection was lost."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun = self._loop.time()
         try:
             return await self.searching.run(preamble, actor, sql, values, begun=begun)
         except ConnectionLost:
-            if loop.time() >= begun + self._wait:
+            if self._loop.time() >= begun + self._wait:
                 raise
         return await self.searching.run(preamble, actor, sql, values, begun=begun)
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()  # as above
 
     def _reader(self) -> SharedConnection:
         reader = min(self.readers, key=len)

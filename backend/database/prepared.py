@@ -69,12 +69,12 @@ class PreparedStatements:
         result, statement = job.result, job.statement
         if result is None or not result.nfields:
             return []
-        if statement.make_row is None:
-            names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
-            # Not `strict`: as many values by the protocol, and the check takes a sixth of the time.
-            statement.make_row = lambda values: dict(zip(names, values))  # noqa: B905
+        if statement.columns is None:
+            statement.columns = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
+        names = statement.columns
         self._transformer.set_pgresult(result)
-        return self._transformer.load_rows(0, result.ntuples, statement.make_row)
+        # Not `strict`: each row has as many values by the protocol, and the check takes a sixth of the time.
+        return [dict(zip(names, row)) for row in self._transformer.load_rows(0, result.ntuples, tuple)]  # noqa: B905
 
     def forget_unconfirmed(self, jobs: Iterable[Job]) -> None:
         """Forget the statements of a failed transaction that the server has not prepared yet: it skips them."""

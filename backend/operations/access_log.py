@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-import os
 import re
 import time
 from contextvars import Context, copy_context
+from random import getrandbits
 from typing import Any, NamedTuple
 
 from opentelemetry.trace import ProxyTracerProvider, format_trace_id, get_current_span, get_tracer_provider
@@ -102,8 +102,13 @@ class AccessLog:
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
-            return value.decode() if _REQUEST_ID.fullmatch(value) else os.urandom(16).hex()
-    return os.urandom(16).hex()
+            return value.decode() if _REQUEST_ID.fullmatch(value) else _new_id()
+    return _new_id()
+
+
+def _new_id() -> str:
+    """An id that is unique, not secret: `os.urandom` would be a system call per request."""
+    return f"{getrandbits(128):032x}"
 
 
 def _route(scope: Scope) -> str | None:

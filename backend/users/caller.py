@@ -56,8 +56,9 @@ class PersonRoute(BearerRoute):
     async def judge(self, request: Request) -> None:
         principal = await judge(request)
         await count_user(request.scope, principal)
-        users: Users = request.state.users
-        bearer: Bearer = request.state.bearer
+        state: dict[str, Any] = request.scope["state"]  # `request.state` would wrap it anew for each request
+        users: Users = state["users"]
+        bearer: Bearer = state["bearer"]
         bearer.require_person(principal)
         if self.scopes:
             bearer.require_scopes(principal, self.scopes[request.scope["method"] != "GET"])
@@ -95,7 +96,7 @@ class PersonRoute(BearerRoute):
 
 async def caller_database(request: Request, _: CurrentPrincipal) -> Database:
     """The database, limited to the caller's rows."""
-    return Database(request.state.pool, request_state(request.scope).caller.actor)
+    return Database(request.scope["state"]["pool"], request_state(request.scope).caller.actor)
 
 
 CallerDatabase = Annotated[Database, Depends(caller_database)]

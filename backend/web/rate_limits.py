@@ -148,7 +148,7 @@ def reads_credentials(path: str) -> bool:
 
 
 def _has_credentials(scope: Scope) -> bool:
-    return b"authorization" in dict(scope["headers"])
+    return any(name == b"authorization" for name, _ in scope["headers"])
 
 
 def _was_verified(verifier: TokenVerifier, scope: Scope) -> bool:
