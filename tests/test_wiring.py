@@ -234,7 +234,7 @@ def test_a_closed_log_stream_fails_no_request(root_logger: logging.Logger, monke
     monkeypatch.setattr(sys, "stderr", stream := Closed())
     configure_logging("info", "json")
     assert len(root_logger.handlers) == 1
-    access_log._write([(0.0, {"status": 200})])
+    access_log._write([{"status": 200}])
     assert '"status":200' in stream.getvalue()
 
 

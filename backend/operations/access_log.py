@@ -6,13 +6,14 @@ import re
 import time
 from contextvars import Context, copy_context
 from random import getrandbits
-from typing import Any, NamedTuple
+from typing import Any
 
 from opentelemetry.trace import ProxyTracerProvider, format_trace_id, get_current_span, get_tracer_provider
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.auth import verified_principal
 from backend.operations.log_lines import LineHandler, line
+from backend.operations.metrics import Metrics
 from backend.web.headers import with_policies
 from backend.web.request_state import begin, request_state
 
@@ -20,21 +21,6 @@ access = logging.getLogger("backend.access")
 
 _TRACED = "fastapi.telemetry"  # in the scope of requests that FastAPI traces
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-
-
-class _Ended(NamedTuple):
-    """A request that has ended, at the unix time `at`.
-
-    `answered`: seconds from its start to the start of the response. `seconds`: to the end of the response.
-    """
-
-    scope: Scope
-    status: int
-    answered: float
-    seconds: float
-    at: float
-    is_traced: bool  # by FastAPI
-    context: Context
 
 
 class AccessLog:
@@ -46,7 +32,7 @@ class AccessLog:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._ended: list[_Ended] = []
+        self._ended: list[tuple[Scope, Context, bool]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,13 +46,10 @@ class AccessLog:
         metrics = process.get("metrics")
         if metrics is not None:
             metrics.in_progress += 1
-        started = time.perf_counter()
-        answered = 0.0
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal answered
             if message["type"] == "http.response.start":
-                answered = time.perf_counter()
+                state.answered = time.perf_counter()
                 state.status = message["status"]
                 message["headers"] = with_policies(message["headers"], scope, request_id)
             try:
@@ -78,25 +61,26 @@ class AccessLog:
         try:
             await self.app(scope, receive, send_with_headers)
         finally:
-            now = time.perf_counter()
+            state.ended = time.perf_counter()
             if metrics is not None:
                 metrics.in_progress -= 1
             if not self._ended:
                 asyncio.get_running_loop().call_soon(self._flush)
-            status, until = state.status or 500, answered or now
-            is_traced, at = _TRACED in scope, time.time()
-            self._ended.append(_Ended(scope, status, until - started, now - started, at, is_traced, copy_context()))
+            # FastAPI removes the key when it returns.
+            self._ended.append((scope, copy_context(), _TRACED in scope))
 
     def _flush(self) -> None:
         ended, self._ended = self._ended, []
-        for request in ended:
-            metrics = request.scope["state"].get("metrics")
+        for scope, _, _ in ended:
+            metrics: Metrics | None = scope["state"].get("metrics")
             if metrics is not None:
-                metrics.answered(request.scope["method"], _route(request.scope), request.status, request.answered)
+                state = request_state(scope)
+                seconds = (state.answered or state.ended) - state.started
+                metrics.answered(scope["method"], _route(scope), state.status or 500, seconds)
         if access.isEnabledFor(logging.INFO):
             # Looking up the trace id takes as long as writing the line, so it is skipped without a tracer.
             has_tracer = not isinstance(get_tracer_provider(), ProxyTracerProvider)
-            _write([(request.at, _fields(request, has_tracer or request.is_traced)) for request in ended])
+            _write([_fields(scope, context if has_tracer or traced else None) for scope, context, traced in ended])
 
 
 def _request_id(scope: Scope) -> str:
@@ -117,17 +101,17 @@ def _route(scope: Scope) -> str | None:
     return getattr(route, "path_format", None) or getattr(route, "path", None)
 
 
-def _fields(request: _Ended, is_traced: bool) -> dict[str, Any]:
-    scope = request.scope
+def _fields(scope: Scope, context: Context | None) -> dict[str, Any]:
+    """The fields of a log line. `context`: the request's, with its trace; None if it is not traced."""
     state = request_state(scope)
     fields = {
         "request_id": state.request_id,
         "method": scope["method"],
         "route": _route(scope),
-        "status": request.status,
-        "ms": round(request.seconds * 1000, 2),
+        "status": state.status or 500,
+        "ms": round((state.ended - state.started) * 1000, 2),
     }
-    if is_traced and (span := request.context.run(get_current_span).get_span_context()).is_valid:
+    if context is not None and (span := context.run(get_current_span).get_span_context()).is_valid:
         fields["trace_id"] = format_trace_id(span.trace_id)
     if state.client_gone:
         fields["client_gone"] = True
@@ -141,8 +125,8 @@ def _fields(request: _Ended, is_traced: bool) -> dict[str, Any]:
     return fields
 
 
-def _write(requests: list[tuple[float, dict[str, Any]]]) -> None:
-    """Write the log lines of requests, given as unix time and fields.
+def _write(requests: list[dict[str, Any]]) -> None:
+    """Write the log lines of requests that have just ended, given as fields.
 
     If a LineHandler is the only handler, lines are written directly: creating a `LogRecord` takes twice as long as the
     line (`docs/performance.md`).
@@ -153,7 +137,8 @@ def _write(requests: list[tuple[float, dict[str, Any]]]) -> None:
         handlers += logger.handlers
         logger = logger.parent if logger.propagate else None
     if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not (access.filters or handlers[0].filters):
-        handlers[0].write([line(at, "info", access.name, "request", fields) for at, fields in requests])
+        now = time.time()
+        handlers[0].write([line(now, "info", access.name, "request", fields) for fields in requests])
     else:
-        for _, fields in requests:
+        for fields in requests:
             access.info("request", extra={"fields": fields})

@@ -1,5 +1,6 @@
 """What middleware and routes share about one request, as one typed object."""
 
+import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -27,6 +28,9 @@ class RequestState:
     """The state of one request, from the access log's middleware to the route and back."""
 
     request_id: str
+    started: float  # seconds of `time.perf_counter`, as the next two
+    answered: float | None = None  # when the response began
+    ended: float = 0.0
     host_allowed: bool = False  # the request has passed the checks of host and origin
     user: AuthenticatedUser | None = None  # the caller, after authorization
     rate_limit: Decision | None = None  # for the `RateLimit` fields
@@ -43,7 +47,7 @@ class RequestState:
 
 def begin(scope: MutableMapping[str, Any], request_id: str) -> RequestState:
     """Create the state of a request."""
-    state = scope[_KEY] = RequestState(request_id)
+    state = scope[_KEY] = RequestState(request_id, time.perf_counter())
     return state
 
 
