@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 OLDEST_POSTGRES = 18
 
-# Any constant will do, if it is the same for all who start at once.
+# Any constant, the same in all processes.
 _LOCK = 0x6261_7273
 
 
@@ -42,9 +42,9 @@ def head() -> str:
 
 
 def isolate(table: str) -> str:
-    """For a migration: SQL that leaves the rows of a new table with an `owner_id` to their owner, and to the system.
+    """SQL for a migration: only their owner and the system see the rows of a new table with an `owner_id`.
 
-    Migrations that have run somewhere have said this, so it does not change: another rule is another function.
+    The text never changes, because migrations that have run contain it. Another rule is another function.
     """
     return f"""
 GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO api_system, api_user;
@@ -57,9 +57,9 @@ CREATE POLICY system ON {table} TO api_system USING (true);
 
 
 def number(table: str, *, generated: Sequence[str] = ()) -> str:
-    """For a migration: SQL that numbers every write of a table with `n` and `deleted_at`, for its feed of changes.
+    """SQL for a migration: each write of a table with `n` and `deleted_at` gets a change number, for delta sync.
 
-    `generated`: its generated columns. From 0006 on; it changes as little as `isolate`.
+    `generated`: its generated columns. The text never changes, as that of `isolate`.
     """
     arguments = ", ".join(f"'{column}'" for column in generated)
     return f"""
