@@ -1,3 +1,3 @@
-"""A resource server for Better Auth: it judges tokens, knows its users, and shows each only what is theirs."""
+"""A resource server for Better Auth: verifies its JWTs and limits each request to the data of its user."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The schema's history (Alembic), carried inside the package so that the wheel has it."""
+"""Migrations of the schema (Alembic), as part of the package and so of the wheel."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, NullPool, create_engine
 from backend.database import NOTICE_DEAD_CLIENT, with_keepalives
 
 if TYPE_CHECKING:
-    # Alembic takes 11 MB and a tenth of a second, and a server that finds its schema has no need of it.
+    # Imported only for a migration: it takes 11 MB and 0.1 s.
     from alembic.config import Config
 
 OLDEST_POSTGRES = 18
@@ -20,7 +20,7 @@ _LOCK = 0x6261_7273
 
 
 class MigrationError(Exception):
-    """The database cannot be brought, or has not been brought, to this version; the message says what to do."""
+    """The database does not have the schema of this version, or cannot be migrated to it, as the message says."""
 
 
 def _config() -> "Config":
@@ -32,12 +32,12 @@ def _config() -> "Config":
 
 
 def revisions() -> list[str]:
-    """All that this version of the package knows, as the names of their files begin, the oldest first."""
+    """The revisions of this version, from the file names, oldest first."""
     return sorted(file.name.partition("_")[0] for file in Path(__file__).with_name("versions").glob("[0-9]*.py"))
 
 
 def head() -> str:
-    """The revision that this version of the package needs."""
+    """The revision that this version needs."""
     return revisions()[-1]
 
 
@@ -72,10 +72,10 @@ CREATE TRIGGER forget_changes AFTER DELETE ON {table} REFERENCING OLD TABLE AS g
 
 
 def upgrade(url: str) -> None:
-    """Bring the database at `url` (libpq) to the newest revision.
+    """Migrate the database at `url` (libpq) to the newest revision, in one transaction. Raises `MigrationError`.
 
-    Under an advisory lock that ends with the transaction, so any number of machines may start at once, through a
-    transaction pooler, too. All or nothing. Raises `MigrationError`.
+    An advisory lock, which ends with the transaction, lets several machines call it at once, also behind a transaction
+    pooler.
     """
     from alembic import command
 
@@ -91,7 +91,7 @@ def upgrade(url: str) -> None:
 
 
 def pending(url: str) -> str | None:
-    """What keeps this version from running on the database at `url`, in one line, or None. Raises `MigrationError`."""
+    """The reason why this version cannot run on the database at `url`, or None. Raises `MigrationError`."""
     with _open(url) as connection:
         current = _current(connection)
     if current == head():
@@ -104,7 +104,7 @@ def pending(url: str) -> str | None:
 
 
 def _unsupported(current: str | None) -> str | None:
-    """Why this version cannot migrate a database at the revision `current` (None: an empty one), or None if it can."""
+    """The reason why this version cannot migrate a database at `current` (None: an empty one), or None if it can."""
     if current is None or current in revisions():
         return None
     if current < revisions()[0]:
@@ -131,7 +131,7 @@ def _connect(url: str) -> Connection:
 def _open(url: str) -> psycopg.Connection:
     try:
         raw = psycopg.connect(with_keepalives(url), connect_timeout=10)
-        # Time limits are not set: a migration may take long, as long as this machine is alive.
+        # No time limits: a migration may take long. Only a dead client must not keep its locks.
         raw.execute(NOTICE_DEAD_CLIENT, (raw.info.backend_pid,))
         raw.commit()
     except psycopg.Error as error:
@@ -139,5 +139,5 @@ def _open(url: str) -> psycopg.Connection:
     version = raw.info.server_version // 10000
     if version < OLDEST_POSTGRES:
         raw.close()
-        raise MigrationError(f"PostgreSQL {OLDEST_POSTGRES} or newer is needed, this is {version}")
+        raise MigrationError(f"PostgreSQL {OLDEST_POSTGRES} or newer is required; this is {version}")
     return raw

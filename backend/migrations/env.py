@@ -1,4 +1,4 @@
-"""Run by Alembic: with the connection of `upgrade()`, or with one of its own for `alembic revision --autogenerate`."""
+"""Alembic's environment: uses the connection of `upgrade()`, or opens one for `alembic revision --autogenerate`."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from backend.settings import Settings
 
 
 def include_object(item: Any, _: object, __: object, ___: object, there: object) -> bool:
-    """An index on an expression that PostgreSQL has laid out anew is not taken for another one."""
+    """Ignore indexes on expressions that exist: PostgreSQL rewrites expressions, so Alembic would see a difference."""
     expression = isinstance(item, Index) and not all(isinstance(part, Column) for part in item.expressions)
     return not (expression and there is not None)
 
@@ -20,7 +20,7 @@ connection = context.config.attributes.get("connection")
 if connection is None:
     from backend.app import create_app
 
-    create_app()  # imports every feature, so that its tables are known
+    create_app()  # imports all features with their tables
     connection = _connect(Settings().direct_url)
 context.configure(connection=connection, target_metadata=SQLModel.metadata, include_object=include_object)
 with context.begin_transaction():
