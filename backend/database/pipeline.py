@@ -178,20 +178,17 @@ class Pipeline:
     def _read(self) -> None:
         if self._state is State.CLOSED:
             return
-        pgconn, was_busy = self.pgconn, bool(self.sent or self._unsent)
+        pgconn, sent, was_busy = self.pgconn, len(self.sent), bool(self.sent or self._unsent)
         self.last_response = self._loop.time()
         try:
             pgconn.consume_input()
-            while self.sent and not pgconn.is_busy():
-                result = pgconn.get_result()
-                if result is None:
-                    # It ends the results of one statement; those of the next may have arrived.
-                    if pgconn.is_busy():
-                        break
-                    result = pgconn.get_result()
-                    if result is None:
-                        break
-                self._take(result)
+            self._take_results()
+            if sent and len(self.sent) == sent:
+                # No job has ended. The server may have closed a connection with unread jobs: that is a socket error,
+                # after which uvloop calls the reader once and removes it. The first `consume_input` reads the server's
+                # last message, and only this one the end of the stream.
+                pgconn.consume_input()
+                self._take_results()
         except psycopg.OperationalError as error:
             self._on_lost(str(error))
             return
@@ -202,6 +199,19 @@ class Pipeline:
             self.send()
         elif was_busy and not (self.sent or self._unsent):
             self._on_idle()
+
+    def _take_results(self) -> None:
+        pgconn = self.pgconn
+        while self.sent and not pgconn.is_busy():
+            result = pgconn.get_result()
+            if result is None:
+                # It ends the results of one statement; those of the next may have arrived.
+                if pgconn.is_busy():
+                    break
+                result = pgconn.get_result()
+                if result is None:
+                    break
+            self._take(result)
 
     def _take(self, result: pq.abc.PGresult) -> None:
         status, job = result.status, self.sent[0]

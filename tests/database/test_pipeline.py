@@ -332,21 +332,20 @@ async def test_a_job_cancelled_before_it_is_sent_is_not_run(database_url: str) -
 
 
 async def test_a_lost_connection_fails_the_sent_jobs_and_is_opened_again(database_url: str) -> None:
+    """At once, also if the server had unread jobs: then its last message and a socket error arrive together."""
+    is_sleeping = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND query ~ 'pg_sleep'"
     async with line(database_url) as made:
         (row,) = await run(made.shared, PID)
-        waiting = [asyncio.ensure_future(run(made.shared, "SELECT pg_sleep(60)")) for _ in range(3)]
+        jobs = [asyncio.ensure_future(run(made.shared, "SELECT pg_sleep(60)"))]
         async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
-            while not (
-                await (
-                    await other.execute(
-                        "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND query ~ 'pg_sleep'",
-                        (row["pid"],),
-                    )
-                ).fetchone()
-            ):
+            while (await other.execute(is_sleeping, (row["pid"],))).rowcount == 0:
                 pass
-            await other.execute("SELECT pg_terminate_backend(%s)", (row["pid"],))
-        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        jobs += [asyncio.ensure_future(run(made.shared, "SELECT 1")) for _ in range(2)]
+        await sent()
+        with psycopg.connect(database_url, autocommit=True) as other:  # blocks the event loop
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", (row["pid"],))
+        async with asyncio.timeout(20):  # less than the deadline
+            answers = await asyncio.gather(*jobs, return_exceptions=True)
         assert [type(answer) for answer in answers] == [ConnectionLost] * 3
         assert (await run(made.shared, PID))[0]["pid"] != row["pid"]
         assert made.attempts == 2
