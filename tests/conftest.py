@@ -1,4 +1,4 @@
-"""What all tests share: a real database, an issuer of our own, and the whole application in between."""
+"""Fixtures of all tests: a PostgreSQL database, a test issuer, and the application that uses both."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -42,7 +42,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 def create_database(postgres: str, name: str) -> str:
-    """A new, empty database beside the others; its URL."""
+    """Create an empty database on the server `postgres`, and return its URL."""
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
     return postgres.replace("/postgres?", f"/{name}?", 1)
@@ -50,7 +50,7 @@ def create_database(postgres: str, name: str) -> str:
 
 @pytest.fixture(scope="session")
 def database_url(postgres: str) -> str:
-    """A migrated database. Tests share it: everything in it has an owner, and each test brings its own people."""
+    """A migrated database that all tests share: each test creates its own users, and every row has an owner."""
     url = create_database(postgres, f"api_{uuid4().hex[:8]}")
     migrations.upgrade(url)
     return url
@@ -76,13 +76,13 @@ def settings(database_url: str, jwks_url: str) -> Settings:
         better_auth_url=ISSUER,
         better_auth_jwks_url=jwks_url,
         cors_origins=("https://app.example.com",),
-        rate_limit="off",  # no test is to be another's flood
+        rate_limit="off",  # the requests of all tests together would exceed it
     )
 
 
 @dataclass
 class Api:
-    """The running application: its lifespan's state, and a client that speaks to it in process."""
+    """The running application: the state of its lifespan, and a client that calls it in this process."""
 
     app: FastAPI
     state: Mapping[str, Any]
@@ -90,13 +90,13 @@ class Api:
     issuer: LocalIssuer
 
     def person(self, **claims: Any) -> "Person":
-        """Somebody new, signed in at the issuer."""
+        """A new user, with a token that contains `claims`."""
         return Person(self, claims.pop("sub", None) or uuid4().hex, claims)
 
 
 @dataclass
 class Person:
-    """One who calls the API with a token of their own."""
+    """A user who calls the API with their own token."""
 
     api: Api
     subject: str
@@ -129,7 +129,7 @@ class Person:
         return await self.request("DELETE", path, **options)
 
     async def task(self, title: str = "a task", **members: Any) -> dict[str, Any]:
-        """Make a task and return it."""
+        """Create a task and return it."""
         response = await self.post("/api/v1/tasks", {"title": title, **members})
         assert response.status_code == 201, response.text
         task: dict[str, Any] = response.json()
@@ -143,7 +143,7 @@ async def running(
     telemetry: TelemetryConfig | None = None,
     change: Callable[[FastAPI], object] = lambda _: None,
 ) -> AsyncIterator[Api]:
-    """The whole application with its lifespan, and no server in between. `change` edits it before it starts."""
+    """The application with its lifespan, called without a server. `change` may edit it before it starts."""
     app = create_app(settings, telemetry=telemetry)
     change(app)
     async with app.router.lifespan_context(app) as state:
@@ -166,14 +166,14 @@ async def api(settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
 
 
 async def caught_up(users: Users) -> None:
-    """Until every change committed by now has been told to `users`."""
-    now, done, believe = users._monotonic(), asyncio.Event(), users.confirm
+    """Wait until the cache `users` has received the notification of every change that is committed now."""
+    now, done, confirm = users._monotonic(), asyncio.Event(), users.confirm
 
-    def watched(at: float) -> None:
-        believe(at)
+    def confirm_and_compare(at: float) -> None:
+        confirm(at)
         if at >= now:
             done.set()
 
-    with patch.object(users, "confirm", watched):
+    with patch.object(users, "confirm", confirm_and_compare):
         async with asyncio.timeout(20):
             await done.wait()

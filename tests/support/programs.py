@@ -1,8 +1,9 @@
-"""A pytest plugin: tests that need a program of the machine's or the environment's, `@pytest.mark.needs("promtool")`.
+"""A pytest plugin: skips tests whose programs are missing, and provides temporary file systems and networks.
 
-Where it is missing the test is left out, and the run says so; in CI that is an error. `tmpfs` is the right to mount
-one, and `netns` the right to make a network namespace (with iproute2), which no package brings: without them the test
-is left out in CI, too.
+`@pytest.mark.needs("promtool")` names a program that a test runs. Where it is missing, the test is skipped, and `-rs`
+lists it with the reason. In CI (`CI=true`) the test fails instead, since packages provide the programs.
+`needs("tmpfs")` is the privilege to mount a tmpfs, and `needs("netns")` the privilege to create a network namespace,
+with iproute2: tests that lack one are skipped in CI, too.
 """
 
 import os
@@ -19,43 +20,48 @@ from typing import NamedTuple
 
 import pytest
 
-_LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
+_PRIVILEGES = {
+    "tmpfs": "may not mount a tmpfs",
+    "netns": "may not create a network namespace, or has no iproute2",
+}
 
 
 def find(program: str) -> str | None:
-    """Its path: on the machine's PATH, or else beside this Python, which need not be on it."""
+    """The path of a program on PATH or, like those of Python packages, beside this Python interpreter."""
     return shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(program): a program that the test runs, from the system's packages")
-    config.stash[_LEFT_OUT] = {}
+    config.addinivalue_line("markers", "needs(program): a program that the test runs")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = {
-        item: program
-        for item in items
-        for marker in item.iter_markers("needs")
-        for program in marker.args
-        if not is_here(program)
-    }
-    packages = sorted(set(missing.values()) - {"tmpfs", "netns"})
-    if packages and os.environ.get("CI") == "true":
-        raise pytest.UsageError(f"this machine has no {', '.join(packages)}")
-    for item, program in missing.items():
-        config.stash[_LEFT_OUT].setdefault(program, []).append(item.nodeid)
-    items[:] = [item for item in items if item not in missing]
-    config.hook.pytest_deselected(items=list(missing))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for need in _missing(item):
+            if need in _PRIVILEGES or os.environ.get("CI") != "true":
+                item.add_marker(pytest.mark.skip(reason=f"this machine {_PRIVILEGES.get(need, f'has no {need}')}"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Not a UsageError at collection: that ends a worker process of pytest-xdist without its message.
+    for need in _missing(item):
+        if need not in _PRIVILEGES and os.environ.get("CI") == "true":
+            pytest.fail(f"this machine has no {need}", pytrace=False)
+
+
+def _missing(item: pytest.Item) -> list[str]:
+    return [need for marker in item.iter_markers("needs") for need in marker.args if not is_available(need)]
 
 
 @cache
-def is_here(program: str) -> bool:
-    if program not in ("tmpfs", "netns"):
-        return find(program) is not None
+def is_available(need: str) -> bool:
+    """Whether the program is installed, or this process has the privilege."""
+    if need not in _PRIVILEGES:
+        return find(need) is not None
     try:
         with ExitStack() as stack:
-            if program == "netns":
+            if need == "netns":
                 stack.enter_context(network())
             else:
                 stack.enter_context(mounted(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
@@ -66,7 +72,7 @@ def is_here(program: str) -> bool:
 
 @contextmanager
 def mounted(place: Path, options: str = "size=1m") -> Iterator[None]:
-    """A file system of its own, in memory."""
+    """Mount a tmpfs on the folder `place`."""
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
     subprocess.run(mount, check=True, capture_output=True)
     try:
@@ -77,7 +83,7 @@ def mounted(place: Path, options: str = "size=1m") -> Iterator[None]:
 
 
 class Network(NamedTuple):
-    """A network namespace and its one link, whose ends have an address each."""
+    """A network namespace and the link to it; `here` and `there` are the addresses of the link's ends."""
 
     name: str
     link: str
@@ -85,15 +91,15 @@ class Network(NamedTuple):
     there: str
 
     def command(self, *command: str) -> list[str]:
-        """What runs a command in it."""
+        """The command line that runs a command inside the namespace."""
         return ["ip", "netns", "exec", self.name, *command]
 
     def cut(self) -> None:
-        """As a loss of power does: nothing arrives any more at either end, and neither is told."""
+        """Drop all packets in both directions, as after a loss of power. Neither end receives an error."""
         _ip("-n", self.name, "link", "set", "there", "down")
 
     def mend(self) -> None:
-        """The opposite of `cut`."""
+        """Undo `cut`."""
         _ip("-n", self.name, "link", "set", "there", "up")
 
 
@@ -104,9 +110,9 @@ def _ip(*arguments: str) -> None:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """A machine of its own, as far as TCP can tell."""
+    """Create a network namespace: for TCP, the processes in it run on another machine."""
     number = secrets.randbelow(2**14)
-    # Of the addresses for benchmarks of networks (RFC 2544), which lead nowhere.
+    # Addresses that are reserved for benchmarks (RFC 2544), so that they belong to no real machine.
     prefix, first = f"198.18.{number >> 6}", number % 64 * 4
     made = Network(f"tests-{number}", f"tests{number}", f"{prefix}.{first + 1}", f"{prefix}.{first + 2}")
     _ip("netns", "add", made.name)
@@ -119,8 +125,3 @@ def network() -> Iterator[Network]:
         yield made
     finally:
         _ip("netns", "del", made.name)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for program, tests in config.stash[_LEFT_OUT].items():
-        terminalreporter.write_line(f"left out, since this machine has no {program}: {len(tests)} tests")
