@@ -1,4 +1,4 @@
-"""Clients that follow what changes: a copy by delta sync, and a reader of live events. Both miss nothing, or fail."""
+"""Test clients that follow changes: a copy that uses delta sync, and a reader of live events."""
 
 import asyncio
 import json
@@ -9,31 +9,32 @@ from typing import Any, NamedTuple
 from tests.conftest import Api, Person
 
 TASKS = "/api/v1/tasks"
-PATIENCE = 20.0
+PATIENCE = 20.0  # seconds
 
 
 class Copy:
-    """What a client keeps: rows by id, and the token to go on from."""
+    """A client's copy of a resource: the rows by id, and the sync token from which it continues."""
 
     def __init__(self, person: Person, limit: int = 100, *, path: str = TASKS, token: str | None = None) -> None:
         self.person = person
         self.limit = limit
         self._path = f"{path}/changes"
         self.rows: dict[str, dict[str, Any]] = {}
-        self.told: list[tuple[str, int, bool]] = []
+        self.received: list[tuple[str, int, bool]] = []  # id, version, and whether it is not a tombstone
         self.token = token
 
-    def begin(self) -> None:
-        """Anew."""
-        self.rows, self.told, self.token = {}, [], None
+    def restart(self) -> None:
+        """Discard everything; the next page is the first one."""
+        self.rows, self.received, self.token = {}, [], None
 
-    def take(self, row: dict[str, Any]) -> None:
-        self.told.append((row["id"], row["version"], row["deleted_at"] is None))
+    def apply(self, row: dict[str, Any]) -> None:
+        self.received.append((row["id"], row["version"], row["deleted_at"] is None))
         self.rows.pop(row["id"], None)
         if row["deleted_at"] is None:
             self.rows[row["id"]] = row
 
     async def page(self) -> tuple[list[dict[str, Any]], bool]:
+        """Fetch and apply one page: its items, and whether there are more."""
         since = {"since": self.token} if self.token else {}
         answer = await self.person.get(self._path, params={"limit": self.limit, **since})
         assert answer.status_code == 200, answer.text
@@ -41,11 +42,11 @@ class Copy:
         assert len(page["items"]) <= self.limit
         self.token = page["next"]
         for row in page["items"]:
-            self.take(row)
+            self.apply(row)
         return page["items"], page["more"]
 
     async def sync(self) -> list[dict[str, Any]]:
-        """All that is new."""
+        """Fetch and apply all pages that are new, and return their items."""
         found, more = await self.page()
         while more:
             items, more = await self.page()
@@ -53,8 +54,8 @@ class Copy:
             found += items
         return found
 
-    async def refused(self) -> tuple[int, str]:
-        """How it is told that its token is good no more."""
+    async def refusal(self) -> tuple[int, str]:
+        """The status and the error code with which the token is refused."""
         answer = await self.person.get(self._path, params={"since": self.token or ""})
         return answer.status_code, answer.json()["code"]
 
@@ -66,7 +67,7 @@ class Event(NamedTuple):
 
 
 class Reader:
-    """A client of the stream, at the edge of the application: what it does not take is not sent."""
+    """A client of an event stream that calls the application directly. The application waits for each `take`."""
 
     def __init__(self, api: Api, person: Person, last: str | None = None, *, path: str = TASKS, **headers: str) -> None:
         self.person = person
@@ -77,7 +78,7 @@ class Reader:
         self._headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
         self._sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue(1)
         self._sending = False
-        self._gone = asyncio.Event()
+        self._disconnected = asyncio.Event()
         self._text = ""
 
     async def open(self, method: str = "GET") -> "Reader":
@@ -102,35 +103,35 @@ class Reader:
         return self
 
     async def _receive(self) -> dict[str, Any]:
-        await self._gone.wait()
+        await self._disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, message: dict[str, Any]) -> None:
-        assert not self._sending, "who does not wait for a slow reader keeps ever more for them"
+        assert not self._sending, "the application sends more before the client has accepted the last message"
         self._sending = True
         await self._sent.put(message)
         self._sending = False
 
     async def take(self) -> dict[str, Any]:
-        """The next thing that is sent."""
+        """The next ASGI message."""
         async with asyncio.timeout(PATIENCE):
             return await self._sent.get()
 
     async def problem(self) -> tuple[int, str]:
-        """How it is refused."""
+        """The status and the error code with which the stream was refused."""
         body = json.loads((await self.take())["body"])
         await self.close()
         return self.status, body["code"]
 
     async def block(self) -> list[str]:
-        """The next lines up to an empty one."""
+        """The lines up to the next empty one."""
         while "\n\n" not in self._text:
             self._text += (await self.take())["body"].decode()
         block, _, self._text = self._text.partition("\n\n")
         return block.split("\n")
 
     async def next(self) -> Event:
-        """The next one that is dispatched (HTML, section 9.2.6); comments do not keep it waiting for ever."""
+        """The next event with data (HTML, section 9.2.6). Comments do not extend the time limit."""
         async with asyncio.timeout(PATIENCE):
             while True:
                 fields = dict(line.partition(":")[::2] for line in await self.block())
@@ -140,7 +141,7 @@ class Reader:
                     return Event(fields["event"], self.last or "", json.loads(fields["data"]))
 
     async def close(self) -> None:
-        self._gone.set()
+        self._disconnected.set()
         while not self.task.done():
             if not self._sent.empty():
                 self._sent.get_nowait()

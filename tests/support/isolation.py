@@ -1,4 +1,4 @@
-"""Services as a careless colleague would have left them: row-level security must hold without their filter."""
+"""Removes the owner filter from statements, to test that row-level security works without it."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from backend.database import Statement
 
 
 def caller(statement: Statement) -> str:
-    """The caller's id, as the statement refers to it."""
+    """A pattern of the parameter that is the caller's id in a statement."""
     return rf"\${statement.names.index('caller') + 1}::UUID" if "caller" in statement.names else "(?!)"
 
 
@@ -30,12 +30,12 @@ def without_owner(statement: Statement) -> str:
 
 @contextmanager
 def forgotten_filter(*modules: ModuleType) -> Iterator[None]:
-    """No statement of these modules asks who the owner is, neither those made at import nor those made later."""
+    """Remove the owner filter from all statements of these modules, also from those that are compiled later."""
     members = [member for module in modules for member in vars(module).values()]
-    shapes = [member for member in members if hasattr(member, "cache_clear")]
+    builders = [member for member in members if hasattr(member, "cache_clear")]
     original = Statement.__init__
 
-    def careless(self: Statement, clause: Any, **options: Any) -> None:
+    def init_without_owner(self: Statement, clause: Any, **options: Any) -> None:
         original(self, clause, **options)
         self.sql = without_owner(self)
 
@@ -43,9 +43,9 @@ def forgotten_filter(*modules: ModuleType) -> Iterator[None]:
         for statement in members:
             if isinstance(statement, Statement):
                 patch.setattr(statement, "sql", without_owner(statement))
-        for shape in shapes:
-            shape.cache_clear()
-        patch.setattr(Statement, "__init__", careless)
+        for builder in builders:
+            builder.cache_clear()
+        patch.setattr(Statement, "__init__", init_without_owner)
         yield
-    for shape in shapes:
-        shape.cache_clear()
+    for builder in builders:
+        builder.cache_clear()

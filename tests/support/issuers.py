@@ -1,4 +1,4 @@
-"""A pytest plugin: real Better Auth servers, one shared by the whole run, others to order."""
+"""A pytest plugin: Better Auth servers that all tests share, and servers of single tests."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -15,21 +15,21 @@ ADMIN = "admin@example.com"
 
 @pytest.fixture(scope="session")
 def better_auth() -> Iterator[Issuer]:
-    """A running issuer that everybody shares: bring your own people, and leave its keys and its process alone."""
+    """A running issuer that all tests share. A test creates its own users, and changes neither keys nor process."""
     with Issuer(admin_emails=[ADMIN]) as issuer:
         yield issuer
 
 
 @pytest.fixture(scope="session")
 async def people(better_auth: Issuer) -> AsyncIterator[People]:
-    """The people of the shared issuer."""
+    """A client that signs up users at the shared issuer."""
     async with People(better_auth.base_url) as people:
         yield people
 
 
 @pytest.fixture(scope="session")
 async def admin(people: People) -> Session:
-    """The session of an administrator of the shared issuer."""
+    """A session of the administrator of the shared issuer."""
     try:
         return await people.sign_up(ADMIN)
     except Refused:
@@ -38,21 +38,21 @@ async def admin(people: People) -> Session:
 
 @pytest.fixture(scope="session")
 def better_auth_oauth() -> Iterator[Issuer]:
-    """A running OAuth provider that everybody shares."""
+    """A running OAuth provider that all tests share."""
     with Issuer(oauth=True, admin_emails=[ADMIN]) as issuer:
         yield issuer
 
 
 @pytest.fixture(scope="session")
 async def oauth(better_auth_oauth: Issuer) -> AsyncIterator[OAuthClient]:
-    """The client of the shared OAuth provider."""
+    """The OAuth client that is registered at the shared OAuth provider."""
     async with OAuthClient(better_auth_oauth.base_url, **better_auth_oauth.client) as client:
         yield client
 
 
 @pytest.fixture
 def start_issuer(tmp_path: Path) -> Iterator[Callable[..., Issuer]]:
-    """Start an issuer of the test's own, with the options of `Issuer`; all of them end with the test."""
+    """A function that starts an issuer with the options of `Issuer`. The issuers end with the test."""
     with ExitStack() as stack:
 
         def start(**options: object) -> Issuer:

@@ -1,4 +1,4 @@
-"""A pgbouncer of a test's own, in transaction mode: few connections to PostgreSQL, shared by all who connect to it."""
+"""A pgbouncer in transaction mode: its clients share two connections to PostgreSQL."""
 
 import os
 import pwd
@@ -19,7 +19,8 @@ _PORT = 6432
 
 @contextmanager
 def pooler(url: str) -> Iterator[str]:
-    """Between here and a database; its URL. As root, it runs as the owner of PostgreSQL's socket, or as nobody."""
+    """Start a pgbouncer for one database; yields its URL. As root, it runs as the owner of PostgreSQL's socket or as
+    the user `nobody`."""
     target = {name: value for name, value in conninfo_to_dict(url).items() if value}
     with tempfile.TemporaryDirectory(prefix="pooler-") as name:
         folder = Path(name)
@@ -48,13 +49,13 @@ def pooler(url: str) -> Iterator[str]:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **account)
         assert process.stderr is not None
         try:
-            said = []
+            log = []
             for line in process.stderr:
-                said.append(line)
+                log.append(line)
                 if "process up" in line:
                     break
             else:
-                raise RuntimeError("".join(said))
+                raise RuntimeError("".join(log))
             yield f"postgresql://{target['user']}@/pooled?host={quote(str(folder), safe='')}&port={_PORT}"
         finally:
             process.kill()

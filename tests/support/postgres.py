@@ -1,4 +1,4 @@
-"""A pytest plugin: one throw-away PostgreSQL for the whole run, or the one that `TEST_DATABASE_URL` names."""
+"""A pytest plugin: a temporary PostgreSQL server for the test run, or the one that `TEST_DATABASE_URL` names."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from backend.dev.postgres import EmbeddedPostgres
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """The libpq URL of a superuser on a server that no one else uses; its data are gone afterwards."""
+    """The libpq URL of a superuser. Without `TEST_DATABASE_URL`, the server and its data are removed after the run."""
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield url
         return

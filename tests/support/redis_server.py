@@ -1,4 +1,4 @@
-"""A Redis of a test's own, which can be frozen, killed and started again."""
+"""A Redis server that tests can freeze, kill and start again."""
 
 import signal
 import subprocess
@@ -10,7 +10,7 @@ from typing import Self
 
 
 class RedisServer:
-    """`redis-server` on a unix socket in `folder`, which keeps nothing."""
+    """`redis-server` on a Unix socket in `folder`, without persistence."""
 
     def __init__(self, folder: Path) -> None:
         self._socket = folder / "redis.sock"
@@ -34,7 +34,7 @@ class RedisServer:
             self._process = None
 
     def freeze(self) -> None:
-        """It keeps its connections, takes new ones, and answers nothing."""
+        """Stop responding. Connections stay open, and new ones are accepted by the kernel."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -45,7 +45,7 @@ class RedisServer:
 
 @contextmanager
 def redis_server() -> Iterator[RedisServer]:
-    """A running one; the path of its socket is short, as it has to be."""
+    """Start a server in a temporary folder, because the path of a Unix socket must be short."""
     with TemporaryDirectory(prefix="redis-") as folder:
         server = RedisServer(Path(folder)).start()
         try:

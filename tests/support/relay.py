@@ -1,4 +1,4 @@
-"""A way to PostgreSQL that can fail as networks do."""
+"""A TCP relay to PostgreSQL that simulates network failures."""
 
 import asyncio
 from contextlib import suppress
@@ -9,7 +9,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 
 class Relay:
-    """A TCP address through which PostgreSQL is reached, and which can fail in the ways that networks do."""
+    """Relays connections to `url`. `refusing` closes new ones at once; `accepted` gets an item for each connection."""
 
     def __init__(self, url: str) -> None:
         self._target = conninfo_to_dict(url)
@@ -29,11 +29,12 @@ class Relay:
         self.drop()
 
     def hang(self) -> None:
-        """Whoever is connected now hears nothing more, and is not told."""
+        """Forward no more data on the open connections, without closing them."""
         for flowing, *_ in self._open:
             flowing.clear()
 
     def drop(self) -> None:
+        """Close the open connections."""
         for flowing, *writers in self._open:
             for writer in writers:
                 writer.close()

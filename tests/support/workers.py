@@ -1,4 +1,4 @@
-"""`serve` with two workers, in processes of their own."""
+"""Starts `resource-server serve` with two workers."""
 
 import os
 import re
@@ -17,7 +17,7 @@ PROGRAM = str(Path(sys.executable).with_name("resource-server"))
 
 
 class Server(NamedTuple):
-    """Where it answers, and its process, whose children the workers are."""
+    """The server's URL, and its supervisor process. The workers are children of the supervisor."""
 
     address: str
     process: subprocess.Popen[str]
@@ -29,6 +29,7 @@ class Server(NamedTuple):
 
 @contextmanager
 def two_workers(database_url: str, jwks_url: str) -> Iterator[Server]:
+    """Start the server, and wait until both workers are ready."""
     environment = {
         **os.environ,
         "DATABASE_URL": database_url,
@@ -49,7 +50,7 @@ def two_workers(database_url: str, jwks_url: str) -> Iterator[Server]:
             started += "Application startup complete" in line
             if started == 2:
                 break
-        # It must not fill up while nobody reads it.
+        # The pipe must be read, or the server blocks when it is full.
         with subprocess.Popen(["/bin/cat"], stdin=process.stderr, stdout=subprocess.DEVNULL) as reader:
             try:
                 yield Server(address, process)
