@@ -1,4 +1,4 @@
-"""Live updates over real sockets: from one worker to another, to a reader who stalls, and to the last event."""
+"""Live updates over sockets: several workers, and a client that stalls."""
 
 import asyncio
 import json
@@ -21,8 +21,8 @@ from tests.support.workers import Server, two_workers
 from tests.web.test_server import serving
 
 
-async def blocks(answer: httpx.Response) -> AsyncIterator[dict[str, str]]:
-    """The fields of each event."""
+async def events_of(answer: httpx.Response) -> AsyncIterator[dict[str, str]]:
+    """The fields of each event of a stream."""
     fields: dict[str, str] = {}
     async for line in answer.aiter_lines():
         if line:
@@ -34,16 +34,18 @@ async def blocks(answer: httpx.Response) -> AsyncIterator[dict[str, str]]:
 
 
 def worker_of(server: Server, answer: httpx.Response) -> int:
-    """The process that a connection has reached."""
+    """The process id of the worker that serves the response's connection."""
     _, port = answer.extensions["network_stream"].get_extra_info("client_addr")
     for worker in server.workers():
         if any(connection.raddr and connection.raddr.port == port for connection in worker.net_connections("tcp")):
             pid: int = worker.pid
             return pid
-    raise AssertionError("no worker has it")
+    raise AssertionError("no worker has this connection")
 
 
-async def test_workers_tell_of_each_other_and_when_they_stop(api: Api, database_url: str, jwks_url: str) -> None:
+async def test_streams_receive_changes_of_all_workers_and_end_at_shutdown(
+    api: Api, database_url: str, jwks_url: str
+) -> None:
     ada = api.person()
     with two_workers(database_url, jwks_url) as server:
         async with (
@@ -59,7 +61,7 @@ async def test_workers_tell_of_each_other_and_when_they_stop(api: Api, database_
                     await opened.aclose()
                     continue
                 await stack.enter_async_context(opened)
-                readers[worker] = blocks(answer)
+                readers[worker] = events_of(answer)
                 assert "retry" in await anext(readers[worker])
             made = [(await http.post(TASKS, json={"title": title})).json() for title in "ab"]
             for reader in readers.values():
@@ -74,22 +76,23 @@ async def test_workers_tell_of_each_other_and_when_they_stop(api: Api, database_
 TITLE = re.compile(rb'"title":"(\d+)"')
 
 
-async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for a reader in the worker has a bound, whatever is written meanwhile."""
+async def test_a_client_that_stalls_is_disconnected_and_can_resume(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker keeps a limited amount of unsent data for it, however much is written meanwhile."""
     page, text = 10, "x" * 10_000
-    bound = 64 * 1024 + max(MAX_CACHED, page * 2 * len(text))  # what uvicorn lets wait, and the next piece
+    bound = 64 * 1024 + max(MAX_CACHED, page * 2 * len(text))  # uvicorn's buffer, and the next message
     monkeypatch.setattr(broker, "PAGE", page)
     stalled: list[Protocol] = []
-    watch, made, lost = Protocol._watch_client, Protocol.connection_made, Protocol.connection_lost
-    gone = asyncio.Event()
+    watch_client = Protocol._watch_client
+    original_made, original_lost = Protocol.connection_made, Protocol.connection_lost
+    disconnected = asyncio.Event()
 
     def connection_made(self: Protocol, transport: Any) -> None:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        made(self, transport)
+        original_made(self, transport)
 
     def connection_lost(self: Protocol, error: Exception | None) -> None:
-        lost(self, error)
-        gone.set()
+        original_lost(self, error)
+        disconnected.set()
 
     monkeypatch.setattr(Protocol, "connection_made", connection_made)
     monkeypatch.setattr(Protocol, "connection_lost", connection_lost)
@@ -116,15 +119,15 @@ async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.Mon
                     assert answer.status_code == 200
                 while not stalled:  # noqa: ASYNC110
                     await asyncio.sleep(0)
-                for _ in range(5):  # it has heard of all there is, and goes on writing if anything lets it
+                for _ in range(5):  # time for the broker, which would write more if there were no bound
                     await ada.get(TASKS)
                 waiting = stalled[-1].transport.get_write_buffer_size()
                 assert 0 < waiting <= bound < len(titles) * len(text) / 4
                 assert len(updates) == 1
                 monkeypatch.setattr(server, "STALL_SECONDS", 0.05)
-                monkeypatch.setattr(Protocol, "_watch_client", watch)
-                watch(stalled[-1])
-                await gone.wait()
+                monkeypatch.setattr(Protocol, "_watch_client", watch_client)
+                watch_client(stalled[-1])
+                await disconnected.wait()
                 while len(updates):  # noqa: ASYNC110
                     await asyncio.sleep(0)
                 try:
@@ -139,5 +142,5 @@ async def test_who_stalls_is_cut_and_can_go_on(api: Api, monkeypatch: pytest.Mon
     async with reading(api, ada, last) as reader:
         seen += [(await reader.next()).data["title"] for _ in range(len(titles) - len(seen))]
         assert sorted(seen, key=int) == titles
-        made_now = await ada.task("and on")
-        assert (await reader.next()).data == made_now
+        newest = await ada.task("newest")
+        assert (await reader.next()).data == newest
