@@ -115,7 +115,7 @@ def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     # And it is the copy that was tried.
     for name in (
-        "test_two_people_at_once[notes-forgotten]",
+        "test_users_cannot_see_change_or_detect_rows_of_others[notes-unfiltered]",
         "test_every_operation_is_documented[list_notes]",
         "test_hostile_values_are_answered_as_documented[post-/api/v1/notes]",
         "test_only_the_application_imports_a_feature[notes]",

@@ -1,4 +1,4 @@
-"""What everything keeps that belongs to a person. A new resource takes part by one line in `RESOURCES`."""
+"""Guarantees of every resource that belongs to a user. A line in `RESOURCES` tests a new resource."""
 
 import asyncio
 import re
@@ -25,7 +25,10 @@ from tests.support.isolation import forgotten_filter, owned_insert, owner_filter
 
 @dataclass(frozen=True)
 class Resource:
-    """A folder of `backend` with a table of the same name below /api/v1; what makes one, and another value of each."""
+    """A resource at /api/v1/NAME, in the folder and the table NAME.
+
+    `new`: the body that creates a row. `change`: members for PATCH, each with another value than in a new row.
+    """
 
     name: str
     new: dict[str, Any]
@@ -66,7 +69,7 @@ async def owned(person: Person, resource: Resource) -> list[dict[str, Any]]:
     return items
 
 
-def refused(answer: Any) -> tuple[int, str]:
+def problem_of(answer: Any) -> tuple[int, str]:
     """Status and code of a problem."""
     problem = answer.json()
     assert answer.headers["content-type"] == "application/problem+json"
@@ -75,17 +78,7 @@ def refused(answer: Any) -> tuple[int, str]:
     return answer.status_code, problem["code"]
 
 
-async def test_nothing_without_a_token(api: Api, resource: Resource) -> None:
-    paths = {path: item for path, item in api.app.openapi()["paths"].items() if path.startswith(resource.path)}
-    assert set(paths) >= {resource.path, f"{resource.path}/{{id}}"}
-    for path, item in paths.items():
-        for method in item:
-            answer = await api.http.request(method, path.replace("{id}", str(uuid4())), content=b"{")
-            assert refused(answer) == (401, "unauthorized"), (method, path)
-            assert answer.headers["www-authenticate"].startswith("Bearer")
-
-
-async def test_an_oauth_token_needs_the_scope(api: Api, resource: Resource) -> None:
+async def test_an_oauth_access_token_needs_the_scope_of_the_method(api: Api, resource: Resource) -> None:
     read, write = f"{resource.name}:read", f"{resource.name}:write"
     ada = api.person()
     for scope, allowed in ((read, ["GET"]), (write, ["POST"]), (f"{read} {write}", ["GET", "POST"]), ("openid", [])):
@@ -94,12 +87,12 @@ async def test_an_oauth_token_needs_the_scope(api: Api, resource: Resource) -> N
             json = resource.new if method == "POST" else None
             answer = await api.http.request(method, resource.path, headers=bearer, json=json)
             assert answer.is_success == (method in allowed), (scope, method)
-            assert answer.is_success or refused(answer) == (403, "insufficient_scope")
+            assert answer.is_success or problem_of(answer) == (403, "insufficient_scope")
     metadata = (await api.http.get("/.well-known/oauth-protected-resource")).json()
     assert {read, write} <= set(metadata["scopes_supported"])
 
 
-async def test_made_read_changed_deleted(api: Api, resource: Resource) -> None:
+async def test_a_row_is_created_read_changed_and_deleted(api: Api, resource: Resource) -> None:
     ada = api.person()
     made = await ada.post(resource.path, resource.new)
     row = made.json()
@@ -122,11 +115,11 @@ async def test_made_read_changed_deleted(api: Api, resource: Resource) -> None:
 
     gone = await ada.delete(url)
     assert (gone.status_code, gone.content) == (204, b"")
-    assert refused(await ada.get(url)) == refused(await ada.patch(url, {})) == (404, "not_found")
+    assert problem_of(await ada.get(url)) == problem_of(await ada.patch(url, {})) == (404, "not_found")
     assert await owned(ada, resource) == []
 
 
-async def test_conditions(api: Api, resource: Resource) -> None:
+async def test_conditional_requests_compare_the_version(api: Api, resource: Resource) -> None:
     ada = api.person()
     (row,) = await make(ada, resource)
     url = f"{resource.path}/{row['id']}"
@@ -138,16 +131,16 @@ async def test_conditions(api: Api, resource: Resource) -> None:
         for method in "PATCH", "DELETE":
             json = resource.change if method == "PATCH" else None
             answer = await ada.request(method, url, json=json, headers={"If-Match": stale})
-            assert refused(answer) == (412, "stale_version"), (method, stale)
+            assert problem_of(answer) == (412, "stale_version"), (method, stale)
             missing = await ada.request(method, f"{resource.path}/{uuid4()}", json=json, headers={"If-Match": stale})
-            assert refused(missing) == (404, "not_found")
+            assert problem_of(missing) == (404, "not_found")
     assert await owned(ada, resource) == [row]
     race = await asyncio.gather(*(ada.patch(url, resource.change, headers={"If-Match": '"1"'}) for _ in range(5)))
     assert sorted(answer.status_code for answer in race) == [200, 412, 412, 412, 412]
     assert (await ada.delete(url, headers={"If-Match": '"2"'})).status_code == 204
 
 
-async def test_what_makes_no_sense_is_refused(api: Api, resource: Resource) -> None:
+async def test_an_invalid_request_is_refused_and_changes_nothing(api: Api, resource: Resource) -> None:
     ada = api.person()
     (row,) = await make(ada, resource)
     url = f"{resource.path}/{row['id']}"
@@ -155,17 +148,20 @@ async def test_what_makes_no_sense_is_refused(api: Api, resource: Resource) -> N
         base = resource.new if method == "POST" else {}
         for name in "nonsense", "owner_id", "id", "version":
             answer = await ada.request(method, path, json={**base, name: str(uuid4())})
-            assert refused(answer) == (422, "invalid")
+            assert problem_of(answer) == (422, "invalid")
             assert [error["loc"] for error in answer.json()["errors"]] == [["body", name]]
         for name, value in resource.new.items():
             if isinstance(value, str):
                 answer = await ada.request(method, path, json={**base, name: "a\0b"})
-                assert refused(answer) == (422, "invalid")
-        assert refused(await ada.request(method, path, content=b"{", headers=JSON)) == (422, "invalid_json")
-        assert refused(await ada.request(method, path, content=b"{}", headers=FORM)) == (415, "unsupported_media_type")
+                assert problem_of(answer) == (422, "invalid")
+        assert problem_of(await ada.request(method, path, content=b"{", headers=JSON)) == (422, "invalid_json")
+        assert problem_of(await ada.request(method, path, content=b"{}", headers=FORM)) == (
+            415,
+            "unsupported_media_type",
+        )
     answer = await ada.get(resource.path, params={"owner_id": str(uuid4())})
     assert [error["loc"] for error in answer.json()["errors"]] == [["query", "owner_id"]]
-    assert refused(await ada.get(f"{resource.path}/1")) == (404, "not_found")
+    assert problem_of(await ada.get(f"{resource.path}/1")) == (404, "not_found")
     assert await owned(ada, resource) == [row]
 
 
@@ -173,7 +169,7 @@ JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
-async def test_pages(api: Api, resource: Resource) -> None:
+async def test_pages_in_every_order_are_complete_and_cursors_are_bound_to_it(api: Api, resource: Resource) -> None:
     ada, eve = api.person(), api.person()
     made = [row["id"] for row in await make(ada, resource, 5)]
     parameters = api.app.openapi()["paths"][resource.path]["get"]["parameters"]
@@ -199,26 +195,28 @@ async def test_pages(api: Api, resource: Resource) -> None:
     for sort, cursor in cursors.items():
         (another,) = [name for name in sorts if name != sort][:1]
         answer = await ada.get(resource.path, params={"sort": another, "cursor": cursor})
-        assert refused(answer) == (422, "invalid_cursor")
+        assert problem_of(answer) == (422, "invalid_cursor")
         assert (await eve.get(resource.path, params={"sort": sort, "cursor": cursor})).json()["items"] == []
     for cursor in "", "x", "bnVsbA", "A" * 999:
         answer = await ada.get(resource.path, params={"cursor": cursor})
-        assert refused(answer) == (422, "invalid_cursor")
+        assert problem_of(answer) == (422, "invalid_cursor")
 
 
-def told(answer: Any) -> Any:
-    """All that an answer tells, but for what differs between any two."""
+def comparable(answer: Any) -> Any:
+    """Everything in a response that does not differ between any two responses."""
     body = answer.json() if answer.content else None
     if isinstance(body, dict):
         body.pop("request_id", None)
     return answer.status_code, body, {name: value for name, value in answer.headers.items() if name != "x-request-id"}
 
 
-@pytest.mark.parametrize("filter", ["present", "forgotten"])
-async def test_two_people_at_once(api: Api, resource: Resource, filter: str) -> None:
-    """Neither sees, changes, deletes or detects what is the other's, though each guesses every id."""
+@pytest.mark.parametrize("has_owner_filter", [True, False], ids=["filtered", "unfiltered"])
+async def test_users_cannot_see_change_or_detect_rows_of_others(
+    api: Api, resource: Resource, has_owner_filter: bool
+) -> None:
+    """Although they know the ids, and also where the statements lack the owner filter."""
     people = api.person(), api.person()
-    with forgotten_filter(*resource.statements) if filter == "forgotten" else nullcontext():
+    with nullcontext() if has_owner_filter else forgotten_filter(*resource.statements):
         rows = await asyncio.gather(*(make(person, resource, 3) for person in people))
 
         async def trespass(person: Person, others: list[dict[str, Any]]) -> None:
@@ -232,12 +230,12 @@ async def test_two_people_at_once(api: Api, resource: Resource, filter: str) -> 
                     ("DELETE", None, {"If-Match": "*"}),
                     ("DELETE", None, {}),
                 ):
-                    theirs, nobodys = [
+                    of_another, unknown = [
                         await person.request(method, f"{resource.path}/{id}", json=json, headers=headers)
                         for id in (row["id"], uuid4())
                     ]
-                    assert theirs.status_code == 404, (method, headers)
-                    assert told(theirs) == told(nobodys), (method, headers)
+                    assert of_another.status_code == 404, (method, headers)
+                    assert comparable(of_another) == comparable(unknown), (method, headers)
 
         await asyncio.gather(*(trespass(*pair) for pair in zip(people, rows[::-1], strict=True)))
         for person, own in zip(people, rows, strict=True):
@@ -246,11 +244,11 @@ async def test_two_people_at_once(api: Api, resource: Resource, filter: str) -> 
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[Statement]:
-    """The statements that run as a user while the test does."""
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[Statement]:
+    """The statements that the test executes as a user."""
     found: list[Statement] = []
 
-    def watched(original: Any) -> Any:
+    def recording(original: Any) -> Any:
         async def rows(self: Any, statement: Statement, **values: object) -> list[Row]:
             if self._actor != SYSTEM:
                 found.append(statement)
@@ -259,13 +257,13 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Statement]:
 
         return rows
 
-    monkeypatch.setattr(Database, "rows", watched(Database.rows))
-    monkeypatch.setattr(Transaction, "rows", watched(Transaction.rows))
+    monkeypatch.setattr(Database, "rows", recording(Database.rows))
+    monkeypatch.setattr(Transaction, "rows", recording(Transaction.rows))
     return found
 
 
-async def test_every_statement_names_the_caller(api: Api, resource: Resource, said: list[Statement]) -> None:
-    """Row-level security would hide that one does not."""
+async def test_every_statement_is_scoped_to_the_caller(api: Api, resource: Resource, executed: list[Statement]) -> None:
+    """Row-level security would hide a missing filter."""
     ada = api.person()
     rows = await make(ada, resource, 3)
     page = (await ada.get(resource.path, params={"limit": 1})).json()
@@ -275,23 +273,23 @@ async def test_every_statement_names_the_caller(api: Api, resource: Resource, sa
         for if_match in '"9"', "*":
             await ada.patch(f"{resource.path}/{id}", resource.change, headers={"If-Match": if_match})
             await ada.delete(f"{resource.path}/{id}", headers={"If-Match": if_match})
-    assert len(set(said)) >= 6
-    for statement in said:
+    assert len(set(executed)) >= 6
+    for statement in executed:
         sql = statement.sql
         assert owned_insert(statement).match(sql) or owner_filter(statement).search(sql), sql
 
 
-async def test_a_page_is_one_statement(api: Api, resource: Resource, said: list[Statement]) -> None:
+async def test_a_page_is_one_statement(api: Api, resource: Resource, executed: list[Statement]) -> None:
     ada = api.person()
     for number in 1, 10:
         await make(ada, resource, number)
-        said.clear()
+        executed.clear()
         await owned(ada, resource)
-        assert len(said) == 1
+        assert len(executed) == 1
 
 
 @pytest.mark.parametrize(("end", "left"), [("erased", [0, 2]), ("purged", [0, 2]), ("merged", [0, 4])])
-async def test_nothing_outlives_the_account(api: Api, resource: Resource, end: str, left: list[int]) -> None:
+async def test_no_row_outlives_its_account(api: Api, resource: Resource, end: str, left: list[int]) -> None:
     people = api.person(), api.person()
     for person in people:
         await make(person, resource, 2)
@@ -312,7 +310,7 @@ async def test_nothing_outlives_the_account(api: Api, resource: Resource, end: s
     assert [len(await system.rows(of_owner, owner=id)) for id in ids] == left
 
 
-async def test_a_copy_follows(api: Api, resource: Resource) -> None:
+async def test_a_copy_receives_changes_until_its_token_expires(api: Api, resource: Resource) -> None:
     ada, eve = api.person(), api.person()
     early, copy = Copy(ada, path=resource.path), Copy(ada, limit=2, path=resource.path)
     rows = await make(ada, resource, 3)
@@ -322,29 +320,33 @@ async def test_a_copy_follows(api: Api, resource: Resource) -> None:
     urls = [f"{resource.path}/{row['id']}" for row in rows]
     changed = (await ada.patch(urls[0], resource.change)).json()
     await ada.delete(urls[1])
-    told = await copy.sync()
-    assert told[0] == changed
-    assert [(row["id"], row["version"], row["deleted_at"] is None) for row in told[1:]] == [(rows[1]["id"], 2, False)]
+    changes = await copy.sync()
+    assert changes[0] == changed
+    assert [(row["id"], row["version"], row["deleted_at"] is None) for row in changes[1:]] == [
+        (rows[1]["id"], 2, False)
+    ]
     assert copy.rows == {row["id"]: row for row in await owned(ada, resource)}
     await ada.patch(urls[0], resource.change)
     assert await copy.sync() == []
-    # What has been gone for 30 days leaves the database; who has not heard of it begins anew.
+    # Tombstones are purged after 30 days; a copy without them must restart.
     system, id = Database(api.state["pool"], SYSTEM), UUID((await ada.get("/api/v1/users/me")).json()["id"])
     table = SQLModel.metadata.tables[resource.name]
     mine = table.c.owner_id == bindparam("owner", type_=Uuid)
     a_month_ago = func.now() - literal_column("interval '30 days'")
     age = update(table).where(mine, table.c.deleted_at.is_not(None)).values(deleted_at=a_month_ago)
     await system.rows(Statement(age), owner=id)
-    told_late = await copy.refused()  # only the hand that made it old has changed it since
+    before_the_purge = await copy.refusal()  # `copy` has the tombstone, but not the update that made it old
     await purge(api.state["pool"])
     assert len(await system.rows(Statement(select(table.c.id).where(mine)), owner=id)) == 2
-    assert told_late == await early.refused() == (410, "sync_token_expired")
-    copy.begin()
+    assert before_the_purge == await early.refusal() == (410, "sync_token_expired")
+    copy.restart()
     assert {row["id"] for row in await copy.sync()} == {rows[0]["id"], rows[2]["id"]}
 
 
-async def test_a_reader_follows(api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is told of its own feed alone, and all of them by one look."""
+async def test_a_stream_sends_only_changes_of_its_resource(
+    api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One poll serves the streams of all resources."""
     monkeypatch.setattr(api.state["broker"], "period", 0.01)
     ada = api.person()
     order = [resource, *(each for each in RESOURCES if each is not resource)]
@@ -357,14 +359,16 @@ async def test_a_reader_follows(api: Api, resource: Resource, monkeypatch: pytes
         assert event.data["deleted_at"]
         await readers[0].close()
         followed = {name for owner in api.state["broker"]._owners.values() for name in owner.channels}
-        assert followed == {each.name for each in order[1:]}, "nobody reads on for those who have left"
+        assert followed == {each.name for each in order[1:]}, "the broker still reads for a closed stream"
     (last,) = await make(ada, resource)
     assert await Copy(ada, path=resource.path, token=event.id).sync() == [last]
     async with reading(api, ada, event.id, path=resource.path) as reader:
         assert (await reader.next()).data == last
 
 
-async def test_a_merge_is_told(api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_merge_of_accounts_is_in_the_feed_and_the_stream(
+    api: Api, resource: Resource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(api.state["broker"], "period", 0.01)
     people = api.person(), api.person()
     moving = {row["id"] for row in await make(people[0], resource, 2)}
@@ -379,7 +383,7 @@ async def test_a_merge_is_told(api: Api, resource: Resource, monkeypatch: pytest
     assert copy.rows == {row["id"]: row for row in await owned(people[1], resource)}
 
 
-async def test_null_brings_the_default_back(api: Api, resource: Resource) -> None:
+async def test_null_restores_the_default(api: Api, resource: Resource) -> None:
     ada = api.person()
     (row,) = await make(ada, resource)
     url = f"{resource.path}/{row['id']}"
@@ -389,23 +393,18 @@ async def test_null_brings_the_default_back(api: Api, resource: Resource) -> Non
         await ada.patch(url, resource.change)
         cleared = await ada.patch(url, {name: None})
         if without.status_code == 422:  # there is no default
-            assert refused(cleared) == (422, "invalid")
+            assert problem_of(cleared) == (422, "invalid")
         else:
             assert cleared.json()[name] == without.json()[name]
 
 
-def test_the_description_has_it(api: Api, resource: Resource) -> None:
+def test_conditional_requests_are_documented(api: Api, resource: Resource) -> None:
+    """`tests/contract/test_openapi.py` tests the rest of the documentation."""
     document = api.app.openapi()
     assert resource.name in {tag["name"] for tag in document["tags"] if tag["description"]}
     paths = document["paths"]
     collection, one = paths[resource.path], paths[f"{resource.path}/{{id}}"]
-    for operation, answers in (
-        (collection["get"], {"200", "422"}),
-        (collection["post"], {"201", "413", "415", "422"}),
-        (one["get"], {"200", "304", "404"}),
-        (one["patch"], {"200", "404", "412", "413", "415", "422"}),
-        (one["delete"], {"204", "404", "412"}),
-    ):
-        assert operation["responses"].keys() >= answers | {"400", "401", "403", "500", "503"}
+    for method, status in ("get", "304"), ("patch", "412"), ("delete", "412"):
+        assert status in one[method]["responses"]
     for operation, status in (one["get"], "200"), (one["patch"], "200"), (collection["post"], "201"):
         assert "ETag" in operation["responses"][status]["headers"]

@@ -1,4 +1,4 @@
-"""Rows to JSON: to the byte what the response model would have made of them."""
+"""Responses: rows are serialized to the same bytes as by the response model."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -20,7 +20,7 @@ class Colour(Enum):
 
 
 class Everything(BaseModel):
-    """Kinds of columns that tasks do not have."""
+    """Types that tasks do not have."""
 
     price: Decimal
     lasts: timedelta
@@ -56,15 +56,15 @@ ROWS: st.SearchStrategy[Any] = st.fixed_dictionaries(
 
 
 @given(ROWS)
-def test_a_task_is_written_as_its_model_writes_it(row: dict[str, Any]) -> None:
-    """Whether PostgreSQL has said that its times are in UTC, or was asked for them in UTC."""
+def test_a_task_is_serialized_as_by_its_model(row: dict[str, Any]) -> None:
+    """Whether the times have the offset of UTC, or none."""
     expected = TaskRead.model_validate(row).model_dump_json().encode()
     assert Answer(TaskRead)(row).body == expected
     bare = {name: value.replace(tzinfo=None) if isinstance(value, datetime) else value for name, value in row.items()}
     assert Answer(TaskRead)(bare).body == expected
 
 
-def test_other_kinds_of_values_are_written_as_pydantic_writes_them() -> None:
+def test_other_types_are_serialized_as_by_pydantic() -> None:
     row: dict[str, Any] = {
         "price": Decimal("1.10"),
         "lasts": timedelta(days=1, seconds=2),
@@ -80,11 +80,11 @@ def test_other_kinds_of_values_are_written_as_pydantic_writes_them() -> None:
     }
     expected = Everything.model_validate(row).model_dump_json().encode()
     assert Answer(Everything)(row).body == expected
-    bare = {"moments": {"first": [datetime(2026, 2, 3, 4, 5, 6, 7)]}}  # noqa: DTZ001  # as PostgreSQL gives it
+    bare = {"moments": {"first": [datetime(2026, 2, 3, 4, 5, 6, 7)]}}  # noqa: DTZ001  # as psycopg loads it in UTC
     assert Answer(Everything)({**row, **bare}).body == expected
 
 
-def test_what_a_model_does_not_name_is_not_told() -> None:
+def test_columns_that_the_model_lacks_are_not_in_the_response() -> None:
     id = UUID(int=1)
     row = {"task_count": 3, "owner_id": "secret", "name": "home", "id": id}
     expected = TagRead(id=id, name="home", task_count=3)
@@ -93,16 +93,16 @@ def test_what_a_model_does_not_name_is_not_told() -> None:
     assert page.body == TagList(items=[expected, expected]).model_dump_json().encode()
 
 
-def test_what_was_deleted_in_a_batch_is_null() -> None:
+def test_an_item_without_a_row_is_null() -> None:
     assert Answer(TagRead, many=True)({"items": [None]}).body == b'{"items":[null]}'
 
 
-def test_a_row_without_what_its_model_names_is_a_mistake() -> None:
+def test_a_row_that_lacks_a_member_of_the_model_is_an_error() -> None:
     with pytest.raises(KeyError, match="task_count"):
         Answer(TagRead)({"id": UUID(int=1), "name": "home"})
 
 
-def test_a_time_of_another_zone_keeps_its_moment() -> None:
+def test_a_time_with_another_offset_is_serialized_as_by_pydantic() -> None:
     class Event(BaseModel):
         at: datetime
 
