@@ -17,7 +17,7 @@ import backend
 from backend import migrations
 from backend.database import NOTICE_DEAD_CLIENT, SYSTEM, Actor, Cost, Database, Pool, Row, Statement, Transaction
 from backend.database.job import Job
-from tests.conftest import Api, create_database
+from tests.conftest import create_database
 
 
 def raw(sql: str) -> Statement:
@@ -38,23 +38,23 @@ async def pool(database_url: str) -> Pool:
 
 
 async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Pool) -> None:
-    who = raw(
+    settings = raw(
         "SELECT current_user AS role, current_setting('app.caller') AS caller, current_setting('timezone') AS zone"
     )
     user = Actor.user(uuid4())
-    left: LiteralString = (
+    leftovers: LiteralString = (
         "SELECT current_user = session_user AS self, nullif(current_setting('app.caller', true), '') AS c"
     )
     async with pool:
         for actor in user, SYSTEM, user:
-            assert await Database(pool, actor).row(who) == {"role": actor.role, "caller": actor.id, "zone": "UTC"}
-            assert await Database(pool, actor).transact(lambda transaction: transaction.row(who))
+            assert await Database(pool, actor).row(settings) == {"role": actor.role, "caller": actor.id, "zone": "UTC"}
+            assert await Database(pool, actor).transact(lambda transaction: transaction.row(settings))
             async with pool.connection() as connection:
-                row = await (await connection.execute(left)).fetchone()
+                row = await (await connection.execute(leftovers)).fetchone()
             assert row == {"self": True, "c": None}
             for shared in (*pool.lanes.readers, *pool.lanes.writing.connections, *pool.lanes.searching.connections):
                 # Without a role, so that settings left behind by the last transaction would show.
-                (found,) = await shared.run(Job("SELECT $1, $2", ("", ""), left, ()))
+                (found,) = await shared.run(Job("SELECT $1, $2", ("", ""), leftovers, ()))
                 assert found == {"self": True, "c": None}
 
 
@@ -214,7 +214,7 @@ async def test_statements_and_locks_have_time_limits(database_url: str) -> None:
         assert await database.row(raw("SELECT 1 AS one")) == {"one": 1}
 
 
-async def test_times_are_utc_whatever_the_servers_zone(postgres: str) -> None:
+async def test_times_are_utc_in_a_database_with_another_time_zone(postgres: str) -> None:
     url = create_database(postgres, f"berlin_{uuid4().hex[:8]}")
     migrations.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -234,8 +234,8 @@ async def test_an_unreadable_stored_value_is_a_server_error(pool: Pool) -> None:
             await Database(pool, SYSTEM).rows(raw("SELECT 'infinity'::timestamptz AS at"))
 
 
-async def test_a_migration_while_running_fails_no_request(pool: Pool) -> None:
-    """A statement prepared before a column changed its type fails once, and is prepared again."""
+async def test_a_statement_is_prepared_again_after_its_table_changed(pool: Pool) -> None:
+    """As when a migration runs beside the server: the prepared statement is stale, and no request fails."""
     async with pool:
         database = Database(pool, SYSTEM)
         async with pool.connection() as connection:
@@ -316,8 +316,8 @@ async def test_transactions_that_wait_for_a_lock_leave_a_connection_to_others(da
     assert {type(answer) for answer in answers} == {psycopg.errors.LockNotAvailable, PoolTimeout}
 
 
-async def test_one_person_leaves_a_connection_for_the_transactions_of_others(database_url: str) -> None:
-    eve, bob = Actor.user(uuid4()), Actor.user(uuid4())
+async def test_the_transactions_of_one_user_leave_a_connection_to_others(database_url: str) -> None:
+    blocked_user, other_user = Actor.user(uuid4()), Actor.user(uuid4())
     key = uuid4().int % 2**31
     async with (
         Pool(database_url, size=10, wait=30) as pool,
@@ -328,14 +328,14 @@ async def test_one_person_leaves_a_connection_for_the_transactions_of_others(dat
         async def wait(transaction: Transaction) -> None:
             await transaction.rows(raw(f"SELECT pg_advisory_xact_lock({key})"))
 
-        async def go(transaction: Transaction) -> list[Row]:
+        async def read(transaction: Transaction) -> list[Row]:
             return await transaction.rows(raw("SELECT 1 AS one"))
 
-        blocked = [asyncio.create_task(Database(pool, eve).transact(wait)) for _ in range(100)]
+        blocked = [asyncio.create_task(Database(pool, blocked_user).transact(wait)) for _ in range(100)]
         await asyncio.sleep(0.1)
         async with asyncio.timeout(2):  # 100 attempts of 50 ms each would take longer
-            for actor in bob, SYSTEM, bob:
-                assert await Database(pool, actor).transact(go) == [{"one": 1}]
+            for actor in other_user, SYSTEM, other_user:
+                assert await Database(pool, actor).transact(read) == [{"one": 1}]
         for task in blocked[10:]:
             task.cancel()
         await other.execute(f"SELECT pg_advisory_unlock({key})".encode())
@@ -347,7 +347,7 @@ async def test_one_person_leaves_a_connection_for_the_transactions_of_others(dat
         assert (pool.in_use, pool.waiting, len(pool._turns)) == (0, 0, 0)
 
 
-async def test_a_transaction_that_makes_progress_is_not_cut(database_url: str) -> None:
+async def test_a_transaction_that_makes_progress_keeps_its_connection(database_url: str) -> None:
     async def slow(transaction: Transaction) -> None:
         for _ in range(4):
             await transaction.rows(raw("SELECT pg_sleep(0.5)"))
@@ -372,23 +372,8 @@ async def test_statements_are_prepared_unless_a_pooler_forbids_it(database_url: 
         assert row == {"n": 2 if prepare else 0}
 
 
-async def test_the_database_comes_back(api: Api) -> None:
-    """All sessions of the pool are terminated: requests on a dead connection get 503, the rest are served."""
-    ada = api.person()
-    await ada.task()
-    async with api.state["pool"].connection() as connection:
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'resource-server' AND datname = current_database() AND pid <> pg_backend_pid()"
-        )
-    answers = [await ada.get("/api/v1/tasks") for _ in range(30)]
-    assert {answer.status_code for answer in answers} <= {200, 503}
-    assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
-    assert [answer.status_code for answer in answers[-5:]] == [200] * 5
-
-
-async def test_a_restart_costs_a_transaction_no_wait_for_dead_connections(database_url: str) -> None:
-    """All connections in the pool are dead, and each is replaced without the pool's own pauses."""
+async def test_dead_connections_are_replaced_without_a_pause(database_url: str) -> None:
+    """After a restart of PostgreSQL; the pool itself would wait between attempts."""
     async with Pool(database_url, size=10, wait=2.5) as pool:
         async with AsyncExitStack() as stack:
             pids = {

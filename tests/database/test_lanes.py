@@ -13,7 +13,7 @@ from psycopg_pool import PoolTimeout
 from backend.database import Connection, lanes, pipeline
 from backend.database.job import ConnectionLost
 from backend.database.lanes import Lanes
-from tests.database.test_pipeline import BRIEFLY, NOTHING, PID, Line, sent
+from tests.database.test_pipeline import BRIEFLY, NOTHING, PID, Connector, sent
 
 WITH_LOCK_TIMEOUT = "SELECT $1, $2, set_config('lock_timeout', $3, true)"
 
@@ -21,7 +21,7 @@ WITH_LOCK_TIMEOUT = "SELECT $1, $2, set_config('lock_timeout', $3, true)"
 @asynccontextmanager
 async def opened_lanes(url: str, **options: Any) -> AsyncIterator[Lanes]:
     settings = {"readers": 2, "writers": 2, "prepare": True, "wait": 0.05, "deadline": 30} | options
-    made = Lanes(Line(url).connect, **settings)
+    made = Lanes(Connector(url).connect, **settings)
     try:
         yield made
     finally:
@@ -60,10 +60,10 @@ async def test_queued_writes_run_in_order(database_url: str) -> None:
             await made.write(NOTHING, ("", ""), sql, values)
             order.append(number)
 
-        refused: tuple[str, object] = ("SELECT $1::text", object())  # psycopg cannot encode it, so it is never sent
-        said = [PID, PID, refused[0], PID, "SELECT 1 / 0", PID]
-        values = [(), (), refused[1:], (), (), ()]
-        tasks = [asyncio.ensure_future(write(n, sql, *values[n])) for n, sql in enumerate(said)]
+        unencodable: tuple[str, object] = ("SELECT $1::text", object())  # psycopg cannot encode it, so it is never sent
+        statements = [PID, PID, unencodable[0], PID, "SELECT 1 / 0", PID]
+        values = [(), (), unencodable[1:], (), (), ()]
+        tasks = [asyncio.ensure_future(write(n, sql, *values[n])) for n, sql in enumerate(statements)]
         await asyncio.sleep(0)
         assert made.waiting == 5
         tasks[1].cancel()
@@ -106,13 +106,13 @@ async def test_queued_writes_survive_a_lost_connection(database_url: str) -> Non
 
 async def test_queued_writes_survive_a_failed_attempt_to_connect(database_url: str) -> None:
     """The first attempt to connect fails; the job that started the second is cancelled before it succeeds."""
-    line = Line(database_url)
+    connector = Connector(database_url)
 
     async def connect() -> Connection:
-        if line.attempts == 0:
-            line.attempts += 1
+        if connector.attempts == 0:
+            connector.attempts += 1
             raise psycopg.OperationalError("refused")
-        return await line.connect()
+        return await connector.connect()
 
     made = Lanes(connect, readers=1, writers=1, prepare=True, wait=30, deadline=30)
     tasks = [asyncio.ensure_future(made.write(NOTHING, ("", ""), PID, ())) for _ in range(3)]
@@ -126,11 +126,11 @@ async def test_queued_writes_survive_a_failed_attempt_to_connect(database_url: s
 
 @pytest.mark.parametrize("is_noticed", [False, True])
 async def test_a_connection_that_ends_before_its_first_use_fails_one_write(database_url: str, is_noticed: bool) -> None:
-    line = Line(database_url)
+    connector = Connector(database_url)
 
     async def connect() -> Connection:
-        connection = await line.connect()
-        if line.attempts == 1:
+        connection = await connector.connect()
+        if connector.attempts == 1:
             async with await psycopg.AsyncConnection.connect(database_url) as other:
                 await other.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
             if is_noticed:
@@ -170,7 +170,7 @@ async def test_a_read_is_queued_for_a_bounded_time(database_url: str) -> None:
         slow.cancel()
 
 
-class Held:
+class HeldLock:
     """An advisory lock held by another session."""
 
     def __init__(self, other: psycopg.AsyncConnection, key: int) -> None:
@@ -178,19 +178,21 @@ class Held:
         self._key = key
         self.wait = f"SELECT pg_advisory_xact_lock({key})"
 
-    async def free(self) -> None:
+    async def release(self) -> None:
         await self._other.execute(f"SELECT pg_advisory_unlock({self._key})".encode())
 
 
 @pytest.fixture
-async def held(database_url: str) -> AsyncIterator[Held]:
+async def held(database_url: str) -> AsyncIterator[HeldLock]:
     key = uuid4().int % 2**31
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
         await other.execute(f"SELECT pg_advisory_lock({key})".encode())
-        yield Held(other, key)
+        yield HeldLock(other, key)
 
 
-async def test_statements_that_wait_for_a_lock_leave_the_last_connection_free(database_url: str, held: Held) -> None:
+async def test_statements_that_wait_for_a_lock_leave_the_last_connection_free(
+    database_url: str, held: HeldLock
+) -> None:
     async with opened_lanes(database_url, wait=30) as made:
 
         def write(sql: str) -> asyncio.Task[list[dict[str, Any]]]:
@@ -200,13 +202,13 @@ async def test_statements_that_wait_for_a_lock_leave_the_last_connection_free(da
         async with asyncio.timeout(20):
             assert len(await write(PID)) == 1
         assert not any(task.done() for task in blocked)
-        await held.free()
+        await held.release()
         async with asyncio.timeout(20):
             await asyncio.gather(*blocked)
         assert made.waiting == made.in_use == 0
 
 
-async def test_the_queue_and_the_lock_share_one_time_limit(database_url: str, held: Held) -> None:
+async def test_the_queue_and_the_lock_share_one_time_limit(database_url: str, held: HeldLock) -> None:
     loop = asyncio.get_running_loop()
     async with opened_lanes(database_url, wait=1) as made:
         begun = loop.time()
@@ -247,14 +249,14 @@ async def test_users_take_turns_with_long_reads(database_url: str) -> None:
     async with opened_lanes(database_url, searchers=3, wait=30) as made:
         order: list[str] = []
 
-        async def search(person: str) -> None:
-            await made.search(NOTHING, ("", person), "SELECT pg_sleep(0.2)", ())
-            order.append(person)
+        async def search(user: str) -> None:
+            await made.search(NOTHING, ("", user), "SELECT pg_sleep(0.2)", ())
+            order.append(user)
 
         tasks = [asyncio.create_task(search("a")) for _ in range(8)]
         await asyncio.sleep(0)
         assert (made.searching.in_use, made.searching.waiting) == (2, 6)
-        tasks += [asyncio.create_task(search(person)) for person in ("b", "c")]
+        tasks += [asyncio.create_task(search(user)) for user in ("b", "c")]
         await asyncio.sleep(0)
         assert (made.searching.in_use, made.searching.waiting) == (3, 7)
         await asyncio.gather(*tasks)
@@ -263,10 +265,10 @@ async def test_users_take_turns_with_long_reads(database_url: str) -> None:
         assert not made.searching._queues
 
 
-async def test_a_user_with_a_full_queue_is_refused_alone(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_queue_refuses_only_its_user(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "MAX_WAITING_PER_USER", 2)
     async with opened_lanes(database_url, searchers=1, wait=30) as made:
-        searches = [made.search(NOTHING, ("", person), PID, ()) for person in "aaaab"]
+        searches = [made.search(NOTHING, ("", user), PID, ()) for user in "aaaab"]
         kinds = [type(answer) for answer in await asyncio.gather(*searches, return_exceptions=True)]
     assert kinds == [list, list, list, PoolTimeout, list]
 
@@ -314,8 +316,8 @@ async def test_a_write_is_queued_while_another_is_being_refused(database_url: st
         await slow
 
 
-async def test_a_user_who_waits_for_locks_leaves_a_connection_for_the_writes_of_others(
-    database_url: str, held: Held
+async def test_a_user_that_waits_for_locks_leaves_a_connection_to_other_users(
+    database_url: str, held: HeldLock
 ) -> None:
     async with opened_lanes(database_url, writers=3, wait=30) as made:
         blocked = [asyncio.create_task(made.write(WITH_LOCK_TIMEOUT, ("", "a"), held.wait, ())) for _ in range(200)]
@@ -325,5 +327,5 @@ async def test_a_user_who_waits_for_locks_leaves_a_connection_for_the_writes_of_
             others = [made.write(WITH_LOCK_TIMEOUT, ("", ""), PID, ()) for _ in range(500)]
             await asyncio.gather(*others)
         assert not any(task.done() for task in blocked)
-        await held.free()
+        await held.release()
         await asyncio.gather(*blocked)

@@ -1,4 +1,4 @@
-"""The schema: its history, its roles, and what no table may lack."""
+"""The migrations, the database roles, and the properties that every table must have."""
 
 import asyncio
 import subprocess
@@ -25,7 +25,7 @@ from tests.conftest import create_database
 
 ROOT = Path(__file__).parents[2]
 
-# What PostgreSQL itself makes of indexes and constraints.
+# Indexes and constraints, as PostgreSQL prints them.
 DEFINITIONS = """
 SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index
 WHERE indrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)
@@ -53,11 +53,11 @@ def engine_of(url: str) -> Engine:
 
 
 @pytest.mark.usefixtures("every_table")
-def test_the_tables_are_what_the_migrations_make(database_url: str, empty: str) -> None:
+def test_the_models_declare_the_migrated_schema(database_url: str, empty: str) -> None:
     options = {
         "compare_type": True,
         "compare_server_default": True,
-        # Alembic cannot compare expressions that PostgreSQL has laid out anew.
+        # Alembic cannot compare expressions, which PostgreSQL prints in another form; DEFINITIONS contains the indexes.
         "include_object": lambda _, __, kind, *___: kind != "index",
     }
     with engine_of(database_url).connect() as connection:
@@ -70,29 +70,29 @@ def test_the_tables_are_what_the_migrations_make(database_url: str, empty: str) 
 
 
 @pytest.mark.usefixtures("every_table")
-def test_a_new_revision_would_be_empty(database_url: str) -> None:
-    """Alembic knows every table, and takes no index for another one."""
+def test_autogenerate_finds_no_difference(database_url: str) -> None:
+    """With the configuration of `alembic revision --autogenerate`."""
     config = migrations._config()
     with engine_of(database_url).connect() as connection:
         config.attributes["connection"] = connection
         command.check(config)
 
 
-def test_an_empty_database_and_a_current_one(empty: str) -> None:
+def test_an_empty_older_or_newer_schema_is_reported(empty: str) -> None:
     assert migrations.pending(empty) == "the database is empty: run `resource-server migrate`"
     migrations.upgrade(empty)
     assert migrations.pending(empty) is None
     migrations.upgrade(empty)
     with psycopg.connect(empty, autocommit=True) as connection:
-        for number, words in ("9999", "newer than this version"), ("0008", "older than 0010, the first that this"):
-            connection.execute("UPDATE alembic_version SET version_num = %s", (number,))
-            assert words in str(migrations.pending(empty))
-            with pytest.raises(MigrationError, match=words):
+        for revision, message in ("9999", "newer than this version"), ("0008", "older than 0010, the first that this"):
+            connection.execute("UPDATE alembic_version SET version_num = %s", (revision,))
+            assert message in str(migrations.pending(empty))
+            with pytest.raises(MigrationError, match=message):
                 migrations.upgrade(empty)
 
 
-def test_the_schema_is_that_of_the_migrations_before_they_were_made_one(empty: str) -> None:
-    """`tests/database/schema.sql` is a dump of the database that the revisions 0001 to 0010 made."""
+def test_the_first_migration_creates_the_schema_of_the_revisions_it_replaced(empty: str) -> None:
+    """`tests/database/schema.sql` is a dump of a database that the former revisions 0001 to 0010 created."""
     migrations.upgrade(empty)
     program = "pg_dump"
     with suppress(EmbeddedPostgresError):
@@ -103,13 +103,13 @@ def test_the_schema_is_that_of_the_migrations_before_they_were_made_one(empty: s
     assert kept == [line for line in (ROOT / "tests/database/schema.sql").read_text().splitlines() if line]
 
 
-def test_the_revisions_are_those_that_alembic_finds() -> None:
+def test_the_revisions_are_those_of_alembic() -> None:
     scripts = ScriptDirectory.from_config(migrations._config())
     assert migrations.revisions() == [script.revision for script in scripts.walk_revisions()][::-1]
     assert [migrations.head()] == scripts.get_heads()
 
 
-def test_a_server_that_finds_its_schema_does_not_load_alembic(database_url: str) -> None:
+def test_a_server_with_a_current_schema_does_not_import_alembic(database_url: str) -> None:
     code = (
         "import sys; from backend import app, cli, migrations; app.create_app();"
         " assert migrations.pending(sys.argv[1]) is None; assert 'alembic' not in sys.modules"
@@ -118,20 +118,20 @@ def test_a_server_that_finds_its_schema_does_not_load_alembic(database_url: str)
 
 
 async def upgrade_elsewhere(url: str) -> int | None:
-    """In a process of its own, as on another machine."""
+    """Migrate in another process, as on another machine; its exit status."""
     code = "import sys; from backend import migrations; migrations.upgrade(sys.argv[1])"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, url)
     return await process.wait()
 
 
-async def test_many_may_start_at_once(postgres: str) -> None:
-    """On one database, and on several of one cluster, whose two roles are the cluster's."""
-    urls = [create_database(postgres, f"at_once_{uuid4().hex[:8]}") for _ in range(2)]
-    assert set(await asyncio.gather(*(upgrade_elsewhere(url) for url in urls * 3))) == {0}
-    assert [migrations.pending(url) for url in urls] == [None, None]
+async def test_concurrent_migrations_succeed(postgres: str) -> None:
+    """On one database, and on two databases of a cluster, which share the roles."""
+    first, second = (create_database(postgres, f"concurrent_{uuid4().hex[:8]}") for _ in range(2))
+    assert await asyncio.gather(*map(upgrade_elsewhere, (first, first, second))) == [0, 0, 0]
+    assert migrations.pending(first) is migrations.pending(second) is None
 
 
-def test_a_database_that_is_not_there_is_one_clear_line() -> None:
+def test_an_unreachable_database_is_a_migration_error() -> None:
     for work in migrations.upgrade, migrations.pending:
         with pytest.raises(MigrationError, match="cannot connect to the database"):
             work("postgresql://nobody@127.0.0.1:9/nothing")
@@ -142,7 +142,7 @@ def as_login(url: str, name: str) -> str:
 
 
 def ordinary_login(url: str) -> str:
-    """The URL for a new login that may make tables and speak as both roles: no superuser."""
+    """The URL of a new login that may create tables and switch to both roles, and is no superuser."""
     login = f"owner_{uuid4().hex[:8]}"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {login} LOGIN".encode())
@@ -151,20 +151,17 @@ def ordinary_login(url: str) -> str:
     return as_login(url, login)
 
 
-def test_an_ordinary_login_migrates_and_serves(empty: str) -> None:
-    """CREATEROLE is enough, for a login that owns its database: no superuser is needed."""
+def test_a_login_that_is_no_superuser_migrates_and_serves(empty: str) -> None:
     login = ordinary_login(empty)
     migrations.upgrade(login)
     with psycopg.connect(login) as connection:
         connection.execute("INSERT INTO users (issuer, subject) SELECT 'i', 's' WHERE false")
-        assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,), (
-            "forced policies bind the owner, too"
-        )
+        assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,)
         connection.execute("SET LOCAL ROLE api_system")
         connection.execute("INSERT INTO users (issuer, subject) VALUES ('i', 's')")
 
 
-def test_a_login_that_may_not_make_roles_is_told_what_a_dba_must_do(empty: str) -> None:
+def test_a_login_without_the_roles_is_shown_the_sql_for_a_dba(empty: str) -> None:
     login = f"plain_{uuid4().hex[:8]}"
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {login} LOGIN".encode())
@@ -175,7 +172,7 @@ def test_a_login_that_may_not_make_roles_is_told_what_a_dba_must_do(empty: str) 
 
 
 class TestCatalogue:
-    """Read from PostgreSQL's own tables, so that a new table cannot be forgotten."""
+    """Properties read from PostgreSQL's catalogue, so that new tables are included."""
 
     @pytest.fixture
     def catalogue(self, database_url: str) -> psycopg.Connection:
@@ -211,16 +208,16 @@ class TestCatalogue:
                   AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = 'owner_id')
                 """
             ).fetchall()
-        # The purge alone reads everybody's rows: of each table the oldest.
+        # Only the purge reads the oldest rows of all users.
         leading = {name: first for name, first in indexes if not name.endswith("_to_purge")}
         assert leading
         assert set(leading.values()) == {"owner_id"}, leading
 
-    def test_no_constraint_waits_for_the_commit(self, catalogue: psycopg.Connection) -> None:
+    def test_no_constraint_is_deferrable(self, catalogue: psycopg.Connection) -> None:
         with catalogue:
             assert catalogue.execute("SELECT conname FROM pg_constraint WHERE condeferrable").fetchall() == []
 
-    def test_the_roles_can_do_nothing_but_their_work(self, catalogue: psycopg.Connection) -> None:
+    def test_the_roles_have_only_the_privileges_they_need(self, catalogue: psycopg.Connection) -> None:
         with catalogue:
             roles = catalogue.execute(
                 "SELECT rolname, rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls"

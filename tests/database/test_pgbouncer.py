@@ -1,4 +1,4 @@
-"""Behind a transaction pooler: callers share connections and nothing else, times are right, and revocation works."""
+"""The API behind pgbouncer in transaction mode: isolation, time zones and revocation."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.needs("pgbouncer")
 
 @pytest.fixture(scope="module")
 def direct(postgres: str) -> str:
-    """A database whose own time zone is not UTC."""
+    """The URL of PostgreSQL itself, and a database whose time zone is not UTC."""
     url = create_database(postgres, f"pooled_{uuid4().hex[:8]}")
     migrations.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -39,42 +39,42 @@ def pooled(direct: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def behind(settings: Settings, pooled: str, direct: str) -> Settings:
+def pooled_settings(settings: Settings, pooled: str, direct: str) -> Settings:
     values = {"database_url": pooled, "database_direct_url": direct, "database_prepare": "off"}
     return settings.model_copy(update=values)
 
 
 @pytest.fixture(scope="module")
-async def api(behind: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
-    async with running(behind, issuer) as api:
+async def api(pooled_settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
+    async with running(pooled_settings, issuer) as api:
         yield api
 
 
-async def test_each_statement_runs_as_its_caller_whoever_shares_the_connection(api: Api) -> None:
-    """Alone in a pipeline, and in transactions; some of them fail."""
+async def test_each_statement_runs_as_its_caller_on_shared_connections(api: Api) -> None:
+    """In the pipeline and in transactions, between statements that fail."""
     actors = [Actor.user(uuid4()) for _ in range(30)] + [SYSTEM] * 10
     fails = raw("SELECT 1 / 0")
 
-    async def look(actor: Actor) -> tuple[str, str, int]:
+    async def caller_of(actor: Actor) -> tuple[str, str, int]:
         database = Database(api.state["pool"], actor)
 
-        async def look_twice(transaction: Transaction) -> None:
+        async def read_twice(transaction: Transaction) -> None:
             first, second = await transaction.row(WHO), await transaction.row(WHO)
             assert first == second == {"role": actor.role, "caller": actor.id, "pid": first["pid"] if first else 0}
 
         with pytest.raises(psycopg.errors.DivisionByZero):
             await database.rows(fails)
-        row, _ = await asyncio.gather(database.row(WHO), database.transact(look_twice))
+        row, _ = await asyncio.gather(database.row(WHO), database.transact(read_twice))
         assert row
         return row["role"], row["caller"], row["pid"]
 
     for _ in range(3):
-        found = await asyncio.gather(*map(look, actors))
+        found = await asyncio.gather(*map(caller_of, actors))
         assert [(role, caller) for role, caller, _ in found] == [(actor.role, actor.id) for actor in actors]
     assert 1 <= len({pid for *_, pid in found}) <= SHARED
 
 
-async def test_nothing_is_left_behind(api: Api, direct: str, pooled: str) -> None:
+async def test_no_setting_or_prepared_statement_is_left_on_a_connection(api: Api, direct: str, pooled: str) -> None:
     for actor in Actor.user(uuid4()), SYSTEM:
         await Database(api.state["pool"], actor).rows(WHO)
     query = (
@@ -84,7 +84,7 @@ async def test_nothing_is_left_behind(api: Api, direct: str, pooled: str) -> Non
     )
     others = [psycopg.connect(pooled, prepare_threshold=None) for _ in range(SHARED)]
     try:
-        for other in others:  # each holds its transaction open, so that they have all connections among them
+        for other in others:  # their open transactions occupy all connections of the pooler
             assert other.execute(query).fetchone() == (True, "", 0, 0)
         pids = {other.execute("SELECT pg_backend_pid()").fetchone() for other in others}
     finally:
@@ -98,8 +98,8 @@ async def test_nothing_is_left_behind(api: Api, direct: str, pooled: str) -> Non
         assert set(rows.fetchall()) <= pids
 
 
-async def test_people_see_what_is_theirs(api: Api) -> None:
-    """Writes of every kind by many at once."""
+async def test_concurrent_users_see_only_their_rows(api: Api) -> None:
+    """After writes by a statement, a batch and a transaction with an Idempotency-Key."""
     people = [api.person() for _ in range(12)]
 
     async def work(number: int) -> None:
@@ -121,14 +121,14 @@ async def test_people_see_what_is_theirs(api: Api) -> None:
         assert [tag["name"] for tag in (await person.get("/api/v1/tags")).json()["items"]] == [f"tag {number}"]
 
 
-async def test_times_are_utc_whatever_others_make_of_a_connection(api: Api, pooled: str) -> None:
-    """The server's own zone, and one that somebody else has set through the same pooler."""
+async def test_times_are_utc_although_another_client_set_a_time_zone(api: Api, pooled: str) -> None:
+    """The zone of the database, and one that was set on a shared connection."""
     ada = api.person()
     with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as other:
         for zone in "", "SET timezone = 'Asia/Tokyo'":
             if zone:
                 other.execute(zone.encode())
-            for tags in [], ["home"]:  # by one statement, and in a transaction
+            for tags in [], ["home"]:  # a single statement, and a transaction
                 made = await ada.post(TASKS, {"title": "due", "due_at": "2026-07-01T12:00:00-04:00", "tags": tags})
                 found = await ada.get(made.headers["location"])
                 for task in made.json(), found.json():
@@ -138,8 +138,10 @@ async def test_times_are_utc_whatever_others_make_of_a_connection(api: Api, pool
             assert rows[0]["at"].isoformat() == "2026-07-01T12:00:00+00:00"
 
 
-async def test_a_suspension_is_heard_past_the_pooler(api: Api, behind: Settings, issuer: LocalIssuer) -> None:
-    async with running(behind, issuer) as other:
+async def test_a_suspension_takes_effect_in_all_workers(
+    api: Api, pooled_settings: Settings, issuer: LocalIssuer
+) -> None:
+    async with running(pooled_settings, issuer) as other:
         ada = api.person()
         elsewhere = other.person(sub=ada.subject)
         for worker, person in (api, ada), (other, elsewhere):
@@ -154,10 +156,10 @@ async def test_a_suspension_is_heard_past_the_pooler(api: Api, behind: Settings,
             assert (await person.get(ME)).json()["code"] == "account_suspended"
 
 
-async def test_who_listens_through_the_pooler_is_told_and_each_request_looks(
-    behind: Settings, pooled: str, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture
+async def test_a_listener_behind_the_pooler_is_reported_and_each_request_reads_the_user(
+    pooled_settings: Settings, pooled: str, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(behind.model_copy(update={"database_direct_url": pooled}), issuer) as api:
+    async with running(pooled_settings.model_copy(update={"database_direct_url": pooled}), issuer) as api:
         ada = api.person()
         assert (await ada.get(ME)).status_code == 200
         async with asyncio.timeout(30):

@@ -31,8 +31,8 @@ def prepared_on(shared: SharedConnection) -> list[str]:
     return [sql for sql, _ in shared._pipeline._statements._statements]
 
 
-class Line:
-    """A shared connection, and the number of attempts to connect."""
+class Connector:
+    """A shared connection to `url` that counts its attempts to connect."""
 
     def __init__(self, url: str, *, prepare: bool = True, deadline: float = 30, reads: bool = False) -> None:
         self.url = url
@@ -47,12 +47,12 @@ class Line:
 
 
 @asynccontextmanager
-async def line(url: str, **options: Any) -> AsyncIterator[Line]:
-    line = Line(url, **options)
+async def opened(url: str, **options: Any) -> AsyncIterator[Connector]:
+    connector = Connector(url, **options)
     try:
-        yield line
+        yield connector
     finally:
-        await line.shared.close()
+        await connector.shared.close()
 
 
 async def sent() -> None:
@@ -63,20 +63,20 @@ async def sent() -> None:
 
 @pytest.fixture(params=[False, True], ids=["any", "reads"])
 async def shared(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[SharedConnection]:
-    async with line(database_url, reads=request.param) as made:
-        yield made.shared
+    async with opened(database_url, reads=request.param) as connector:
+        yield connector.shared
 
 
 @pytest.fixture
 async def writer(database_url: str) -> AsyncIterator[SharedConnection]:
-    async with line(database_url) as made:
-        yield made.shared
+    async with opened(database_url) as connector:
+        yield connector.shared
 
 
 @pytest.fixture
 async def reader(database_url: str) -> AsyncIterator[SharedConnection]:
-    async with line(database_url, reads=True) as made:
-        yield made.shared
+    async with opened(database_url, reads=True) as connector:
+        yield connector.shared
 
 
 async def test_concurrent_jobs_get_their_own_rows(shared: SharedConnection) -> None:
@@ -100,7 +100,7 @@ async def test_an_error_fails_only_its_own_statement(shared: SharedConnection) -
         run(shared, "SELECT 1 / $1::int AS n", 1),
         run(shared, "SELEC"),
         run(shared, "SELEC"),
-        shared.run(Job("SELECT set_config('role', $1, true), $2", ("nobody_of_this_name", ""), "SELECT 2 AS two", ())),
+        shared.run(Job("SELECT set_config('role', $1, true), $2", ("unknown_role", ""), "SELECT 2 AS two", ())),
         run(shared, "SELECT 1 AS one"),
         return_exceptions=True,
     )
@@ -243,24 +243,24 @@ async def test_a_statement_that_met_a_lock_while_being_prepared_is_prepared_late
     table = f"t_{uuid4().hex}"
     ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
     async with (
-        line(database_url, reads=reads) as made,
+        opened(database_url, reads=reads) as connector,
         await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other,
     ):
 
         async def count() -> list[dict[str, Any]]:
-            return await made.shared.run(Job(BRIEFLY, ("", "200ms"), ask, ()))
+            return await connector.shared.run(Job(BRIEFLY, ("", "200ms"), ask, ()))
 
         await other.execute(f"CREATE TABLE {table} (n int)".encode())
-        (pid,) = await run(made.shared, PID)
+        (pid,) = await run(connector.shared, PID)
         async with other.transaction():
             await other.execute(f"LOCK TABLE {table}".encode())
             answers = await asyncio.gather(*(count() for _ in range(3)), return_exceptions=True)
             kinds = {type(answer) for answer in answers}
             assert psycopg.errors.LockNotAvailable in kinds
             assert kinds <= {psycopg.errors.LockNotAvailable, psycopg.errors.InvalidSqlStatementName}
-            assert ask not in prepared_on(made.shared)
+            assert ask not in prepared_on(connector.shared)
         assert await count() == [{"n": 0}]
-        assert await run(made.shared, PID) == [pid]
+        assert await run(connector.shared, PID) == [pid]
         await other.execute(f"DROP TABLE {table}".encode())
 
 
@@ -299,111 +299,113 @@ async def test_no_jobs_are_sent_behind_a_long_read(reader: SharedConnection) -> 
 @pytest.mark.parametrize("reads", [False, True])
 async def test_a_connection_that_responds_is_kept(database_url: str, reads: bool) -> None:
     """Each response restarts the deadline, however long the queue is."""
-    async with line(database_url, reads=reads, deadline=1.5) as made:
-        (pid,) = await run(made.shared, PID)
-        answers = await asyncio.gather(*(run(made.shared, "SELECT pg_sleep(0.5)") for _ in range(5)))
+    async with opened(database_url, reads=reads, deadline=1.5) as connector:
+        (pid,) = await run(connector.shared, PID)
+        answers = await asyncio.gather(*(run(connector.shared, "SELECT pg_sleep(0.5)") for _ in range(5)))
         assert len(answers) == 5
-        assert await run(made.shared, PID) == [pid]
+        assert await run(connector.shared, PID) == [pid]
 
 
 async def test_a_cancelled_job_does_not_affect_others(shared: SharedConnection) -> None:
     pid = (await run(shared, PID))[0]["pid"]
     slow = asyncio.ensure_future(run(shared, "SELECT pg_sleep(0.2)"))
-    behind = asyncio.ensure_future(run(shared, "SELECT 'behind' AS who"))
-    gone = asyncio.ensure_future(run(shared, "SELECT 'gone' AS who"))
+    behind = asyncio.ensure_future(run(shared, "SELECT 'behind' AS text"))
+    cancelled = asyncio.ensure_future(run(shared, "SELECT 'cancelled' AS text"))
     await sent()
     slow.cancel()
-    gone.cancel()
-    assert await behind == [{"who": "behind"}]
+    cancelled.cancel()
+    assert await behind == [{"text": "behind"}]
     with suppress(asyncio.CancelledError):
-        await gone
+        await cancelled
     assert await run(shared, PID) == [{"pid": pid}]
     assert len(shared) <= int(shared._reads)  # at most the end of a transaction
 
 
 async def test_a_job_cancelled_before_it_is_sent_is_not_run(database_url: str) -> None:
     """It was cancelled while the connection was being opened."""
-    async with line(database_url) as made:
+    async with opened(database_url) as connector:
         table = f"t_{uuid4().hex}"
-        made_table = asyncio.ensure_future(run(made.shared, f"CREATE TABLE {table} (n int)"))
+        creation = asyncio.ensure_future(run(connector.shared, f"CREATE TABLE {table} (n int)"))
         await asyncio.sleep(0)
-        made_table.cancel()
-        assert await run(made.shared, "SELECT to_regclass($1) IS NULL AS absent", table) == [{"absent": True}]
+        creation.cancel()
+        assert await run(connector.shared, "SELECT to_regclass($1) IS NULL AS absent", table) == [{"absent": True}]
 
 
 async def test_a_lost_connection_fails_the_sent_jobs_and_is_opened_again(database_url: str) -> None:
     """At once, also if the server had unread jobs: then its last message and a socket error arrive together."""
     is_sleeping = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND query ~ 'pg_sleep'"
-    async with line(database_url) as made:
-        (row,) = await run(made.shared, PID)
-        jobs = [asyncio.ensure_future(run(made.shared, "SELECT pg_sleep(60)"))]
+    async with opened(database_url) as connector:
+        (row,) = await run(connector.shared, PID)
+        jobs = [asyncio.ensure_future(run(connector.shared, "SELECT pg_sleep(60)"))]
         async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
             while (await other.execute(is_sleeping, (row["pid"],))).rowcount == 0:
                 pass
-        jobs += [asyncio.ensure_future(run(made.shared, "SELECT 1")) for _ in range(2)]
+        jobs += [asyncio.ensure_future(run(connector.shared, "SELECT 1")) for _ in range(2)]
         await sent()
         with psycopg.connect(database_url, autocommit=True) as other:  # blocks the event loop
             other.execute("SELECT pg_terminate_backend(%s, 5000)", (row["pid"],))
         async with asyncio.timeout(20):  # less than the deadline
             answers = await asyncio.gather(*jobs, return_exceptions=True)
         assert [type(answer) for answer in answers] == [ConnectionLost] * 3
-        assert (await run(made.shared, PID))[0]["pid"] != row["pid"]
-        assert made.attempts == 2
+        assert (await run(connector.shared, PID))[0]["pid"] != row["pid"]
+        assert connector.attempts == 2
 
 
 async def test_a_connection_that_ended_while_idle_is_not_used(database_url: str) -> None:
-    async with line(database_url) as made:
-        (row,) = await run(made.shared, PID)
+    async with opened(database_url) as connector:
+        (row,) = await run(connector.shared, PID)
         with psycopg.connect(database_url, autocommit=True) as other:  # blocks the event loop
             other.execute("SELECT pg_terminate_backend(%s, 5000)", (row["pid"],))
-        assert (await run(made.shared, PID))[0]["pid"] != row["pid"]
+        assert (await run(connector.shared, PID))[0]["pid"] != row["pid"]
 
 
 @pytest.mark.parametrize("reads", [False, True])
 async def test_unsent_jobs_wait_for_the_next_connection(database_url: str, reads: bool) -> None:
-    async with line(database_url, reads=reads) as made:
-        (before,) = await run(made.shared, PID)
-        waiting = [made.shared.run(Job(NOTHING, ("", ""), PID, ())) for _ in range(3)]
-        made.shared._disconnect("as if the server had closed it")
+    async with opened(database_url, reads=reads) as connector:
+        (before,) = await run(connector.shared, PID)
+        waiting = [connector.shared.run(Job(NOTHING, ("", ""), PID, ())) for _ in range(3)]
+        connector.shared._disconnect("as if the server had closed it")
         answers = await asyncio.gather(*waiting)
         assert before not in [row for rows in answers for row in rows]
-        assert made.attempts == 2
+        assert connector.attempts == 2
 
 
 async def test_a_job_that_is_sent_again_has_the_full_deadline(database_url: str) -> None:
-    async with line(database_url, reads=True, deadline=1.7) as made:
-        (row,) = await run(made.shared, PID)
+    async with opened(database_url, reads=True, deadline=1.7) as connector:
+        (row,) = await run(connector.shared, PID)
         answers = await asyncio.gather(
-            run(made.shared, "SELECT 1 / (SELECT 0 FROM pg_sleep(1))"),
-            run(made.shared, "SELECT pg_sleep(1)"),
+            run(connector.shared, "SELECT 1 / (SELECT 0 FROM pg_sleep(1))"),
+            run(connector.shared, "SELECT pg_sleep(1)"),
             return_exceptions=True,
         )
         assert [type(answer) for answer in answers] == [psycopg.errors.DivisionByZero, list]
-        assert await run(made.shared, PID) == [row]
+        assert await run(connector.shared, PID) == [row]
 
 
 async def test_a_connection_to_a_hanging_server_is_closed(database_url: str) -> None:
-    async with Relay(database_url) as relay, line(relay.url, deadline=0.1) as made:
-        assert await run(made.shared, "SELECT 1 AS one") == [{"one": 1}]
+    async with Relay(database_url) as relay, opened(relay.url, deadline=0.1) as connector:
+        assert await run(connector.shared, "SELECT 1 AS one") == [{"one": 1}]
         relay.hang()
         answers = await asyncio.gather(
-            run(made.shared, "SELECT 1"), run(made.shared, "SELECT 2"), return_exceptions=True
+            run(connector.shared, "SELECT 1"), run(connector.shared, "SELECT 2"), return_exceptions=True
         )
         assert [type(answer) for answer in answers] == [ConnectionLost] * 2
-        assert await run(made.shared, "SELECT 1 AS one") == [{"one": 1}]
+        assert await run(connector.shared, "SELECT 1 AS one") == [{"one": 1}]
 
 
 async def test_a_server_that_is_down_fails_jobs_at_once_and_is_tried_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_PAUSE", 0.01)
-    async with line("postgresql://nobody@127.0.0.1:9/nothing") as made:
+    async with opened("postgresql://nobody@127.0.0.1:9/nothing") as connector:
         for _ in range(3):
-            answers = await asyncio.gather(*(run(made.shared, "SELECT 1") for _ in range(5)), return_exceptions=True)
+            answers = await asyncio.gather(
+                *(run(connector.shared, "SELECT 1") for _ in range(5)), return_exceptions=True
+            )
             assert {type(answer) for answer in answers} == {psycopg.OperationalError}
-        assert made.attempts == 3
-        made.url = database_url
-        assert await run(made.shared, "SELECT 1 AS one") == [{"one": 1}]
+        assert connector.attempts == 3
+        connector.url = database_url
+        assert await run(connector.shared, "SELECT 1 AS one") == [{"one": 1}]
 
 
 async def test_statements_are_prepared_once_up_to_a_limit(
@@ -422,12 +424,6 @@ async def test_statements_are_prepared_once_up_to_a_limit(
     assert await run(shared, count) == [{"n": 4}]
 
 
-async def test_no_statement_is_prepared_behind_a_pooler(database_url: str) -> None:
-    async with line(database_url, prepare=False) as made:
-        for _ in range(3):
-            assert await run(made.shared, "SELECT count(*) AS n FROM pg_prepared_statements") == [{"n": 0}]
-
-
 async def test_large_values_and_results_arrive_complete(shared: SharedConnection) -> None:
     text = "x" * 3_000_000
     answers = await asyncio.gather(*(run(shared, "SELECT $1::text AS t", text) for _ in range(5)))
@@ -435,10 +431,10 @@ async def test_large_values_and_results_arrive_complete(shared: SharedConnection
 
 
 async def test_closing_fails_the_sent_jobs(database_url: str) -> None:
-    async with line(database_url) as made:
-        await run(made.shared, "SELECT 1")
-        waiting = asyncio.ensure_future(run(made.shared, "SELECT pg_sleep(60)"))
+    async with opened(database_url) as connector:
+        await run(connector.shared, "SELECT 1")
+        waiting = asyncio.ensure_future(run(connector.shared, "SELECT pg_sleep(60)"))
         await sent()
-        await made.shared.close()
+        await connector.shared.close()
         with pytest.raises(ConnectionLost):
             await waiting

@@ -110,7 +110,7 @@ def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
         "tests/contract/test_conformance.py",
         "tests/test_architecture.py",
     ]
-    chosen = ["-k", "(not test_conformance or notes) and not many_may_start and not before_they_were_made_one"]
+    chosen = ["-k", "(not test_conformance or notes) and not concurrent_migrations and not revisions_it_replaced"]
     result = checkout.run("pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, *OF_THE_WHOLE, *chosen)
     assert result.returncode == 0, result.stdout + result.stderr
     # And it is the copy that was tried.
