@@ -59,14 +59,14 @@ async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Poo
 
 
 async def test_reads_sent_together_do_not_inherit_each_others_settings(database_url: str) -> None:
-    asked = select(
+    settings_in_use = select(
         literal_column("current_user").label("role"),
         func.current_setting("app.caller").label("caller"),
         (func.current_setting("plan_cache_mode") == "force_generic_plan").label("keeps_plan"),
         func.now().label("moment"),
     )
     actors = [Actor.user(uuid4()), SYSTEM, Actor.user(uuid4()), SYSTEM] * 5
-    statements = [Statement(asked), Statement(asked, keeps_plan=True), Statement(asked)]
+    statements = [Statement(settings_in_use), Statement(settings_in_use, keeps_plan=True), Statement(settings_in_use)]
     expected = [(actor, statement) for actor in actors for statement in statements]
     async with Pool(database_url, size=5) as pool:
         await Database(pool, SYSTEM).rows(statements[0])  # until it is connected, each statement is sent separately

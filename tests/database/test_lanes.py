@@ -220,7 +220,7 @@ async def test_the_queue_and_the_lock_share_one_time_limit(database_url: str, he
 
 async def test_a_read_that_meets_a_lock_moves_to_the_lane_for_writes(database_url: str) -> None:
     table = f"t_{uuid4().hex}"
-    ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
+    ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608  # a generated name
     async with (
         opened_lanes(database_url, readers=1, wait=30) as made,
         await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other,

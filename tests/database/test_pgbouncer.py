@@ -17,7 +17,7 @@ from tests.support.pgbouncer import SHARED, pooler
 
 TASKS = "/api/v1/tasks"
 ME = "/api/v1/users/me"
-WHO = raw("SELECT current_user AS role, current_setting('app.caller') AS caller, pg_backend_pid() AS pid")
+CALLER = raw("SELECT current_user AS role, current_setting('app.caller') AS caller, pg_backend_pid() AS pid")
 
 pytestmark = pytest.mark.needs("pgbouncer")
 
@@ -59,12 +59,12 @@ async def test_each_statement_runs_as_its_caller_on_shared_connections(api: Api)
         database = Database(api.state["pool"], actor)
 
         async def read_twice(transaction: Transaction) -> None:
-            first, second = await transaction.row(WHO), await transaction.row(WHO)
+            first, second = await transaction.row(CALLER), await transaction.row(CALLER)
             assert first == second == {"role": actor.role, "caller": actor.id, "pid": first["pid"] if first else 0}
 
         with pytest.raises(psycopg.errors.DivisionByZero):
             await database.rows(fails)
-        row, _ = await asyncio.gather(database.row(WHO), database.transact(read_twice))
+        row, _ = await asyncio.gather(database.row(CALLER), database.transact(read_twice))
         assert row
         return row["role"], row["caller"], row["pid"]
 
@@ -76,7 +76,7 @@ async def test_each_statement_runs_as_its_caller_on_shared_connections(api: Api)
 
 async def test_no_setting_or_prepared_statement_is_left_on_a_connection(api: Api, direct: str, pooled: str) -> None:
     for actor in Actor.user(uuid4()), SYSTEM:
-        await Database(api.state["pool"], actor).rows(WHO)
+        await Database(api.state["pool"], actor).rows(CALLER)
     query = (
         "SELECT current_user = session_user, coalesce(current_setting('app.caller', true), ''),"
         " (SELECT count(*) FROM pg_prepared_statements),"
@@ -163,7 +163,7 @@ async def test_a_listener_behind_the_pooler_is_reported_and_each_request_reads_t
         ada = api.person()
         assert (await ada.get(ME)).status_code == 200
         async with asyncio.timeout(30):
-            while "DATABASE_DIRECT_URL" not in caplog.text:  # noqa: ASYNC110
+            while "DATABASE_DIRECT_URL" not in caplog.text:  # noqa: ASYNC110  # there is no event
                 await asyncio.sleep(0.05)
         assert not api.state["users"].is_current
         await Database(api.state["pool"], SYSTEM).rows(

@@ -152,7 +152,7 @@ async def test_each_write_is_its_own_transaction(writer: SharedConnection) -> No
         return_exceptions=True,
     )
     assert [type(answer) for answer in answers] == [list, psycopg.errors.UniqueViolation, list]
-    found = await run(writer, f"DELETE FROM {table} RETURNING n")  # noqa: S608
+    found = await run(writer, f"DELETE FROM {table} RETURNING n")  # noqa: S608  # a generated name
     assert sorted(row["n"] for row in found) == [1, 2, 4]
     await run(writer, f"DROP TABLE {table}")
 
@@ -241,7 +241,7 @@ async def test_a_statement_that_met_a_lock_while_being_prepared_is_prepared_late
     """On the same connection, also if other jobs relied on it meanwhile."""
     monkeypatch.setattr(pipeline, "_LOCKED", 0.0)
     table = f"t_{uuid4().hex}"
-    ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
+    ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608  # a generated name
     async with (
         opened(database_url, reads=reads) as connector,
         await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other,
@@ -272,7 +272,7 @@ async def test_a_read_that_met_a_lock_is_refused_for_a_while(reader: SharedConne
         await run(reader, PID)
         async with other.transaction():
             await other.execute(f"LOCK TABLE {table}".encode())
-            ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608
+            ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608  # a generated name
             jobs = [reader.run(Job(BRIEFLY, ("", "300ms"), ask, ())) for _ in range(30)]
             free = asyncio.ensure_future(run(reader, "SELECT 1 AS one"))
             async with asyncio.timeout(6):  # thirty times 0.3 s would be more

@@ -1,4 +1,4 @@
-"""What all tests of faults share: a database of their own, and the settings of a machine that uses it."""
+"""Fixtures of the fault tests: a database per module, and the environment of a server that uses it."""
 
 from uuid import uuid4
 
@@ -10,7 +10,7 @@ from tests.conftest import ISSUER, create_database
 
 @pytest.fixture(scope="module")
 def own_database(postgres: str) -> str:
-    """A migrated one, whose connections nobody else opens."""
+    """A migrated database that only the tests of the module use."""
     url = create_database(postgres, f"faults_{uuid4().hex[:8]}")
     migrations.upgrade(url)
     return url

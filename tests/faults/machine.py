@@ -1,4 +1,4 @@
-"""`resource-server serve` as it is deployed: processes of its own, on a socket that somebody else holds."""
+"""Starts and stops `resource-server serve` as in a deployment."""
 
 import asyncio
 import os
@@ -16,13 +16,13 @@ import psutil  # type: ignore[import-untyped]  # it has no types; pixeltable-pgs
 
 from backend.dev import leash
 
-BEGUN = "Application startup complete"
-ENDED = "Application shutdown complete"
-PATIENCE = 60.0  # seconds, for a machine that is busy with other things
+STARTED = "Application startup complete"
+STOPPED = "Application shutdown complete"
+PATIENCE = 60.0  # seconds, enough on a busy machine
 
 
 class Machine:
-    """One `serve`. Its log is a file in `folder`, which has no `.env`."""
+    """A `serve` process whose log is a file in `folder`, a folder without an `.env`."""
 
     def __init__(
         self,
@@ -31,16 +31,18 @@ class Machine:
         *,
         host: str = "127.0.0.1",
         workers: int = 1,
-        held: bool = True,
+        inherits_socket: bool = True,
     ) -> None:
-        """`held`: its listening socket is ours, and outlives it."""
+        """`inherits_socket`: this process holds the listening socket, so that clients can connect during a restart."""
         self._folder = folder
         self._environment = {"PATH": os.environ["PATH"], "LOG_FORMAT": "json", **environment}
         self._listener = socket.create_server((host, 0), backlog=1024)
         self._workers = workers
         host, port = self._listener.getsockname()
-        self._on = ["--fd", str(self._listener.fileno())] if held else ["--host", host, "--port", str(port)]
-        if not held:
+        self._listen_options = (
+            ["--fd", str(self._listener.fileno())] if inherits_socket else ["--host", host, "--port", str(port)]
+        )
+        if not inherits_socket:
             self._listener.close()
         self.url = f"http://{host}:{port}"
         self.log = folder / f"log-{port}"
@@ -56,11 +58,11 @@ class Machine:
         self._listener.close()
 
     async def start(self) -> None:
-        """Until every worker serves. What has ended may be started again: meanwhile, callers wait."""
+        """Start the process, also again after its end, and wait until all workers are ready."""
         self.close()
-        begun = self.said(BEGUN)
-        command = [sys.executable, "-m", "backend.cli", "serve", *self._on, f"--workers={self._workers}"]
-        inherited = [self._listener.fileno()] if "--fd" in self._on else []
+        started = self.log_count(STARTED)
+        command = [sys.executable, "-m", "backend.cli", "serve", *self._listen_options, f"--workers={self._workers}"]
+        inherited = [self._listener.fileno()] if "--fd" in self._listen_options else []
         with self.log.open("ab") as log:
             self._leash = subprocess.Popen(  # noqa: ASYNC220  # as quick as a fork
                 leash.arguments(command, grace=PATIENCE),
@@ -71,31 +73,31 @@ class Machine:
                 pass_fds=inherited,
                 start_new_session=True,
             )
-        await self.says(BEGUN, begun + self._workers)
+        await self.wait_for_log(STARTED, started + self._workers)
 
-    async def says(self, words: str, times: int = 1) -> None:
-        """Until it has said so, so many times since the beginning."""
+    async def wait_for_log(self, words: str, times: int = 1) -> None:
+        """Wait until the log contains `words` this many times."""
 
-        async def said() -> bool:
+        async def is_logged() -> bool:
             assert self._leash is not None
             assert self._leash.poll() is None, self.log.read_text()
-            return self.said(words) >= times
+            return self.log_count(words) >= times
 
-        await until(said)
+        await until(is_logged)
 
-    def said(self, words: str) -> int:
+    def log_count(self, words: str) -> int:
         return self.log.read_text().count(words)
 
     @property
     def pid(self) -> int:
-        """Of `serve` itself."""
+        """The process id of `serve`."""
         assert self._leash is not None
         (child,) = psutil.Process(self._leash.pid).children()
         pid: int = child.pid
         return pid
 
     def workers(self) -> set[int]:
-        """Their process ids, if there are several."""
+        """The process ids of the workers, if there are several."""
         found = set()
         for child in psutil.Process(self.pid).children():
             with suppress(psutil.NoSuchProcess):  # it has just ended
@@ -103,8 +105,8 @@ class Machine:
                     found.add(child.pid)
         return found
 
-    async def ended(self) -> int:
-        """Until it has ended; its exit code."""
+    async def wait(self) -> int:
+        """Wait until it has ended; its exit code."""
         assert self._leash is not None
         code = await asyncio.to_thread(self._leash.wait, PATIENCE)
         self.close()
@@ -113,8 +115,8 @@ class Machine:
     def terminate(self) -> None:
         os.kill(self.pid, signal.SIGTERM)
 
-    def let_go(self) -> None:
-        """Take the leash off: it would end with `serve` all that `serve` has started."""
+    def kill_leash(self) -> None:
+        """Kill the process that would otherwise end the workers when `serve` ends."""
         assert self._leash is not None
         self._leash.kill()
 
@@ -124,15 +126,15 @@ class Machine:
             self._leash = None
 
 
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    """Ask again and again: of what another process does, there is no event."""
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Poll a condition of another process."""
     async with asyncio.timeout(PATIENCE):
-        while not await true():  # noqa: ASYNC110
+        while not await condition():  # noqa: ASYNC110  # there is no event
             await asyncio.sleep(0.02)
 
 
-async def ready(url: str) -> tuple[int, dict[str, str]]:
-    """What a load balancer hears: the status, and the checks."""
+async def readiness(url: str) -> tuple[int, dict[str, str]]:
+    """The status and the checks of /readyz."""
     async with httpx.AsyncClient(trust_env=False) as http:
         response = await http.get(f"{url}/readyz")
     return response.status_code, response.json()["checks"]

@@ -1,4 +1,4 @@
-"""PostgreSQL stops, crashes, ends sessions, is locked, slow or full, under load: nothing is lost, and all is healed."""
+"""PostgreSQL stops, crashes, terminates sessions, is locked, slow or full under load."""
 
 import asyncio
 import errno
@@ -21,13 +21,13 @@ from backend.database.statements import TRANSACT
 from backend.dev.postgres import EmbeddedPostgres
 from backend.settings import Settings
 from tests.conftest import Api, create_database, running
-from tests.faults.load import CLIENTS, PATIENCE, TASKS, Account, Load
+from tests.faults.load import CLIENTS, PATIENCE, TASKS, Load, Results
 from tests.support.programs import mounted
 
-# A crash of its processes is what is tested, not one of the machine.
-QUICK = {"fsync": "off", "full_page_writes": "off", "min_wal_size": "32MB", "max_wal_size": "32MB"}
-SLACK = 1.0  # seconds, for a machine that is busy with other things
-END = (
+# Without durability: the tests kill processes, not the machine.
+SERVER_SETTINGS = {"fsync": "off", "full_page_writes": "off", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+SLACK = 1.0  # seconds, for a busy machine
+TERMINATE_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE application_name LIKE 'resource-server%' AND datname = current_database()"
 )
@@ -35,8 +35,8 @@ END = (
 
 @contextmanager
 def own_server(place: Path) -> Iterator[EmbeddedPostgres]:
-    place.chmod(0o711)  # as root, PostgreSQL runs as somebody else
-    with EmbeddedPostgres(place / "data", settings=QUICK) as server:
+    place.chmod(0o711)  # as root, PostgreSQL runs as another user
+    with EmbeddedPostgres(place / "data", settings=SERVER_SETTINGS) as server:
         yield server
 
 
@@ -55,151 +55,156 @@ def url(server: EmbeddedPostgres) -> str:
 
 @asynccontextmanager
 async def under_load(url: str, settings: Settings, issuer: LocalIssuer) -> AsyncIterator[tuple[Api, Load]]:
-    """The application on this database, with people who send each keyed write until it is there."""
+    """The application on this database, and clients that repeat each write with a key until it is acknowledged."""
     values = {"database_url": url, "database_direct_url": url, "database_pool_size": 5}
     async with (
         running(settings.model_copy(update=values), issuer) as api,
-        Load(issuer, transport=api.http._transport, again=True).running() as load,
+        Load(issuer, transport=api.http._transport, retry=True).running() as load,
     ):
         yield api, load
 
 
-def only_refused(account: Account) -> None:
-    assert account.failed == 0, account
-    assert account.statuses.keys() <= {200, 201, 409, 503}, account
-    assert account.codes.keys() <= {"database_unavailable", "database_busy", "idempotency_key_in_use"}, account
+def assert_only_refusals(results: Results) -> None:
+    assert results.failed == 0, results
+    assert results.statuses.keys() <= {200, 201, 409, 503}, results
+    assert results.codes.keys() <= {"database_unavailable", "database_busy", "idempotency_key_in_use"}, results
 
 
 @pytest.mark.parametrize("end", [EmbeddedPostgres.close, EmbeddedPostgres.kill], ids=["stopped", "killed"])
-async def test_a_server_that_is_started_again(
+async def test_requests_succeed_after_postgresql_was_restarted(
     url: str, server: EmbeddedPostgres, settings: Settings, issuer: LocalIssuer, end: Callable[[EmbeddedPostgres], None]
 ) -> None:
     async with under_load(url, settings, issuer) as (api, load):
         await asyncio.to_thread(end, server)
-        await load.answered(2 * CLIENTS, 503)
+        await load.wait_for_responses(2 * CLIENTS, 503)
         assert (await api.http.get("/readyz")).status_code == 503
         assert (await api.http.get("/livez")).status_code == 200
         await asyncio.to_thread(server.start)
-        await load.healed()
-        async with asyncio.timeout(PATIENCE):  # what it says may be a second old
-            while (await api.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # of that there is no event
+        await load.wait_until_healthy()
+        async with asyncio.timeout(PATIENCE):  # the result is cached for a second
+            while (await api.http.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # there is no event
                 await asyncio.sleep(0.05)
-    load.account.check(url)
-    only_refused(load.account)
+    load.results.check(url)
+    assert_only_refusals(load.results)
 
 
-async def test_sessions_that_are_ended(url: str, settings: Settings, issuer: LocalIssuer) -> None:
-    """As by an administrator, or a failover: no read notices, and a write that was not under way does not either."""
+async def test_terminated_sessions_fail_only_writes_in_progress(
+    url: str, settings: Settings, issuer: LocalIssuer
+) -> None:
+    """As by an administrator or a failover. Reads are repeated."""
     async with under_load(url, settings, issuer) as (_, load):
         with psycopg.connect(url, autocommit=True) as other:
             for _ in range(5):
-                assert other.execute(END).rowcount > 1
-                await load.answered(4 * CLIENTS)
-    load.account.check(url)
-    only_refused(load.account)
-    assert load.account.answers["GET", 503] == 0
-    assert load.account.statuses[503] <= 5 * CLIENTS
+                assert other.execute(TERMINATE_SESSIONS).rowcount > 1
+                await load.wait_for_responses(4 * CLIENTS)
+    load.results.check(url)
+    assert_only_refusals(load.results)
+    assert load.results.by_method["GET", 503] == 0
+    assert load.results.statuses[503] <= 5 * CLIENTS
 
 
-async def test_no_connection_to_be_had(url: str, settings: Settings, issuer: LocalIssuer) -> None:
-    """Writes wait for a lock that somebody holds, hold all connections for writes, and are refused; reads go on."""
+async def test_writes_blocked_by_a_lock_are_refused_and_reads_succeed(
+    url: str, settings: Settings, issuer: LocalIssuer
+) -> None:
+    """The blocked writes occupy all connections for writes."""
     async with under_load(url, settings, issuer) as (_, load):
         async with await psycopg.AsyncConnection.connect(url) as other:
             await other.execute("LOCK TABLE tasks IN EXCLUSIVE MODE")
-            await load.answered(CLIENTS, 503)
-        await load.healed()
-    load.account.check(url)
-    only_refused(load.account)
-    assert load.account.codes.keys() == {"database_busy"}
-    assert load.account.answers["GET", 503] == 0
+            await load.wait_for_responses(CLIENTS, 503)
+        await load.wait_until_healthy()
+    load.results.check(url)
+    assert_only_refusals(load.results)
+    assert load.results.codes.keys() == {"database_busy"}
+    assert load.results.by_method["GET", 503] == 0
 
 
-class Question(NamedTuple):
+class Operation(NamedTuple):
     method: str
     path: str
     body: Mapping[str, str] | None = None
 
 
-NEEDING_TASKS = [
-    Question("GET", TASKS),
-    Question("GET", f"{TASKS}/{{id}}"),
-    Question("GET", f"{TASKS}?q=x"),
-    Question("GET", f"{TASKS}/changes"),
-    Question("GET", "/api/v1/tags"),
-    Question("POST", TASKS, {"title": "new"}),
-    Question("PUT", f"{TASKS}/{{id}}", {"title": "new"}),
+ON_TASKS = [
+    Operation("GET", TASKS),
+    Operation("GET", f"{TASKS}/{{id}}"),
+    Operation("GET", f"{TASKS}?q=x"),
+    Operation("GET", f"{TASKS}/changes"),
+    Operation("GET", "/api/v1/tags"),
+    Operation("POST", TASKS, {"title": "new"}),
+    Operation("PUT", f"{TASKS}/{{id}}", {"title": "new"}),
 ]
 OTHERS = [
-    Question("GET", "/api/v1/users/me"),
-    Question("PATCH", "/api/v1/users/me", {"locale": "de"}),
-    Question("POST", "/api/v1/tags", {"name": "new"}),
+    Operation("GET", "/api/v1/users/me"),
+    Operation("PATCH", "/api/v1/users/me", {"locale": "de"}),
+    Operation("POST", "/api/v1/tags", {"name": "new"}),
 ]
 
 
-async def test_a_locked_table_holds_up_nothing_else(
+async def test_a_locked_table_delays_only_requests_that_use_it(
     url: str, settings: Settings, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """40 requests of all kinds at once, while another session holds the table of tasks for longer than any waits."""
+    """40 concurrent requests, while another session holds a lock for longer than any request waits."""
     caplog.set_level(logging.CRITICAL, "backend.web.problems")
     values = {"database_url": url, "database_direct_url": url, "database_pool_size": 10}
-    needing: list[tuple[Question, int, float]] = []
-    others: list[tuple[Question, int, float]] = []
+    on_tasks: list[tuple[Operation, int, float]] = []
+    others: list[tuple[Operation, int, float]] = []
 
     async with running(settings.model_copy(update=values), issuer) as api:
         people = [api.person() for _ in range(8)]
         ids = [(await person.task())["id"] for person in people]
 
-        async def ask(number: int, question: Question, found: list[tuple[Question, int, float]]) -> None:
-            path, since = question.path.format(id=ids[number]), time.monotonic()
-            response = await people[number].request(question.method, path, json=question.body)
-            found.append((question, response.status_code, time.monotonic() - since))
+        async def send(number: int, operation: Operation, found: list[tuple[Operation, int, float]]) -> None:
+            path, since = operation.path.format(id=ids[number]), time.monotonic()
+            response = await people[number].request(operation.method, path, json=operation.body)
+            found.append((operation, response.status_code, time.monotonic() - since))
             if response.status_code == 503:
                 assert response.json()["code"] == "database_busy"
                 assert int(response.headers["retry-after"]) >= 1
 
-        # Half of the people need what is locked; no lock that they hold themselves keeps the other half waiting.
-        asked = [ask(number, question, needing) for number in range(4) for question in NEEDING_TASKS]
-        asked += [ask(number, question, others) for number in range(4, 8) for question in OTHERS]
+        # Half of the users use the locked table, so that their own locks do not delay the other half.
+        requests = [send(number, operation, on_tasks) for number in range(4) for operation in ON_TASKS]
+        requests += [send(number, operation, others) for number in range(4, 8) for operation in OTHERS]
         async with await psycopg.AsyncConnection.connect(url) as other:
             await other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
-            await asyncio.gather(*asked)
-        # The statements that could not be prepared are prepared now.
-        again: list[tuple[Question, int, float]] = []
+            await asyncio.gather(*requests)
+        # Statements that could not be prepared are prepared now.
+        retry: list[tuple[Operation, int, float]] = []
         for number in range(8):
-            for question in NEEDING_TASKS:
-                await ask(number, question, again)
-    assert (len(needing), len(others)) == (28, 12)
-    assert {status for _, status, _ in needing} == {503}, needing
-    assert max(seconds for *_, seconds in needing) < 3.5 + SLACK, needing
+            for operation in ON_TASKS:
+                await send(number, operation, retry)
+    assert (len(on_tasks), len(others)) == (28, 12)
+    assert {status for _, status, _ in on_tasks} == {503}, on_tasks
+    assert max(seconds for *_, seconds in on_tasks) < 3.5 + SLACK, on_tasks
     assert {status for _, status, _ in others} == {200, 201}, others
     assert max(seconds for *_, seconds in others) < 3, others
-    assert {status for _, status, _ in again} == {200, 201}, again
+    assert {status for _, status, _ in retry} == {200, 201}, retry
 
 
-async def test_statements_that_take_too_long(
+@pytest.mark.full
+async def test_slow_statements_are_cancelled_and_refused(
     url: str, settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a tenth of a second in place of ten."""
+    """With a limit of 0.1 s instead of 10 s."""
     monkeypatch.setattr("backend.database.executor.TRANSACT", TRANSACT.replace("'10s'", "'100ms'"))
     async with under_load(url, settings, issuer) as (_, load):
         async with await psycopg.AsyncConnection.connect(url) as other:
             await other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
-            await load.answered(2 * CLIENTS, 503)
-        await load.healed()
-    load.account.check(url)
-    only_refused(load.account)
-    assert load.account.codes.keys() == {"database_busy"}
+            await load.wait_for_responses(2 * CLIENTS, 503)
+        await load.wait_until_healthy()
+    load.results.check(url)
+    assert_only_refusals(load.results)
+    assert load.results.codes.keys() == {"database_busy"}
 
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of a size of its own, which can be full."""
+    """The folder of a small file system."""
     with tempfile.TemporaryDirectory() as name, mounted(Path(name), "size=192m,mode=711"):
         yield Path(name)
 
 
 def fill(disk: Path) -> Path:
-    """Take what is left, to the last block."""
+    """Fill a file system to the last block; the path of the file that does."""
     ballast = disk / "ballast"
 
     def write_forever() -> None:
@@ -214,10 +219,10 @@ def fill(disk: Path) -> Path:
 
 
 @pytest.mark.needs("tmpfs")
-async def test_a_disk_that_is_full(
+async def test_a_full_disk_refuses_writes_until_there_is_space(
     small_disk: Path, settings: Settings, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """PostgreSQL refuses writes, or gives up when it cannot write its log; with room again it goes on."""
+    """PostgreSQL refuses writes, or stops when it cannot write its log."""
     caplog.set_level(logging.CRITICAL, "httpx")
     with own_server(small_disk) as server:
         url = create_database(server.url, "api")
@@ -226,14 +231,14 @@ async def test_a_disk_that_is_full(
             ballast = fill(small_disk)
             with psycopg.connect(url, autocommit=True) as other, pytest.raises(psycopg.Error):
                 other.execute("CREATE TABLE large AS SELECT repeat('x', 1000) FROM generate_series(1, 200000)")
-            await load.answered(2 * CLIENTS, 503)
+            await load.wait_for_responses(2 * CLIENTS, 503)
             ballast.unlink()
             try:
                 psycopg.connect(url).close()
             except psycopg.OperationalError:
                 server.close()
                 await asyncio.to_thread(server.start)
-            await load.healed()
+            await load.wait_until_healthy()
             assert (await api.http.get("/readyz")).status_code == 200
-        load.account.check(url)
-        only_refused(load.account)
+        load.results.check(url)
+        assert_only_refusals(load.results)

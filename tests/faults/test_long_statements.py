@@ -1,4 +1,4 @@
-"""What one person asks for takes long: others do not notice, and neither does a load balancer."""
+"""Long statements of one user delay neither other users nor health probes."""
 
 import asyncio
 import time
@@ -16,8 +16,8 @@ from backend.settings import Settings
 from tests.conftest import Api, Person, running
 
 TASKS = "/api/v1/tasks"
-SEARCHES = 12
-QUESTIONS = 60
+CONCURRENT_SEARCHES = 12
+REQUESTS = 60
 TEXTS = """
 INSERT INTO tasks (owner_id, title, description, status, priority)
 SELECT users.id, 'task ' || n, (SELECT string_agg(md5(n::text || m), ' ') FROM generate_series(1, 280) AS m),
@@ -41,30 +41,30 @@ async def api(own_database: str, settings: Settings, issuer: LocalIssuer) -> Asy
 
 
 @pytest.fixture(scope="module")
-async def ada(api: Api, own_database: str) -> Person:
-    """She has 3,000 tasks of some 9 kB, which no search finds anything in."""
-    ada = api.person()
-    await ada.task()
+async def searcher(api: Api, own_database: str) -> Person:
+    """A user with 3,000 tasks of about 9 kB."""
+    searcher = api.person()
+    await searcher.task()
     async with await psycopg.AsyncConnection.connect(own_database, autocommit=True) as other:
-        await other.execute(TEXTS, (ada.subject,))
-    return ada
+        await other.execute(TEXTS, (searcher.subject,))
+    return searcher
 
 
 @asynccontextmanager
-async def searching(ada: Person) -> AsyncIterator[Counter[int]]:
-    """The person has `SEARCHES` searches open all the time; the statuses of those that were answered."""
+async def searching(searcher: Person) -> AsyncIterator[Counter[int]]:
+    """Keep `CONCURRENT_SEARCHES` searches without a result running; yields the statuses of their responses."""
     statuses: Counter[int] = Counter()
 
     async def search(number: int) -> None:
         for turn in range(1000):
-            response = await ada.get(TASKS, params={"q": f"nothing {number} {turn}"})
+            response = await searcher.get(TASKS, params={"q": f"nothing {number} {turn}"})
             statuses[response.status_code] += 1
             assert response.status_code == 200 or response.json()["code"] == "database_busy"
 
-    tasks = [asyncio.create_task(search(number)) for number in range(SEARCHES)]
+    tasks = [asyncio.create_task(search(number)) for number in range(CONCURRENT_SEARCHES)]
     try:
         async with asyncio.timeout(30):
-            while not statuses[200]:  # noqa: ASYNC110  # what it waits for is counted in many places
+            while not statuses[200]:  # noqa: ASYNC110  # there is no event
                 await asyncio.sleep(0.01)
         yield statuses
     finally:
@@ -74,10 +74,10 @@ async def searching(ada: Person) -> AsyncIterator[Counter[int]]:
     assert all(task.cancelled() for task in ended)
 
 
-async def typical(person: Person, path: str) -> float:
-    """The median of the seconds until an answer."""
+async def median_seconds(person: Person, path: str) -> float:
+    """The median duration of a request."""
     taken = []
-    for _ in range(QUESTIONS):
+    for _ in range(REQUESTS):
         since = time.perf_counter()
         response = await person.get(path)
         taken.append(time.perf_counter() - since)
@@ -85,55 +85,60 @@ async def typical(person: Person, path: str) -> float:
     return median(taken)
 
 
-async def test_who_reads_one_task_does_not_wait_for_the_searches_of_another(
-    api: Api, ada: Person, own_database: str
+async def test_searches_of_one_user_do_not_delay_reads_of_another(
+    api: Api, searcher: Person, own_database: str
 ) -> None:
-    bob = api.person()
-    task = await bob.task()
+    reader = api.person()
+    task = await reader.task()
     active = []
 
-    async def look(other: psycopg.AsyncConnection) -> None:
+    async def count_active(other: psycopg.AsyncConnection) -> None:
         while True:
             row = await (await other.execute(ACTIVE)).fetchone()
             assert row is not None
             active.append(row[0])
             await asyncio.sleep(0.02)
 
-    alone = await typical(bob, f"{TASKS}/{task['id']}")
-    async with await psycopg.AsyncConnection.connect(own_database, autocommit=True) as other, searching(ada) as found:
-        looking = asyncio.create_task(look(other))
-        loaded = await typical(bob, f"{TASKS}/{task['id']}")
-        first_page = await typical(bob, TASKS)
+    alone = await median_seconds(reader, f"{TASKS}/{task['id']}")
+    async with (
+        await psycopg.AsyncConnection.connect(own_database, autocommit=True) as other,
+        searching(searcher) as searches,
+    ):
+        counting = asyncio.create_task(count_active(other))
+        loaded = await median_seconds(reader, f"{TASKS}/{task['id']}")
+        first_page = await median_seconds(reader, TASKS)
         async with asyncio.timeout(30):
-            while found.total() < 2 * SEARCHES or len(active) < 20:  # noqa: ASYNC110  # as above
+            while searches.total() < 2 * CONCURRENT_SEARCHES or len(active) < 20:  # noqa: ASYNC110  # there is no event
                 await asyncio.sleep(0.01)
-        looking.cancel()
-        await asyncio.wait({looking})
+        counting.cancel()
+        await asyncio.wait({counting})
     assert max(loaded, first_page) < max(10 * alone, alone + 0.05), (alone, loaded, first_page)
     assert 1 <= max(active) <= 2, active
 
 
-async def test_another_person_may_search_meanwhile(api: Api, ada: Person) -> None:
-    bob = api.person()
-    await bob.task("a needle")
-    async with searching(ada):
+async def test_another_user_can_search_at_the_same_time(api: Api, searcher: Person) -> None:
+    reader = api.person()
+    await reader.task("a needle")
+    async with searching(searcher):
         for _ in range(5):
-            response = await bob.get(TASKS, params={"q": "needle", "count": "exact"})
+            response = await reader.get(TASKS, params={"q": "needle", "count": "exact"})
             assert (response.status_code, response.json()["total"]) == (200, 1)
 
 
-async def test_readiness_does_not_depend_on_users(api: Api, ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy they keep the pool, with reads that take long and with transactions that wait for a lock."""
-    monkeypatch.setattr(health, "MAX_AGE", 0, raising=False)
+async def test_readiness_does_not_wait_for_the_requests_of_users(
+    api: Api, searcher: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searches and transactions occupy all connections of the pool."""
+    monkeypatch.setattr(health, "MAX_AGE", 0)
     pool = api.state["pool"]
 
     async def hold() -> None:
         async with pool.connection() as connection:
             await connection.execute("SELECT pg_sleep(60)")
 
-    async with searching(ada):
+    async with searching(searcher):
         held = [asyncio.create_task(hold()) for _ in range(pool.size)]
-        while not pool.waiting:  # noqa: ASYNC110  # as above
+        while not pool.waiting:  # noqa: ASYNC110  # there is no event
             await asyncio.sleep(0.01)
         for _ in range(20):
             response = await api.http.get("/readyz")
@@ -160,13 +165,13 @@ async def test_probes_share_one_connection(api: Api, own_database: str) -> None:
         assert await connections() == before
 
 
-async def test_one_question_serves_for_a_second(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+async def test_probes_within_a_second_share_one_statement(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    statements = []
     probe = api.state["schema"]._probe
     rows = probe.rows
 
     async def counted(sql: str) -> object:
-        asked.append(sql)
+        statements.append(sql)
         return await rows(sql)
 
     monkeypatch.setattr(probe, "rows", counted)
@@ -174,4 +179,4 @@ async def test_one_question_serves_for_a_second(api: Api, monkeypatch: pytest.Mo
     for _ in range(3):
         answers = await asyncio.gather(*(api.http.get("/readyz") for _ in range(20)))
         assert {answer.status_code for answer in answers} == {200}
-    assert len(asked) == 1
+    assert len(statements) == 1

@@ -1,4 +1,4 @@
-"""A machine is gone without a word, as one that lost its power: PostgreSQL gives back the locks that it held."""
+"""A client machine disappears without closing its connections: PostgreSQL releases its locks."""
 
 import asyncio
 import logging
@@ -26,30 +26,29 @@ from tests.support.relay import Relay
 
 logger = logging.getLogger(__name__)
 
-MOST = 15.0  # seconds until its locks are free
-SLACK = 5.0  # for a machine that is busy with other things
-KEY = 8
-LOCK = f"SELECT pg_advisory_xact_lock({KEY})"
+MAX_SECONDS = 15.0  # until the locks are released
+SLACK = 5.0  # seconds, for a busy machine
 
-# What runs on the machine that is lost. Each prints a line when it holds the lock, and then does nothing.
-IDLE_IN_TRANSACTION = """
+# Programs for the lost machine, with the advisory lock that each holds. A program prints a line and then sleeps.
+TRANSACTION = """
     async def work(transaction):
-        await transaction.rows(Statement(text("SELECT pg_advisory_xact_lock(8)")))
+        await transaction.rows(Statement(text("SELECT pg_advisory_xact_lock(1)")))
         await held()
 
     await Database(pool, SYSTEM).transact(work)
 """
-# No limit of time ends such a session: only TCP tells that its client is gone.
-IDLE = """
+# No time limit ends an idle session: PostgreSQL notices the loss only by TCP keepalives.
+SESSION = """
     async with pool.connection() as connection:
-        await connection.execute("SELECT pg_advisory_lock(8)")
+        await connection.execute("SELECT pg_advisory_lock(2)")
         await held()
 """
-MIGRATING = """
+MIGRATION = """
     connection = migrations._open(sys.argv[1])
-    connection.execute("SELECT pg_advisory_xact_lock(8)")
+    connection.execute("SELECT pg_advisory_xact_lock(3)")
     await held()
 """
+PROGRAMS = {1: TRANSACTION, 2: SESSION, 3: MIGRATION}
 PROGRAM = """
 import asyncio
 import sys
@@ -73,38 +72,38 @@ asyncio.run(main())
 """
 
 
-async def seconds_until_free(url: str) -> float:
-    """How long another session waits for the lock."""
+async def seconds_until_released(url: str, key: int) -> float:
+    """How long another session waits for an advisory lock."""
     since = time.monotonic()
     async with await psycopg.AsyncConnection.connect(url) as other:
-        await other.execute(f"SET lock_timeout = {round(1000 * (MOST + SLACK))}".encode())
-        await other.execute(LOCK.encode())
+        await other.execute(f"SET lock_timeout = {round(1000 * (MAX_SECONDS + SLACK))}".encode())
+        await other.execute("SELECT pg_advisory_xact_lock(%s)", (key,))
     return time.monotonic() - since
 
 
-async def test_a_client_that_says_nothing_more_loses_its_transaction(own_database: str) -> None:
-    """Its host answers for TCP, so nothing but the limit of idle transactions ends it: a pooler may be such a host."""
-    holds = asyncio.Event()
+async def test_a_silent_client_loses_its_open_transaction(own_database: str) -> None:
+    """Its host acknowledges TCP packets, as a pooler does. Only the time limit of idle transactions ends it."""
+    is_locked = asyncio.Event()
 
     async def work(transaction: Transaction) -> None:
-        await transaction.rows(raw(LOCK))
-        holds.set()
+        await transaction.rows(raw("SELECT pg_advisory_xact_lock(4)"))
+        is_locked.set()
         await asyncio.Event().wait()
 
     async with Relay(own_database) as relay, Pool(relay.url, size=5, deadline=600) as pool:
-        begun = asyncio.create_task(Database(pool, SYSTEM).transact(work))
-        await holds.wait()
+        transaction = asyncio.create_task(Database(pool, SYSTEM).transact(work))
+        await is_locked.wait()
         relay.hang()
         try:
-            assert await seconds_until_free(own_database) < MOST
+            assert await seconds_until_released(own_database, 4) < MAX_SECONDS
         finally:
             relay.drop()
-            begun.cancel()
-            await asyncio.wait({begun})
+            transaction.cancel()
+            await asyncio.wait({transaction})
 
 
-class Far(NamedTuple):
-    """A migrated database, its URL here, and its URL on the other machine."""
+class RemoteDatabase(NamedTuple):
+    """A migrated database, with its URL on this machine and on the other one."""
 
     network: Network
     here: str
@@ -112,10 +111,10 @@ class Far(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def far() -> Iterator[Far]:
+def remote_database() -> Iterator[RemoteDatabase]:
     with tempfile.TemporaryDirectory() as name, network() as net:
         place = Path(name)
-        place.chmod(0o711)  # as root, PostgreSQL runs as somebody else
+        place.chmod(0o711)  # as root, PostgreSQL runs as another user
         hba = place / "pg_hba.conf"
         hba.write_text(f"local all all trust\nhost all all {net.there}/32 trust\n")
         hba.chmod(0o644)
@@ -124,23 +123,28 @@ def far() -> Iterator[Far]:
             url = create_database(server.url, "api")
             migrations.upgrade(url)
             address = {"host": net.here, "port": "5432"}
-            yield Far(net, url, f"postgresql://?{urlencode({**conninfo_to_dict(url), **address})}")
+            yield RemoteDatabase(net, url, f"postgresql://?{urlencode({**conninfo_to_dict(url), **address})}")
 
 
 @pytest.mark.needs("netns")
-@pytest.mark.parametrize("program", [IDLE_IN_TRANSACTION, IDLE, MIGRATING], ids=["transaction", "session", "migration"])
-async def test_a_machine_that_loses_its_power_loses_its_locks(far: Far, program: str) -> None:
-    script = PROGRAM.format(textwrap.indent(textwrap.dedent(program), " " * 4))
-    command = far.network.command(sys.executable, "-c", script, far.there)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220  # as quick as a fork
-    assert process.stdout is not None
+async def test_a_machine_that_loses_power_loses_its_locks(remote_database: RemoteDatabase) -> None:
+    """The locks of a transaction, a session and a migration."""
+    network = remote_database.network
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
-        far.network.cut()
-        waited = await seconds_until_free(far.here)
+        for program in PROGRAMS.values():
+            script = PROGRAM.format(textwrap.indent(textwrap.dedent(program), " " * 4))
+            command = network.command(sys.executable, "-c", script, remote_database.there)
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE))  # noqa: ASYNC220  # as quick as a fork
+        for process in processes:
+            assert process.stdout is not None
+            assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
+        network.cut()
+        waited = await asyncio.gather(*(seconds_until_released(remote_database.here, key) for key in PROGRAMS))
     finally:
-        process.kill()
-        await asyncio.to_thread(process.communicate)
-        far.network.mend()
-    logger.info("the locks were free after %.1f s", waited)
-    assert waited < MOST
+        for process in processes:
+            process.kill()
+            await asyncio.to_thread(process.communicate)
+        network.mend()
+    logger.info("the locks were released after %s s", ", ".join(f"{seconds:.1f}" for seconds in waited))
+    assert max(waited) < MAX_SECONDS

@@ -1,4 +1,4 @@
-"""Several machines on one PostgreSQL and one Redis: they limit and refuse together, and one may go at any time."""
+"""Two machines that share PostgreSQL and Redis: rate limits, suspensions, restarts and the loss of a machine."""
 
 import asyncio
 import logging
@@ -38,13 +38,13 @@ async def machines(
 ) -> AsyncIterator[list[Machine]]:
     values = {**environment, "REDIS_URL": redis.url, "RATE_LIMIT": f"{QUOTA}/hour", "DRAIN_SECONDS": "1"}
     async with AsyncExitStack() as stack:
-        made = [Machine(tmp_path_factory.mktemp("machine"), values, host=host, held=False) for host in HOSTS]
+        made = [Machine(tmp_path_factory.mktemp("machine"), values, host=host, inherits_socket=False) for host in HOSTS]
         await asyncio.gather(*(stack.enter_async_context(machine) for machine in made))
         yield made
 
 
 class Balancer:
-    """Sends each request to the next of those that said lately that they are ready, as any load balancer does."""
+    """Chooses the machines in turn, among those whose last /readyz was 200."""
 
     def __init__(self, machines: list[Machine]) -> None:
         self._addresses = [machine.url for machine in machines]
@@ -55,22 +55,22 @@ class Balancer:
         return self.ready[next(self._turns) % len(self.ready)]
 
     @asynccontextmanager
-    async def watching(self) -> AsyncIterator["Balancer"]:
+    async def polling(self) -> AsyncIterator["Balancer"]:
         async with httpx.AsyncClient(trust_env=False, timeout=1) as http:
-            await self._look(http)
-            job = asyncio.create_task(self._watch(http))
+            await self._poll(http)
+            job = asyncio.create_task(self._poll_forever(http))
             try:
                 yield self
             finally:
                 job.cancel()
                 await asyncio.wait({job})
 
-    async def _watch(self, http: httpx.AsyncClient) -> None:
+    async def _poll_forever(self, http: httpx.AsyncClient) -> None:
         while True:
             await asyncio.sleep(0.1)
-            await self._look(http)
+            await self._poll(http)
 
-    async def _look(self, http: httpx.AsyncClient) -> None:
+    async def _poll(self, http: httpx.AsyncClient) -> None:
         async def is_ready(address: str) -> bool:
             try:
                 return (await http.get(f"{address}/readyz")).status_code == 200
@@ -78,11 +78,11 @@ class Balancer:
                 return False
 
         found = await asyncio.gather(*map(is_ready, self._addresses))
-        # Were nobody ready, it would be better to try than to refuse.
+        # If no machine is ready, try all of them.
         self.ready = [address for address, good in zip(self._addresses, found, strict=True) if good] or self._addresses
 
 
-async def test_machines_count_together(machines: list[Machine], issuer: LocalIssuer) -> None:
+async def test_machines_share_the_rate_limit(machines: list[Machine], issuer: LocalIssuer) -> None:
     bearer = {"Authorization": f"Bearer {issuer.token(sub='counted')}"}
     async with httpx.AsyncClient(trust_env=False, headers=bearer, timeout=PATIENCE) as http:
         for turn in range(1, 6):
@@ -93,7 +93,7 @@ async def test_machines_count_together(machines: list[Machine], issuer: LocalIss
                 assert f"r={left};" in answer.headers["ratelimit"]
 
 
-async def test_every_machine_refuses_who_is_suspended(
+async def test_every_machine_refuses_a_suspended_user(
     machines: list[Machine], own_database: str, issuer: LocalIssuer
 ) -> None:
     bearer = {"Authorization": f"Bearer {issuer.token(sub='suspended')}"}
@@ -112,30 +112,33 @@ async def test_every_machine_refuses_who_is_suspended(
         logger.info("refused by %d machines within %.0f ms", len(machines), 1000 * (time.monotonic() - since))
 
 
-async def test_machines_are_restarted_one_by_one(
+@pytest.mark.full
+async def test_a_rolling_restart_fails_no_request(
     machines: list[Machine], own_database: str, issuer: LocalIssuer
 ) -> None:
-    """Behind a load balancer that asks /readyz ten times a second; each closes its own socket."""
-    async with Balancer(machines).watching() as balancer, Load(issuer, balancer.address).running() as load:
+    """Behind a load balancer that polls /readyz ten times a second. Each machine has its own socket."""
+    async with Balancer(machines).polling() as balancer, Load(issuer, balancer.address).running() as load:
         for machine in machines:
             machine.terminate()
-            await machine.ended()
-            await load.answered(2 * CLIENTS)
+            await machine.wait()
+            await load.wait_for_responses(2 * CLIENTS)
             await machine.start()
             while machine.url not in balancer.ready:
-                await load.answered(1)
-        await load.answered(2 * CLIENTS)
-    load.account.check(own_database)
-    assert load.account.failed == 0, load.account
-    assert load.account.statuses.keys() == {200, 201}, load.account
+                await load.wait_for_responses(1)
+        await load.wait_for_responses(2 * CLIENTS)
+    load.results.check(own_database)
+    assert load.results.failed == 0, load.results
+    assert load.results.statuses.keys() == {200, 201}, load.results
 
 
-async def test_a_machine_is_lost(machines: list[Machine], own_database: str, issuer: LocalIssuer) -> None:
-    """Its callers get no answer until the balancer has noticed; who asks again with the same key is served once."""
+async def test_a_killed_machine_loses_no_acknowledged_write(
+    machines: list[Machine], own_database: str, issuer: LocalIssuer
+) -> None:
+    """Its clients get no response until the balancer notices. A repeated Idempotency-Key is executed once."""
     lost = machines[0]
-    async with Balancer(machines).watching() as balancer, Load(issuer, balancer.address, again=True).running() as load:
+    async with Balancer(machines).polling() as balancer, Load(issuer, balancer.address, retry=True).running() as load:
         os.kill(lost.pid, signal.SIGKILL)
-        await load.healed()
+        await load.wait_until_healthy()
         assert balancer.ready == [machine.url for machine in machines if machine is not lost]
-    load.account.check(own_database)
-    assert load.account.statuses.keys() <= {200, 201, 409}, load.account
+    load.results.check(own_database)
+    assert load.results.statuses.keys() <= {200, 201, 409}, load.results

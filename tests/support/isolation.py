@@ -21,7 +21,7 @@ def owner_filter(statement: Statement) -> re.Pattern[str]:
 
 
 def owned_insert(statement: Statement) -> re.Pattern[str]:
-    return re.compile(rf"INSERT INTO \w+ \(owner_id, .*\) VALUES \({caller(statement)}, ")  # noqa: S608
+    return re.compile(rf"INSERT INTO \w+ \(owner_id, .*\) VALUES \({caller(statement)}, ")  # noqa: S608  # a pattern, not a statement
 
 
 def without_owner(statement: Statement) -> str:

@@ -266,7 +266,7 @@ async def test_the_broker_does_not_poll_without_streams(
     assert polls(executed) == []
     monkeypatch.setattr(fast_broker, "period", 0)
     async with reading(api, ada):
-        while not polls(executed):  # noqa: ASYNC110
+        while not polls(executed):  # noqa: ASYNC110  # there is no event
             await asyncio.sleep(0)
     executed.clear()
     for _ in range(5):
@@ -281,7 +281,7 @@ async def test_one_statement_polls_for_all_streams(api: Api, executed: Executed)
     readers = [await Reader(api, person).open() for person in people for _ in range(4)]
     assert len(readers) > api.state["pool"].size, "too few streams to show that none holds a connection"
     executed.clear()
-    while len(polls(executed)) < 3:  # noqa: ASYNC110
+    while len(polls(executed)) < 3:  # noqa: ASYNC110  # there is no event
         await asyncio.sleep(0)
     assert {statement for statement, _ in executed} == {POLL}
     assert all(owners == set(ids) for owners in polls(executed))

@@ -117,7 +117,7 @@ async def test_a_client_that_stalls_is_disconnected_and_can_resume(api: Api, mon
                     operations = [{"op": "create", "task": task} for task in tasks]
                     answer = await ada.post(f"{TASKS}/batch", {"operations": operations})
                     assert answer.status_code == 200
-                while not stalled:  # noqa: ASYNC110
+                while not stalled:  # noqa: ASYNC110  # there is no event
                     await asyncio.sleep(0)
                 for _ in range(5):  # time for the broker, which would write more if there were no bound
                     await ada.get(TASKS)
@@ -128,7 +128,7 @@ async def test_a_client_that_stalls_is_disconnected_and_can_resume(api: Api, mon
                 monkeypatch.setattr(Protocol, "_watch_client", watch_client)
                 watch_client(stalled[-1])
                 await disconnected.wait()
-                while len(updates):  # noqa: ASYNC110
+                while len(updates):  # noqa: ASYNC110  # there is no event
                     await asyncio.sleep(0)
                 try:
                     while piece := await loop.sock_recv(client, 100_000):
