@@ -1,6 +1,6 @@
-"""Whether a client that was written for one OpenAPI document still works with another.
+"""Compares two OpenAPI documents and lists the changes that break clients of the old one.
 
-A request may be taken that was not taken before, and an answer may say more. The other way round something breaks.
+A request may accept more, and a response may contain more. The reverse breaks clients.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,20 +8,20 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-# Whoever has the first of these has fewer values with a greater figure, with the second with a smaller one.
+# Raising a lower bound, or lowering an upper bound, excludes values.
 LOWER_BOUNDS = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 UPPER_BOUNDS = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 METHODS = ("get", "put", "post", "patch", "delete", "head", "options", "trace")
 
 
 def may_break(old: str, new: str) -> bool:
-    """Whether semantic versioning lets the step from one version to the other break something (semver.org, 4 and 8)."""
+    """Whether semantic versioning allows breaking changes between two versions (semver.org, 4 and 8)."""
     (old_major, old_minor), (new_major, new_minor) = (map(int, version.split(".")[:2]) for version in (old, new))
     return new_major > old_major or (new_major == old_major == 0 and new_minor > old_minor)
 
 
 def breaks(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What a client of the old document would stumble over, one line each."""
+    """The changes that break a client of the old document, one line each."""
     return list(dict.fromkeys(_Comparison(old, new).operations()))
 
 
@@ -36,27 +36,27 @@ class _Comparison:
                 where = f"{method.upper()} {path}"
                 now = self._new["paths"].get(path, {}).get(method)
                 if now is None:
-                    yield f"{where}: is gone"
+                    yield f"{where}: was removed"
                 else:
                     yield from self._operation(where, methods[method], now)
 
     def _operation(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
         yield from self._parameters(where, old, new)
         yield from self._body(where, old.get("requestBody"), new.get("requestBody"))
-        yield from self._answers(where, old["responses"], new["responses"])
-        for demand in self._security(self._new, new):
-            if demand not in self._security(self._old, old):
-                yield f"{where}: asks for other credentials"
+        yield from self._responses(where, old["responses"], new["responses"])
+        for requirement in self._security(self._new, new):
+            if requirement not in self._security(self._old, old):
+                yield f"{where}: requires other credentials"
 
     def _security(self, document: Mapping[str, Any], operation: Schema) -> Sequence[Any]:
-        demands: Sequence[Any] = operation.get("security", document.get("security", []))
-        return demands or [{}]
+        requirements: Sequence[Any] = operation.get("security", document.get("security", []))
+        return requirements or [{}]
 
     def _parameters(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
         before, after = ({(p["in"], p["name"]): p for p in each.get("parameters", [])} for each in (old, new))
         for key, parameter in before.items():
             if key not in after:
-                yield f"{where}: {key[0]} {key[1]} is no longer taken"
+                yield f"{where}: {key[0]} {key[1]} is no longer accepted"
             else:
                 yield from self._sent(f"{where}: {key[0]} {key[1]}", parameter["schema"], after[key]["schema"])
         for key, parameter in after.items():
@@ -66,38 +66,41 @@ class _Comparison:
     def _body(self, where: str, old: Schema | None, new: Schema | None) -> Iterator[str]:
         if new and new.get("required") and not (old and old.get("required")):
             yield f"{where}: a body is now required"
-        for kind, content in (old or {}).get("content", {}).items():
-            if not new or kind not in new["content"]:
-                yield f"{where}: a body of {kind} is no longer taken"
+        for media_type, content in (old or {}).get("content", {}).items():
+            if not new or media_type not in new["content"]:
+                yield f"{where}: a body of {media_type} is no longer accepted"
             else:
-                yield from self._sent(f"{where}: body", content["schema"], new["content"][kind]["schema"])
+                yield from self._sent(f"{where}: body", content["schema"], new["content"][media_type]["schema"])
 
-    def _answers(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
+    def _responses(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
         for status in old.keys() | new.keys():
             before, after = old.get(status), new.get(status)
             if before and after:
-                yield from self._answer(f"{where}: {status}", before, after)
-            elif status < "4":  # errors come and go: a client has to be prepared for any
-                yield f"{where}: {status} is {'new' if after else 'gone'}"
+                yield from self._response(f"{where}: {status}", before, after)
+            elif status < "4":  # a client must expect any error
+                yield f"{where}: {status} {'is new' if after else 'was removed'}"
 
-    def _answer(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
+    def _response(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
         for name in old.get("headers", {}).keys() - new.get("headers", {}).keys():
-            yield f"{where}: header {name} is gone"
-        for kind, content in old.get("content", {}).items():
-            if kind not in new.get("content", {}):
-                yield f"{where}: {kind} is gone"
+            yield f"{where}: header {name} was removed"
+        for media_type, content in old.get("content", {}).items():
+            if media_type not in new.get("content", {}):
+                yield f"{where}: {media_type} was removed"
             elif "schema" in content:
-                yield from self._given(where, content["schema"], new["content"][kind].get("schema", {}))
+                yield from self._received(where, content["schema"], new["content"][media_type].get("schema", {}))
 
     def _sent(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
         yield from _Subset(self._old, self._new, request=True).gaps(where, old, new, frozenset())
 
-    def _given(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
+    def _received(self, where: str, old: Schema, new: Schema) -> Iterator[str]:
         yield from _Subset(self._new, self._old, request=False).gaps(where, new, old, frozenset())
 
 
 class _Subset:
-    """Which values of one schema another does not have: old requests in the new, new answers in the old."""
+    """Finds values of the narrow schema that the wide one excludes.
+
+    Old requests must fit the new schema, and new responses the old one.
+    """
 
     def __init__(self, narrow: Mapping[str, Any], wide: Mapping[str, Any], *, request: bool) -> None:
         self._narrow = narrow
@@ -108,10 +111,10 @@ class _Subset:
         choices, others = list(_choices(self._narrow, narrow)), list(_choices(self._wide, wide))
         for name, choice in choices:
             named = name[0].isupper()
-            # What has a name is told of once for all who use it.
-            place = f"{name} ({'sent' if self._request else 'answered'})" if named else where
+            # A named schema is reported once for all its uses.
+            place = f"{name} ({'request' if self._request else 'response'})" if named else where
             found = [
-                # One that is within itself is being compared already.
+                # A schema that contains itself is already being compared.
                 []
                 if named and (name, kind) in above
                 else list(self._compare(place, choice, other, above | {(name, kind)}))
@@ -124,7 +127,7 @@ class _Subset:
 
     @property
     def _verb(self) -> str:
-        return "is no longer taken as" if self._request else "may now be"
+        return "no longer accepts" if self._request else "may now be"
 
     def _compare(self, where: str, narrow: Schema, wide: Schema, above: frozenset[tuple[str, str]]) -> Iterator[str]:
         if _kind(wide) not in ("anything", _kind(narrow)) and (_kind(narrow), _kind(wide)) != ("integer", "number"):
@@ -155,19 +158,19 @@ class _Subset:
             if name not in narrow.get("required", []) and (self._request or name in ours):
                 yield f"{where}: {name} {'is now required' if self._request else 'may be missing'}"
         for name in theirs.keys() - ours.keys() if not self._request else ():
-            yield f"{where}: {name} is gone"
+            yield f"{where}: {name} was removed"
         for name, schema in ours.items():
             if name in theirs:
                 yield from self.gaps(f"{where}.{name}", schema, theirs[name], above)
             elif self._request and wide.get("additionalProperties") is False:
-                yield f"{where}: {name} is no longer taken"
+                yield f"{where}: {name} is no longer accepted"
         closed = wide.get("additionalProperties") is False and narrow.get("additionalProperties") is not False
         if self._request and closed:
-            yield f"{where}: unknown members are no longer taken"
+            yield f"{where}: unknown members are no longer accepted"
 
 
 def _choices(document: Mapping[str, Any], schema: Schema, name: str = "") -> Iterator[tuple[str, Schema]]:
-    """A schema without references and alternatives, once for each of these: by its own name, or that of its type."""
+    """The alternatives of a schema with references resolved, each with its name, or that of its type."""
     if "$ref" in schema:
         named = schema["$ref"].rsplit("/", 1)[1]
         yield from _choices(document, document["components"]["schemas"][named], named)
