@@ -1,4 +1,4 @@
-"""A pytest plugin: the API as it is deployed, in a process of its own on a real port, for clients that are programs."""
+"""A pytest plugin: serves the API in a separate process on a real port."""
 
 import http.client
 import os
@@ -22,11 +22,11 @@ COMMAND_LINE = "-m", "backend.cli"
 def serving(
     empty: Path, environment: Mapping[str, str], port: int = 0, program: Sequence[str] = COMMAND_LINE
 ) -> Iterator[str]:
-    """Serve the API with these settings until the end; its address.
+    """Serve the API with these settings; yields its address.
 
     empty: a working directory without a `.env`.
-    port: 0 for any free one.
-    program: what Python runs, as it takes it.
+    port: 0 for any free port.
+    program: the arguments of Python that run the command line.
     """
     with socket.create_server(("127.0.0.1", port)) as listener:
         host, port = listener.getsockname()
@@ -40,7 +40,7 @@ def serving(
             start_new_session=True,
         )
         try:
-            # The socket listens already, so that this waits for the first answer.
+            # The socket already listens, so this waits until the API responds.
             with closing(http.client.HTTPConnection(host, port, timeout=60)) as connection:
                 connection.request("GET", "/livez")
                 assert connection.getresponse().status == 200
@@ -53,7 +53,7 @@ def serving(
 def servers(
     better_auth: Issuer, settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, str]]:
-    """Where the real ones are: `API_URL`, `AUTH_URL`."""
+    """The addresses of the API and of the shared issuer: `API_URL`, `AUTH_URL`."""
     environment = {"DATABASE_URL": settings.database_url or "", "BETTER_AUTH_URL": better_auth.url, "RATE_LIMIT": "off"}
     with serving(tmp_path_factory.mktemp("api"), environment) as url:
         yield {"API_URL": url, "AUTH_URL": better_auth.base_url}

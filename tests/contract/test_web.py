@@ -1,4 +1,4 @@
-"""The web app, as it is built, in a real browser, against the real API: in the words of frontend-contract/web/tests."""
+"""The web app in a real browser with the real API; the tests are in frontend-contract/web/tests."""
 
 import re
 import shutil
@@ -10,9 +10,8 @@ import pytest
 from backend.dev.issuer import CONTRACT, Issuer, find_node
 from backend.dev.web import build
 from backend.settings import Settings
-from tests.contract.packages import run
+from tests.contract.packages import TYPESCRIPT_TESTS, passed, run
 from tests.contract.serving import serving
-from tests.contract.test_client import passed
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -22,7 +21,7 @@ ADMIN = "root@example.com"
 
 @pytest.fixture(scope="module")
 def servers(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
-    """The web app and the API, which know each other; what a browser test has to know of them."""
+    """Run the web app and the API; the environment of the browser tests."""
     build(lambda _: None)
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         api_port, web_port = one.getsockname()[1], other.getsockname()[1]
@@ -52,7 +51,6 @@ def servers(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in TESTS.glob("*.test.ts")))
-def test_in_a_browser(servers: Mapping[str, str], file: str) -> None:
-    flags = "--experimental-strip-types", "--disable-warning=ExperimentalWarning", "--test", "--test-reporter=spec"
+def test_the_web_app_works_in_a_browser(servers: Mapping[str, str], file: str) -> None:
     written = len(re.findall(r"^test\(", (TESTS / file).read_text(), re.MULTILINE))
-    assert passed(run(find_node(), TESTS, *flags, file, **servers)) == written
+    assert passed(run(find_node(), TESTS, *TYPESCRIPT_TESTS, file, **servers)) == written
