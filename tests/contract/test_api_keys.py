@@ -1,4 +1,4 @@
-"""API keys of a real Better Auth: they go as far as their permissions, and no longer than they last."""
+"""API keys of a real Better Auth: tokens are limited to the permissions and the lifetime of the key."""
 
 import sqlite3
 import time
@@ -17,7 +17,7 @@ from backend.dev.issuer import Issuer
 from backend.dev.people import People, Refused, Session
 from backend.settings import Settings
 from tests.conftest import Api, running
-from tests.contract.test_better_auth import ME, TASKS, call, served_by
+from tests.contract.test_better_auth import ME, TASKS, call, settings_for
 from tests.contract.test_oauth import refusal
 from tests.support.issuers import ADMIN
 from tests.users.test_users import rows_of
@@ -34,7 +34,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Keys:
-    """People with API keys, which may read tasks."""
+    """Creates users with API keys that may read tasks."""
 
     issuer: Issuer
     people: People
@@ -49,7 +49,7 @@ class Keys:
         return token
 
     async def cookie(self, key: Key) -> dict[str, str]:
-        """The session cookie that Better Auth answers a change of the profile with: its token is the key."""
+        """The session cookie that Better Auth sets when the key changes the profile; its session token is the key."""
         answer = await self.people.request("POST", "/update-user", key.header, name="Ada L.")
         cookies = [cookie.split(";", 1)[0] for cookie in answer.headers.get_list("set-cookie")]
         assert any("session_data" in cookie for cookie in cookies)
@@ -59,7 +59,7 @@ class Keys:
         await self.people.request("POST", "/api-key/delete", key.owner.authorization, keyId=key.id)
 
     def set(self, key: Key, column: str, value: object) -> None:
-        self.sql(f"UPDATE apikey SET {column} = ? WHERE id = ?", value, key.id)  # noqa: S608  # of this file
+        self.sql(f"UPDATE apikey SET {column} = ? WHERE id = ?", value, key.id)  # noqa: S608  # the column is a constant of this file
 
     def sql(self, statement: str, *values: object) -> None:
         with closing(sqlite3.connect(self.issuer.database, timeout=10)) as connection, connection:
@@ -67,20 +67,20 @@ class Keys:
 
 
 @pytest.fixture(scope="module")
-def issuing() -> Iterator[Issuer]:
+def key_issuer() -> Iterator[Issuer]:
     with Issuer(oauth=True, api_keys=True, cookie_cache=True, admin_emails=[ADMIN]) as issuer:
         yield issuer
 
 
 @pytest.fixture(scope="module")
-async def keys(issuing: Issuer) -> AsyncIterator[Keys]:
-    async with People(issuing.base_url) as people:
-        yield Keys(issuing, people)
+async def keys(key_issuer: Issuer) -> AsyncIterator[Keys]:
+    async with People(key_issuer.base_url) as people:
+        yield Keys(key_issuer, people)
 
 
 @pytest.fixture(scope="module")
-async def api(issuing: Issuer, settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
-    async with running(served_by(issuing, settings), issuer) as api:
+async def api(key_issuer: Issuer, settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
+    async with running(settings_for(key_issuer, settings), issuer) as api:
         yield api
 
 
@@ -89,7 +89,7 @@ def payload(token: str) -> dict[str, Any]:
     return claims
 
 
-async def test_a_key_goes_as_far_as_its_permissions(api: Api, keys: Keys) -> None:
+async def test_a_key_is_limited_to_its_permissions(api: Api, keys: Keys) -> None:
     owner = await keys.people.sign_up(ADMIN)
     person = await keys.people.token(owner)
     assert (await call(api, person, path=USERS)).status_code == 200
@@ -129,7 +129,7 @@ async def test_permissions_become_scopes(api: Api, keys: Keys, permissions: str 
         assert answer.is_success is (name in scope.split())
 
 
-async def test_a_token_ends_with_its_key(keys: Keys) -> None:
+async def test_a_token_expires_no_later_than_its_key(keys: Keys) -> None:
     key = await keys.make()
     for seconds in 60, 3600:
         expiry = int(time.time()) + seconds
@@ -139,7 +139,7 @@ async def test_a_token_ends_with_its_key(keys: Keys) -> None:
         assert claims["exp"] <= expiry
 
 
-async def test_the_cookie_of_a_key_is_no_more_than_the_key(api: Api, keys: Keys) -> None:
+async def test_a_cookie_made_with_a_key_has_the_rights_of_the_key(api: Api, keys: Keys) -> None:
     key = await keys.make()
     cookie = await keys.cookie(key)
     token = await keys.token(cookie)
@@ -147,7 +147,7 @@ async def test_the_cookie_of_a_key_is_no_more_than_the_key(api: Api, keys: Keys)
     assert refusal(await call(api, token, "DELETE", ME)) == (403, "forbidden")
     await keys.delete(key)
     session = (await keys.people.request("GET", "/get-session", cookie)).json()
-    assert session["session"]["id"] == key.id, "the cookie is still good"
+    assert session["session"]["id"] == key.id, "Better Auth still accepts the cookie"
     for credentials in cookie, key.header:
         with pytest.raises(Refused, match="401"):
             await keys.token(credentials)
@@ -157,7 +157,7 @@ async def test_the_cookie_of_a_key_is_no_more_than_the_key(api: Api, keys: Keys)
     ("column", "value"),
     [("enabled", 0), ("enabled", None), ("expiresAt", "2020-01-01T00:00:00.000Z"), ("referenceId", "another")],
 )
-async def test_a_key_that_is_no_longer_good_gets_no_token_by_its_cookie(keys: Keys, column: str, value: object) -> None:
+async def test_the_cookie_of_an_invalid_key_gets_no_token(keys: Keys, column: str, value: object) -> None:
     key = await keys.make()
     cookie = await keys.cookie(key)
     await keys.token(cookie)
@@ -166,7 +166,7 @@ async def test_a_key_that_is_no_longer_good_gets_no_token_by_its_cookie(keys: Ke
         await keys.token(cookie)
 
 
-async def test_the_banned_get_no_token_by_a_key(keys: Keys) -> None:
+async def test_a_banned_user_gets_no_token_by_a_key(keys: Keys) -> None:
     key = await keys.make()
     cookie = await keys.cookie(key)
     keys.sql("UPDATE user SET banned = 1 WHERE id = ?", key.owner.user_id)
@@ -175,8 +175,8 @@ async def test_the_banned_get_no_token_by_a_key(keys: Keys) -> None:
             await keys.token(credentials)
 
 
-async def test_an_ended_session_is_no_key_of_the_same_id(keys: Keys) -> None:
-    """With serial ids on SQLite sessions and keys count from 1 alike."""
+async def test_an_ended_session_is_not_taken_for_a_key_of_the_same_id(keys: Keys) -> None:
+    """With serial ids on SQLite, the ids of sessions and of keys both count from 1."""
     key = await keys.make()
     session = await keys.people.sign_in(await email_of(keys, key.owner))
     sid = payload(await keys.people.token_by_cookie(session))["sid"]

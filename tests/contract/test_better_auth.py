@@ -1,4 +1,4 @@
-"""The API keeps its word to a real Better Auth: signed up over HTTP, let in by its JWTs, in step with what it says."""
+"""The API with a real Better Auth server: tokens, users, roles and keys."""
 
 import asyncio
 import sqlite3
@@ -22,8 +22,8 @@ TASKS = "/api/v1/tasks"
 ME = "/api/v1/users/me"
 
 
-def served_by(issuer: Issuer, settings: Settings) -> Settings:
-    """The settings of an API whose people come from this issuer, by its address alone."""
+def settings_for(issuer: Issuer, settings: Settings) -> Settings:
+    """Settings that name the issuer by its address only."""
     return Settings(
         _env_file=None,
         database_url=settings.database_url,
@@ -34,7 +34,7 @@ def served_by(issuer: Issuer, settings: Settings) -> Settings:
 
 @pytest.fixture(scope="module")
 async def api(better_auth: Issuer, settings: Settings, issuer: LocalIssuer) -> Any:
-    async with running(served_by(better_auth, settings), issuer) as api:
+    async with running(settings_for(better_auth, settings), issuer) as api:
         yield api
 
 
@@ -47,14 +47,14 @@ async def call(api: Api, token: str, method: str = "GET", path: str = ME, **opti
 
 
 async def newer_token_by_cookie(people: People, session: Session) -> str:
-    """A token of the next second: by its `iat` it is newer than all that happened before."""
+    """A token whose `iat` is later than everything that has happened so far."""
     now = time.time()
     while jwt.decode(token := await people.token_by_cookie(session), options={"verify_signature": False})["iat"] <= now:
         pass
     return token
 
 
-async def test_signed_up_over_http_and_let_in_by_cookie_and_by_bearer(api: Api, people: People) -> None:
+async def test_tokens_by_cookie_and_by_bearer_belong_to_one_user(api: Api, people: People) -> None:
     email = f"{uuid4().hex}@example.com"
     session = await people.sign_up(email, name="Ada Lovelace")
     seen = []
@@ -71,8 +71,9 @@ async def test_signed_up_over_http_and_let_in_by_cookie_and_by_bearer(api: Api, 
     assert [task["title"] for task in listed] == ["Buy milk"] * 2
 
 
-async def test_what_a_client_holds_is_no_credential_here(api: Api, better_auth: Issuer, people: People) -> None:
-    """The mobile client's session token is opaque: it is told what to do with it."""
+async def test_session_tokens_and_cookies_are_refused_with_a_hint(
+    api: Api, better_auth: Issuer, people: People
+) -> None:
     session = await people.sign_up(f"{uuid4().hex}@example.com")
     response = await call(api, session.bearer)
     assert response.status_code == 401
@@ -81,34 +82,18 @@ async def test_what_a_client_holds_is_no_credential_here(api: Api, better_auth: 
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-async def test_every_algorithm(
+async def test_tokens_of_every_algorithm_are_verified(
     start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer, algorithm: str
 ) -> None:
     better_auth = start_issuer(key_algorithm=algorithm)
-    async with running(served_by(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
+    async with running(settings_for(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
         token = await people.token(await people.sign_up("ada@example.com"))
         assert (await call(api, token, "POST", TASKS, json={"title": algorithm})).status_code == 201
         forged = token[:-8] + ("A" * 8 if token[-8:] != "A" * 8 else "B" * 8)
         assert (await call(api, forged)).status_code == 401
 
 
-async def test_a_rotated_key_is_taken_up_at_once_and_the_old_one_stays_good(
-    start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer
-) -> None:
-    """Better Auth never publishes a key in advance: a token by a key that nobody has seen is how a rotation shows."""
-    better_auth = start_issuer()
-    async with running(served_by(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
-        session = await people.sign_up("ada@example.com")
-        first = await people.token(session)
-        assert (await call(api, first)).status_code == 200
-        better_auth.rotate()
-        second = await people.token(session)
-        assert jwt.get_unverified_header(second)["kid"] != jwt.get_unverified_header(first)["kid"]
-        answers = await asyncio.gather(*(call(api, token) for token in (second, first) * 10))
-        assert [answer.status_code for answer in answers] == [200] * 20
-
-
-async def test_a_signed_out_session_gets_no_more_tokens(api: Api, people: People) -> None:
+async def test_a_session_gets_no_token_after_sign_out(api: Api, people: People) -> None:
     session = await people.sign_up(f"{uuid4().hex}@example.com")
     token = await people.token(session)
     await people.sign_out(session)
@@ -116,10 +101,10 @@ async def test_a_signed_out_session_gets_no_more_tokens(api: Api, people: People
         await people.token(session)
     with pytest.raises(Refused, match="401"):
         await people.token_by_cookie(session)
-    assert (await call(api, token)).status_code == 200, "the last one dies by itself, within 15 minutes"
+    assert (await call(api, token)).status_code == 200, "the last token expires within 15 minutes"
 
 
-async def test_a_changed_name_arrives_with_the_next_token(api: Api, people: People) -> None:
+async def test_a_changed_name_is_stored_with_the_next_token(api: Api, people: People) -> None:
     session = await people.sign_up(f"{uuid4().hex}@example.com", name="Ada")
     old = await people.token(session)
     assert (await call(api, old)).json()["name"] == "Ada"
@@ -129,8 +114,8 @@ async def test_a_changed_name_arrives_with_the_next_token(api: Api, people: Peop
         assert (await call(api, token)).json()["name"] == "Ada L."
 
 
-async def test_a_role_that_was_taken_away_does_not_come_back(api: Api, people: People, admin: Session) -> None:
-    """Both tokens may be of the same second: the time of the user's last change orders them."""
+async def test_an_older_token_does_not_restore_a_removed_role(api: Api, people: People, admin: Session) -> None:
+    """Both tokens may have the same `iat`; the user's `updatedAt` orders them."""
     session = await people.sign_up(f"{uuid4().hex}@example.com")
     tokens = []
     for role in "admin", "user":
@@ -140,8 +125,8 @@ async def test_a_role_that_was_taken_away_does_not_come_back(api: Api, people: P
     assert (await call(api, tokens[0])).json()["roles"] == ["user"]
 
 
-async def test_the_banned_are_kept_out(api: Api, better_auth: Issuer, people: People, admin: Session) -> None:
-    """By the administrators' route the session ends, too; after a ban by SQL it lives on, and gets no more tokens."""
+async def test_a_banned_user_gets_no_token(api: Api, better_auth: Issuer, people: People, admin: Session) -> None:
+    """Better Auth's ban route also ends the session; after a ban by SQL the session lives on but gets no token."""
     banned, written = [await people.sign_up(f"{uuid4().hex}@example.com") for _ in range(2)]
     await people.request("POST", "/admin/ban-user", admin.authorization, userId=banned.user_id)
     with pytest.raises(Refused, match="401"):
@@ -154,7 +139,7 @@ async def test_the_banned_are_kept_out(api: Api, better_auth: Issuer, people: Pe
             await token(written)
 
 
-async def test_an_impersonated_session_is_marked(
+async def test_the_access_log_names_the_impersonator(
     api: Api, people: People, admin: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = await people.sign_up(f"{uuid4().hex}@example.com")
@@ -163,15 +148,15 @@ async def test_an_impersonated_session_is_marked(
     token: str = (await people.request("GET", "/token", bearer)).json()["token"]
     caplog.set_level("INFO", "backend.access")
     assert (await call(api, token)).json()["subject"] == session.user_id
-    assert (await call(api, token, "POST", TASKS, json={"title": "by another"})).status_code == 201
-    await asyncio.sleep(0)  # lines are put down when the loop comes round
+    assert (await call(api, token, "POST", TASKS, json={"title": "impersonated"})).status_code == 201
+    await asyncio.sleep(0)  # the access log is written in the next iteration of the loop
     lines = [record.fields for record in caplog.records[-2:]]  # type: ignore[attr-defined]  # our log's extra
     assert [(line["method"], line["impersonator"]) for line in lines] == [
-        (way, admin.user_id) for way in ("GET", "POST")
+        (method, admin.user_id) for method in ("GET", "POST")
     ]
 
 
-async def test_the_anonymous_have_tasks_too(api: Api, people: People) -> None:
+async def test_an_anonymous_user_can_create_tasks(api: Api, people: People) -> None:
     token = await people.token(await people.sign_in_anonymously())
     me = (await call(api, token)).json()
     assert me["is_anonymous"] is True
@@ -179,21 +164,21 @@ async def test_the_anonymous_have_tasks_too(api: Api, people: People) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"url": "http://localhost:0/auth/v1"}, {"serial_ids": True}], ids=["path", "serial"]
+    "options", [{"url": "http://localhost:0/auth/v1"}, {"serial_ids": True}], ids=["base path", "serial ids"]
 )
-async def test_other_ways_to_run_better_auth(
+async def test_other_configurations_of_better_auth_work(
     start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer, options: dict[str, Any]
 ) -> None:
     better_auth = start_issuer(**options)
-    async with running(served_by(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
+    async with running(settings_for(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
         token = await people.token(await people.sign_up("ada@example.com"))
         assert (await call(api, token)).status_code == 200
 
 
-async def test_another_better_auth_is_a_stranger(
+async def test_a_token_of_another_server_with_the_same_issuer_is_refused(
     api: Api, start_issuer: Callable[..., Issuer], better_auth: Issuer
 ) -> None:
-    """Even when it says the same issuer and audience: its keys are not in the set."""
+    """Its issuer and audience match, but its keys are not in the key set."""
     stranger = start_issuer(url=better_auth.url)
     async with People(f"http://localhost:{stranger.port}/api/auth") as people:
         people._client.headers["Host"] = better_auth.url.removeprefix("http://")
@@ -203,17 +188,17 @@ async def test_another_better_auth_is_a_stranger(
     assert 'error="invalid_token"' in response.headers["www-authenticate"]
 
 
-async def test_the_api_starts_before_the_issuer(
+async def test_an_api_that_started_before_the_issuer_recovers(
     start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer
 ) -> None:
     better_auth = start_issuer()
     async with People(better_auth.base_url) as people:
         token = await people.token(await people.sign_up("ada@example.com"))
     better_auth.stop()
-    async with running(served_by(better_auth, settings), issuer) as api:
+    async with running(settings_for(better_auth, settings), issuer) as api:
         response = await call(api, token)
         assert (response.status_code, response.json()["code"]) == (503, "keys_unavailable")
         better_auth.start()
-        while (response := await call(api, token)).status_code == 503:  # noqa: ASYNC110  # as a client that obeys does
+        while (response := await call(api, token)).status_code == 503:  # noqa: ASYNC110  # obeys Retry-After
             await asyncio.sleep(int(response.headers["retry-after"]))
         assert response.status_code == 200

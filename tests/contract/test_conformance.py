@@ -1,4 +1,4 @@
-"""The API keeps the word of its OpenAPI document, called with what fits it, with what does not, and with worse."""
+"""Conformance with the OpenAPI document, for valid, invalid and hostile requests."""
 
 import asyncio
 import json
@@ -28,37 +28,37 @@ from tests.conftest import create_database
 DOCUMENT = create_app().openapi()
 OPERATIONS = [(method, path) for path, operations in DOCUMENT["paths"].items() for method in operations]
 
-# What fits the schema may be refused for what is stored alone: there is no such thing, or another version of it.
-FITTING = ["200", "201", "202", "204", "304", "404", "409", "410", "412"]
-# The default, and 413: what does not fit may be too long to be looked at.
-UNFITTING = ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "428", "429", "5xx"]
+# A valid request may fail only because of stored data: no such resource, or another version of it.
+ACCEPTED = ["200", "201", "202", "204", "304", "404", "409", "410", "412"]
+# schemathesis' default, and 413: an invalid body may be too long to be parsed.
+REFUSED = ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "428", "429", "5xx"]
 CONFIG = {
     "seed": 1,
     "generation": {"deterministic": True, "max-examples": 25},
-    # Of a chain, what one call has answered replaces what does not fit in the next.
+    # In a chain, the response of one call replaces the invalid values of the next.
     "phases": {"stateful": {"generation": {"mode": "positive"}}},
     "checks": {
-        "positive_data_acceptance": {"expected-statuses": FITTING},
-        "negative_data_rejection": {"expected-statuses": UNFITTING},
+        "positive_data_acceptance": {"expected-statuses": ACCEPTED},
+        "negative_data_rejection": {"expected-statuses": REFUSED},
     },
 }
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT, config=schemathesis.Config.from_dict(CONFIG))
 
-# Why something that fits the schema is a 422 all the same: for what a schema has no words for.
-BEYOND_SCHEMA = {
-    "invalid_cursor": "a cursor is what the page before has said",
-    "invalid_sync_token": "a sync token is what the feed has said",
-    "idempotency_key_reused": "what was sent before decides",
-    "Value error, must not be blank": "it asks for Unicode categories, which patterns in many languages cannot name",
+# Reasons for a 422 that a schema cannot express.
+NOT_IN_SCHEMA = {
+    "invalid_cursor": "a cursor comes from the previous page",
+    "invalid_sync_token": "a sync token comes from the feed",
+    "idempotency_key_reused": "depends on an earlier request",
+    "Value error, must not be blank": "needs Unicode categories, which many regular expression dialects lack",
     "Value error, must not contain NUL": "a pattern on every text would hide the patterns that matter",
-    "Value error, is not a time zone of the IANA database, such as Europe/Berlin": "it names new ones every year",
+    "Value error, is not a time zone of the IANA database, such as Europe/Berlin": "the database changes every year",
 }
 
-# Parameters of queries that say again, like versions and keys in headers, what an answer has said.
-OF_OTHERS = {"cursor", "since"}
+# Query parameters whose values come from an earlier response, as do versions and keys in headers.
+FROM_RESPONSES = {"cursor", "since"}
 
-# What hangs on nothing but the answer, so that it can be asked of any.
-OF_ANY_ANSWER = [
+# Checks that need only the response.
+GENERAL_CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
     checks.content_type_conformance,
@@ -68,7 +68,7 @@ OF_ANY_ANSWER = [
 
 
 @schemathesis.serializer("application/secevent+jwt")
-def as_it_is(_: schemathesis.SerializationContext, value: Any) -> Any:
+def text_body(_: schemathesis.SerializationContext, value: Any) -> Any:
     return str(value).encode(errors="replace")
 
 
@@ -77,16 +77,16 @@ def filter_failure(
     _: schemathesis.HookContext, failure: Failure, case: schemathesis.Case[Any], response: schemathesis.Response
 ) -> bool:
     if isinstance(failure, RejectedPositiveData) and case.media_type == "application/secevent+jwt":
-        return False  # only the issuer can make what is accepted
+        return False  # only the issuer can make an accepted event
     if not isinstance(failure, RejectedPositiveData) or response.status_code != 422:
         return True
     problem = response.json()
     reasons = {problem["code"]} if problem["code"] != "invalid" else {error["msg"] for error in problem["errors"]}
-    return not reasons <= BEYOND_SCHEMA.keys()
+    return not reasons <= NOT_IN_SCHEMA.keys()
 
 
-# What is told of a header in its standard, and does not vary with the operation.
-OF_EVERY_API = {
+# Headers that their standards describe and that do not depend on the operation.
+STANDARD_HEADERS = {
     "access-control-allow-origin", "access-control-expose-headers", "allow", "content-encoding", "content-length",
     "content-security-policy", "content-type", "referrer-policy", "vary", "x-content-type-options",
 }  # fmt: skip
@@ -96,15 +96,15 @@ OF_EVERY_API = {
 def header_completeness(
     _: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
 ) -> None:
-    """Nothing is sent that is not described; the other way round is schemathesis' own check."""
+    """Every header is described; schemathesis itself checks that described headers are sent."""
     answers = DOCUMENT["paths"][case.path].get(case.method.lower(), {}).get("responses", {})
     if described := answers.get(str(response.status_code)):
         unknown = {name.lower() for name in response.headers} - {name.lower() for name in described["headers"]}
-        assert not unknown - OF_EVERY_API
+        assert not unknown - STANDARD_HEADERS
 
 
 class Target:
-    """The application, called by one who hangs up on a stream of events as soon as it has begun: it has no end."""
+    """Calls the application and disconnects from an event stream, which has no end, once it has started."""
 
     app: FastAPI
 
@@ -137,7 +137,7 @@ TARGET = SCHEMA.app = Target()
 
 @pytest.fixture(scope="module")
 def client(postgres: str, settings: Settings) -> Iterator[asgi.ASGIClient]:
-    """On a database of its own: an administrator may do things to everybody."""
+    """Uses a database of its own, since the administrator changes other users."""
     url = create_database(postgres, f"schema_{uuid4().hex[:8]}")
     migrations.upgrade(url)
     TARGET.app = create_app(settings.model_copy(update={"database_url": url}))
@@ -148,7 +148,7 @@ def client(postgres: str, settings: Settings) -> Iterator[asgi.ASGIClient]:
 
 @pytest.fixture(scope="module")
 def administrator(client: asgi.ASGIClient, issuer: LocalIssuer) -> dict[str, str]:
-    """Who has somebody to administer, and of everything that can be made two, so that listings have a next page."""
+    """An administrator with another user and two resources of each kind, so that lists have a next page."""
     assert client.get("/api/v1/users/me", headers=bearer(issuer)).ok
     headers = bearer(issuer, role="admin")
     for path, operations in DOCUMENT["paths"].items():
@@ -159,25 +159,25 @@ def administrator(client: asgi.ASGIClient, issuer: LocalIssuer) -> dict[str, str
 
 
 def bearer(issuer: LocalIssuer, **claims: Any) -> dict[str, str]:
-    """Somebody new."""
+    """The credentials of a new user."""
     return {"Authorization": f"Bearer {issuer.token(sub=uuid4().hex, **claims)}"}
 
 
 def example(operation: dict[str, Any]) -> Any:
-    """The first example of its JSON body; None where it takes none."""
+    """The first example of the operation's JSON body; None if it has no body."""
     schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
     reference = schema.get("$ref", "").rpartition("/")[2]
     return DOCUMENT["components"]["schemas"][reference]["examples"][0] if reference else None
 
 
-Known = Callable[[str], str | None]
+FindId = Callable[[str], str | None]
 
 
 @pytest.fixture(scope="module")
-def known(client: asgi.ASGIClient, administrator: dict[str, str]) -> Known:
-    """For each operation the id of one thing that is there, and not the caller."""
+def find_id(client: asgi.ASGIClient, administrator: dict[str, str]) -> FindId:
+    """For each operation, the id of an existing resource other than the caller."""
 
-    @cache  # one for each: an operation may delete what another needs
+    @cache  # one resource per operation, since an operation may delete it
     def find(operation: str) -> str | None:
         collection, one, _ = operation.partition(" ")[2].partition("/{id}")
         operations = DOCUMENT["paths"].get(collection, {})
@@ -200,31 +200,33 @@ def is_uuid(value: object) -> bool:
 
 
 @SCHEMA.parametrize()
-def test_every_operation_answers_as_it_says(
-    case: schemathesis.Case[Any], administrator: dict[str, str], known: Known
+def test_every_operation_conforms_to_the_document(
+    case: schemathesis.Case[Any], administrator: dict[str, str], find_id: FindId
 ) -> None:
-    """It is asked about things that are there; examples that are of others are left out of what fits."""
-    if is_uuid(case.path_parameters.get("id")) and (id := known(case.operation.label)):
+    """Requests name existing resources, and omit examples of values that come from earlier responses."""
+    if is_uuid(case.path_parameters.get("id")) and (id := find_id(case.operation.label)):
         case.path_parameters["id"] = id
     assert case.meta
     if case.meta.generation.mode.is_positive:
         for parameter in DOCUMENT["paths"][case.path][case.method.lower()].get("parameters", []):
             name, sent = parameter["name"], case.headers if parameter["in"] == "header" else case.query
-            if (parameter["in"] == "header" or name in OF_OTHERS) and sent.get(name) in parameter["schema"]["examples"]:
+            if (parameter["in"] == "header" or name in FROM_RESPONSES) and sent.get(name) in parameter["schema"][
+                "examples"
+            ]:
                 del sent[name]
     case.call_and_validate(headers=administrator)
 
 
 @pytest.mark.usefixtures("client")
-def test_what_is_made_is_there_and_what_is_deleted_is_gone(issuer: LocalIssuer) -> None:
-    """Calls in chains, each by somebody new: what one has answered is sent to the next."""
+def test_created_resources_exist_and_deleted_ones_are_gone(issuer: LocalIssuer) -> None:
+    """Each chain of calls has a new user; a call sends values from the responses before it."""
 
-    # What takes back a deletion, and what takes everything with it: to the checker, both break the others' word.
-    lasting = SCHEMA.exclude(path_regex="/restore$").exclude(path="/api/v1/users/me", method="DELETE")
-    # And what is for administrators, who would suspend each other.
-    lasting = lasting.exclude(path_regex="/admin/")
+    # The checker does not expect a restore, nor that deleting the user deletes everything.
+    schema = SCHEMA.exclude(path_regex="/restore$").exclude(path="/api/v1/users/me", method="DELETE")
+    # Administrators would suspend each other.
+    schema = schema.exclude(path_regex="/admin/")
 
-    class Chains(lasting.as_state_machine()):  # type: ignore[misc]  # a base class made of the document
+    class Chains(schema.as_state_machine()):  # type: ignore[misc]  # the base class is made at run time
         def setup(self) -> None:
             self.headers = bearer(issuer)
 
@@ -247,37 +249,37 @@ VALUES: list[Any] = [*STRINGS, None, True, -1, 10**400, 1.5, [], {}, [[[[]]]], {
 BODIES = [b"", b"\0", b"\xff", b"null", b"[" * 30_000, b'{"a":' * 5_000, b'{"title": 1e400}', b'{"title": NaN}']
 
 
-def ways(value: Any, *way: str | int) -> Iterator[tuple[str | int, ...]]:
-    """The ways to the value, its members, their members and so on."""
-    yield way
+def member_paths(value: Any, *member: str | int) -> Iterator[tuple[str | int, ...]]:
+    """The paths of the value, its members, their members and so on."""
+    yield member
     members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in members:
-        yield from ways(inner, *way, name)
+        yield from member_paths(inner, *member, name)
 
 
-def replaced(value: Any, way: tuple[str | int, ...], new: Any) -> Any:
-    if not way:
+def replaced(value: Any, member: tuple[str | int, ...], new: Any) -> Any:
+    if not member:
         return new
     copy = value.copy()
-    copy[way[0]] = replaced(value[way[0]], way[1:], new)
+    copy[member[0]] = replaced(value[member[0]], member[1:], new)
     return copy
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=lambda part: part)
 def test_hostile_values_are_answered_as_documented(
-    client: asgi.ASGIClient, administrator: dict[str, str], known: Known, method: str, path: str
+    client: asgi.ASGIClient, administrator: dict[str, str], find_id: FindId, method: str, path: str
 ) -> None:
-    """Each parameter and each member in its turn, also with what no JSON library would write."""
+    """Each parameter and each member in turn, also with bodies that no JSON library would write."""
     operation = DOCUMENT["paths"][path][method]
     case = SCHEMA[path][method].Case()
-    url = path.replace("{id}", known(f"{method.upper()} {path}") or str(UUID(int=0)))
+    url = path.replace("{id}", find_id(f"{method.upper()} {path}") or str(UUID(int=0)))
     body = example(operation)
     kind = next(iter(operation.get("requestBody", {}).get("content", {})), None)
     sent = b"" if body is None else json.dumps(body).encode()
 
     def call(url: str, body: bytes = sent, more: dict[str, str] | None = None) -> None:
         headers: Any = administrator | ({"Content-Type": kind} if kind else {}) | (more or {})
-        case.validate_response(client.request(method, url, data=body, headers=headers), checks=OF_ANY_ANSWER)
+        case.validate_response(client.request(method, url, data=body, headers=headers), checks=GENERAL_CHECKS)
 
     texts = [quote(text, safe="", errors="surrogatepass") for text in STRINGS]
     for parameter in operation.get("parameters", []):
@@ -291,7 +293,7 @@ def test_hostile_values_are_answered_as_documented(
             case "header":
                 for text in [text for text in STRINGS if text.isascii() and text.isprintable()] + ["\xff"]:
                     call(url, more={parameter["name"]: text})
-    for way, value in product(ways(body) if body else (), VALUES):
-        call(url, json.dumps(replaced(body, way, value)).encode())
+    for member, value in product(member_paths(body) if body else (), VALUES):
+        call(url, json.dumps(replaced(body, member, value)).encode())
     for raw in BODIES if kind else ():
         call(url, raw)

@@ -1,4 +1,4 @@
-"""The typed client follows the real stream of changes, through all that ends one, and misses nothing."""
+"""The typed client's stream of changes from a real API: interruptions lose no change."""
 
 import asyncio
 import itertools
@@ -24,40 +24,40 @@ from tests.contract.packages import CLIENT
 from tests.contract.serving import serving
 
 TASKS = "/api/v1/tasks"
-PATIENCE = 60  # seconds, on a machine that does much else
+PATIENCE = 60  # seconds
 
 
-class Road:
-    """An address that stays, on which the API can be reached: until it is cut, or closed."""
+class Proxy:
+    """A TCP proxy in front of the API whose address stays the same when the API moves."""
 
     def __init__(self) -> None:
         self.target = 0
         self.closed = False
-        self._travelling: set[asyncio.StreamWriter] = set()
+        self._open: set[asyncio.StreamWriter] = set()
 
-    async def open(self) -> "Road":
-        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+    async def open(self) -> "Proxy":
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def cut(self) -> None:
-        """Whoever is on it is lost, in the middle of whatever it was."""
-        for writer in self._travelling:
+        """Abort all open connections."""
+        for writer in self._open:
             writer.transport.abort()
 
     def close(self) -> None:
         self._server.close()
         self.cut()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.closed:
             writer.transport.abort()
             return
         with suppress(OSError):
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
-            self._travelling |= {writer, back}
+            self._open |= {writer, back}
             await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
-            self._travelling -= {writer, back}
+            self._open -= {writer, back}
             return
         writer.transport.abort()
 
@@ -70,45 +70,45 @@ class Road:
         target.close()
 
 
-class Follower:
-    """The client's `changes`, in a process of its own, of one person."""
+class Stream:
+    """The client's `changes` for one user, in a separate process."""
 
     def __init__(self, process: asyncio.subprocess.Process, tokens: Iterator[str]) -> None:
         self._process = process
         self._tokens = tokens
-        self.answers: list[tuple[int, str | None]] = []
-        """The status of each answer, with the Last-Event-ID that was sent."""
+        self.responses: list[tuple[int, str | None]] = []
+        """Each response's status, with the Last-Event-ID of its request."""
 
     async def next(self) -> dict[str, Any]:
-        """The next change, or the error that ends it all."""
-        while "status" in (said := await self._said()):
+        """The next change, or the error that ends the stream."""
+        while "status" in (message := await self._read()):
             pass
-        return said
+        return message
 
-    async def answered(self, status: int) -> None:
-        """Wait for such an answer; no change may come before it."""
-        while self.answers[-1][0] != status:
-            assert "status" in await self._said()
+    async def responded(self, status: int) -> None:
+        """Wait for a response with this status; no change may arrive before it."""
+        while self.responses[-1][0] != status:
+            assert "status" in await self._read()
 
-    async def _said(self) -> dict[str, Any]:
+    async def _read(self) -> dict[str, Any]:
         assert self._process.stdin
         assert self._process.stdout
         async with asyncio.timeout(PATIENCE):
-            said: dict[str, Any] = json.loads(await self._process.stdout.readline())
-        if "wants" in said:
+            message: dict[str, Any] = json.loads(await self._process.stdout.readline())
+        if "wants" in message:
             self._process.stdin.write(f"{next(self._tokens)}\n".encode())
-            return await self._said()
-        if "status" in said:
-            self.answers.append((said["status"], said["since"]))
-        return said
+            return await self._read()
+        if "status" in message:
+            self.responses.append((message["status"], message["since"]))
+        return message
 
 
 class System:
-    """The API as it is deployed, a road to it, and an issuer that signs whatever a test wants."""
+    """The API in a separate process, a proxy in front of it, and its issuer."""
 
-    def __init__(self, environment: Mapping[str, str], issuer: LocalIssuer, empty: Path, road: Road) -> None:
+    def __init__(self, environment: Mapping[str, str], issuer: LocalIssuer, empty: Path, proxy: Proxy) -> None:
         self.issuer = issuer
-        self.road = road
+        self.proxy = proxy
         self.database_url = environment["DATABASE_URL"]
         self._environment = environment
         self._empty = empty
@@ -116,31 +116,31 @@ class System:
 
     async def start(self) -> None:
         self.api = await asyncio.to_thread(self._api.enter_context, serving(self._empty, self._environment))
-        self.road.target = int(self.api.rpartition(":")[2])
+        self.proxy.target = int(self.api.rpartition(":")[2])
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._api.close)
 
     async def call(self, sub: str, method: str, path: str, **body: Any) -> Any:
-        """As this person, by another road."""
+        """Send a request of this user to the API directly, not through the proxy."""
         headers = {"Authorization": f"Bearer {self.issuer.token(sub)}"}
         async with httpx.AsyncClient(base_url=self.api, headers=headers, timeout=PATIENCE) as http:
             response = (await http.request(method, path, json=body or None)).raise_for_status()
             return response.json() if response.content else None
 
-    async def add(self, sub: str, title: str) -> str:
-        made: str = (await self.call(sub, "POST", TASKS, title=title))["id"]
-        return made
+    async def add_task(self, sub: str, title: str) -> str:
+        id: str = (await self.call(sub, "POST", TASKS, title=title))["id"]
+        return id
 
-    async def tell(self, sub: str, event: EventType) -> None:
+    async def send_event(self, sub: str, event: EventType) -> None:
         content = self.issuer.security_event(sub, event.value, audience="http://localhost:8000/api/v1/security-events")
         headers = {"Content-Type": "application/secevent+jwt"}
         async with httpx.AsyncClient(timeout=PATIENCE) as http:
             (await http.post(f"{self.api}/api/v1/security-events", content=content, headers=headers)).raise_for_status()
 
     @asynccontextmanager
-    async def following(self, sub: str, *tokens: str) -> AsyncIterator[Follower]:
-        """From when it has begun. `tokens` are the first that it gets, others are made when it wants them."""
+    async def streaming(self, sub: str, *tokens: str) -> AsyncIterator[Stream]:
+        """Yield a stream after its first response. It uses `tokens` first, then new ones."""
         fresh = (self.issuer.token(sub) for _ in itertools.repeat(None))
         process = await asyncio.create_subprocess_exec(
             find_node(),
@@ -148,15 +148,15 @@ class System:
             "--disable-warning=ExperimentalWarning",
             "follow.ts",
             cwd=CLIENT / "tests",
-            env={"API_URL": self.road.url},
+            env={"API_URL": self.proxy.url},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         try:
-            follower = Follower(process, itertools.chain(tokens, fresh))
-            assert await follower.next() == {"title": None}
-            assert follower.answers == [(200, None)]
-            yield follower
+            stream = Stream(process, itertools.chain(tokens, fresh))
+            assert await stream.next() == {"title": None}
+            assert stream.responses == [(200, None)]
+            yield stream
         finally:
             with suppress(ProcessLookupError):
                 process.kill()
@@ -174,13 +174,13 @@ async def system(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -
             "BETTER_AUTH_JWKS_URL": jwks_url,
             "RATE_LIMIT": "off",
         }
-        road = await Road().open()
-        system = System(environment, issuer, tmp_path_factory.mktemp("empty"), road)
+        proxy = await Proxy().open()
+        system = System(environment, issuer, tmp_path_factory.mktemp("empty"), proxy)
         await system.start()
         try:
             yield system
         finally:
-            road.close()
+            proxy.close()
             await system.stop()
 
 
@@ -189,74 +189,75 @@ def ada() -> str:
     return uuid4().hex
 
 
-async def test_what_happened_while_the_connection_was_lost_is_told(system: System, ada: str) -> None:
-    async with system.following(ada) as follower:
-        milk = await system.add(ada, "milk")
-        seen = await follower.next()
-        assert seen["title"] == "milk"
-        system.road.closed = True
-        system.road.cut()
-        await system.add(ada, "bread")
+async def test_changes_during_a_lost_connection_arrive_afterwards(system: System, ada: str) -> None:
+    async with system.streaming(ada) as stream:
+        milk = await system.add_task(ada, "milk")
+        first = await stream.next()
+        assert first["title"] == "milk"
+        system.proxy.closed = True
+        system.proxy.cut()
+        await system.add_task(ada, "bread")
         await system.call(ada, "DELETE", f"{TASKS}/{milk}")
-        system.road.closed = False
-        told = [await follower.next() for _ in range(2)]
-        assert [(each["title"], each["gone"]) for each in told] == [("bread", False), ("milk", True)]
-        # It said where it was, and was not told again what it knew.
-        assert follower.answers[1:] == [(200, seen["token"])]
+        system.proxy.closed = False
+        changes = [await stream.next() for _ in range(2)]
+        assert [(change["title"], change["gone"]) for change in changes] == [("bread", False), ("milk", True)]
+        assert stream.responses[1:] == [(200, first["token"])]
 
 
-async def test_the_end_of_a_token_is_not_the_end(system: System, ada: str) -> None:
-    """By the device's clock it would be good for longer: the API ends the stream, and its 401 gets a new one."""
+@pytest.mark.full
+async def test_the_stream_resumes_with_a_new_token_when_one_expires(system: System, ada: str) -> None:
+    """With a slow clock, the client learns of the expiry from a 401."""
     now = int(system.issuer.clock())
-    async with system.following(ada, system.issuer.token(ada, iat=now - 200, exp=now)) as follower:
-        await system.add(ada, "before")
-        token = (await follower.next())["token"]
-        await follower.answered(401)
-        await system.add(ada, "meanwhile")
-        assert (await follower.next())["title"] == "meanwhile"
-        assert follower.answers[1:] == [(401, token), (200, token)]
+    async with system.streaming(ada, system.issuer.token(ada, iat=now - 200, exp=now)) as stream:
+        await system.add_task(ada, "before")
+        token = (await stream.next())["token"]
+        await stream.responded(401)
+        await system.add_task(ada, "meanwhile")
+        assert (await stream.next())["title"] == "meanwhile"
+        assert stream.responses[1:] == [(401, token), (200, token)]
 
 
-async def test_a_session_that_was_revoked_is_not_the_end_where_there_is_another(system: System, ada: str) -> None:
-    """Nor if the new token is of the very second of the revocation, and so no better."""
+async def test_the_stream_resumes_with_the_token_of_another_session(system: System, ada: str) -> None:
+    """A token issued within the second of the revocation is refused as well."""
     tokens = system.issuer.token(ada), system.issuer.token(ada, sid="other")
-    async with system.following(ada, *tokens) as follower:
-        await system.tell(ada, EventType.session_revoked)
-        await follower.answered(401)
-        await system.add(ada, "meanwhile")
-        assert (await follower.next())["title"] == "meanwhile"
-        assert [status for status, _ in follower.answers][:3] == [200, 401, 401]
-        assert follower.answers[-1][0] == 200
+    async with system.streaming(ada, *tokens) as stream:
+        await system.send_event(ada, EventType.session_revoked)
+        await stream.responded(401)
+        await system.add_task(ada, "meanwhile")
+        assert (await stream.next())["title"] == "meanwhile"
+        assert [status for status, _ in stream.responses][:3] == [200, 401, 401]
+        assert stream.responses[-1][0] == 200
 
 
-async def test_a_suspension_is_the_end(system: System, ada: str) -> None:
-    async with system.following(ada) as follower:
-        await system.tell(ada, EventType.account_disabled)
-        assert await follower.next() == {"name": "ApiError", "code": "account_suspended"}
+async def test_a_suspension_ends_the_stream_with_an_error(system: System, ada: str) -> None:
+    async with system.streaming(ada) as stream:
+        await system.send_event(ada, EventType.account_disabled)
+        assert await stream.next() == {"name": "ApiError", "code": "account_suspended"}
 
 
-async def test_a_server_that_is_replaced_is_not_the_end(system: System, ada: str) -> None:
-    async with system.following(ada) as follower:
-        await system.add(ada, "before")
-        token = (await follower.next())["token"]
+async def test_the_stream_resumes_after_the_server_is_replaced(system: System, ada: str) -> None:
+    async with system.streaming(ada) as stream:
+        await system.add_task(ada, "before")
+        token = (await stream.next())["token"]
         await system.stop()
         await system.start()
-        await system.add(ada, "after")
-        assert (await follower.next())["title"] == "after"
-        assert follower.answers[-1] == (200, token)
+        await system.add_task(ada, "after")
+        assert (await stream.next())["title"] == "after"
+        assert stream.responses[-1] == (200, token)
 
 
-async def test_what_cannot_be_told_any_more_is_to_be_read_anew(system: System, ada: str) -> None:
-    async with system.following(ada) as follower:
-        milk = await system.add(ada, "milk")
-        token = (await follower.next())["token"]
-        system.road.closed = True
-        system.road.cut()
+@pytest.mark.full
+async def test_an_expired_event_id_starts_the_stream_anew(system: System, ada: str) -> None:
+    async with system.streaming(ada) as stream:
+        milk = await system.add_task(ada, "milk")
+        token = (await stream.next())["token"]
+        system.proxy.closed = True
+        system.proxy.cut()
         await system.call(ada, "DELETE", f"{TASKS}/{milk}")
         async with await psycopg.AsyncConnection.connect(system.database_url) as connection:
             await connection.execute("UPDATE tasks SET deleted_at = now() - interval '31 days' WHERE id = %s", [milk])
-        system.road.closed = False
-        assert await follower.next() == {"title": None}
-        await system.add(ada, "bread")
-        assert (await follower.next())["title"] == "bread"
-        assert follower.answers[1:] == [(410, token), (200, None)]
+        system.proxy.closed = False
+        assert await stream.next() == {"title": None}
+        await system.add_task(ada, "bread")
+        assert (await stream.next())["title"] == "bread"
+        assert stream.responses[1:] == [(410, token), (200, None)]

@@ -1,4 +1,4 @@
-"""OAuth access tokens of a real provider: for the person who granted them, within their scopes; not for machines."""
+"""OAuth access tokens of a real provider: users, scopes, machine clients, roles."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +15,7 @@ from backend.dev.oauth import OAuthClient
 from backend.dev.people import People, Session
 from backend.settings import Settings
 from tests.conftest import Api, running
-from tests.contract.test_better_auth import ME, TASKS, call, newer_token_by_cookie, served_by
+from tests.contract.test_better_auth import ME, TASKS, call, newer_token_by_cookie, settings_for
 from tests.support.issuers import ADMIN
 from tests.users.test_users import rows_of
 
@@ -25,7 +25,7 @@ USERS = "/api/v1/admin/users"
 
 @pytest.fixture(scope="module")
 async def api(better_auth_oauth: Issuer, settings: Settings, issuer: LocalIssuer) -> AsyncIterator[Api]:
-    async with running(served_by(better_auth_oauth, settings), issuer) as api:
+    async with running(settings_for(better_auth_oauth, settings), issuer) as api:
         yield api
 
 
@@ -44,7 +44,7 @@ def refusal(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["code"]
 
 
-async def test_both_kinds_of_token_reach_one_row(
+async def test_session_and_access_tokens_belong_to_one_user(
     api: Api, better_auth_oauth: Issuer, oauth: OAuthClient, session: Session
 ) -> None:
     by_scope = (await call(api, await granted(oauth, session, "openid profile"))).json()
@@ -54,7 +54,7 @@ async def test_both_kinds_of_token_reach_one_row(
     assert (by_session["name"], by_session["scopes"]) == ("Ada", None)
     again = (await call(api, await granted(oauth, session, "openid profile"))).json()
     assert again["id"] == by_session["id"] == by_scope["id"]
-    assert again["name"] == "Ada", "a token without a profile blanks nothing"
+    assert again["name"] == "Ada", "a token without profile claims clears nothing"
     assert (by_scope["issuer"], by_session["issuer"]) == (better_auth_oauth.base_url, better_auth_oauth.iss)
 
 
@@ -69,7 +69,7 @@ async def test_both_kinds_of_token_reach_one_row(
         ("tasks:read tasks:write", "GET", ME, "profile"),
     ],
 )
-async def test_an_access_token_goes_as_far_as_its_scopes(
+async def test_an_access_token_is_limited_to_its_scopes(
     api: Api, oauth: OAuthClient, session: Session, scope: str, method: str, path: str, missing: str | None
 ) -> None:
     body = {"title": "x"} if method == "POST" else None
@@ -82,7 +82,7 @@ async def test_an_access_token_goes_as_far_as_its_scopes(
         assert response.status_code in (200, 201)
 
 
-async def test_a_machine_is_let_in_nowhere_that_is_for_people(api: Api, oauth: OAuthClient) -> None:
+async def test_a_machine_client_is_refused_and_creates_no_user(api: Api, oauth: OAuthClient) -> None:
     answer = await oauth.client_credentials(scope="tasks:read", resource=API)
     token, machine = answer["access_token"], (await api.state["bearer"].verifier.verify(answer["access_token"]))
     assert machine.is_machine
@@ -91,8 +91,8 @@ async def test_a_machine_is_let_in_nowhere_that_is_for_people(api: Api, oauth: O
     assert await rows_of(api, machine.subject) == []
 
 
-async def test_what_else_the_provider_signs_is_no_access_token(api: Api, oauth: OAuthClient, session: Session) -> None:
-    """One key signs everything; an ID token is for the client, which its audience says."""
+async def test_id_tokens_and_opaque_tokens_are_refused(api: Api, oauth: OAuthClient, session: Session) -> None:
+    """One key signs all tokens; only the audience tells an ID token from an access token."""
     answer = await oauth.authorization_code(session, scope="openid profile", resource=API)
     assert refusal(await call(api, answer["id_token"])) == (401, "invalid_token")
     opaque = (await oauth.authorization_code(session, scope="tasks:read"))["access_token"]
@@ -102,7 +102,7 @@ async def test_what_else_the_provider_signs_is_no_access_token(api: Api, oauth: 
 async def test_roles_in_an_access_token_are_ignored(
     api: Api, better_auth_oauth: Issuer, oauth: OAuthClient, session: Session
 ) -> None:
-    """`customAccessTokenClaims` may put one there; in the row it would outlast the token."""
+    """`customAccessTokenClaims` may add a role; stored in the user row, it would outlive the token."""
     with closing(sqlite3.connect(better_auth_oauth.database, timeout=10)) as connection, connection:
         connection.execute("UPDATE user SET role = 'admin' WHERE id = ?", (session.user_id,))
     token = await granted(oauth, session, "profile")
@@ -111,12 +111,12 @@ async def test_roles_in_an_access_token_are_ignored(
     assert [row["roles"] for row in await rows_of(api, session.user_id)] == [[]]
 
 
-async def test_an_old_cookie_brings_no_role_back_where_the_payload_is_better_auths_own(
+async def test_a_cached_cookie_does_not_restore_a_role_under_the_default_payload(
     start_issuer: Callable[..., Issuer], settings: Settings, issuer: LocalIssuer
 ) -> None:
-    """An own `jwt()` makes a new token of what `session.cookieCache` holds, but that has an older `updatedAt`."""
+    """The default payload copies the role of `session.cookieCache`, together with its older `updatedAt`."""
     better_auth = start_issuer(oauth=True, cookie_cache=True, admin_emails=[ADMIN])
-    async with running(served_by(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
+    async with running(settings_for(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
         admin, session = await people.sign_up(ADMIN), await people.sign_up("ada@example.com")
         await people.request("POST", "/admin/set-role", admin.authorization, userId=session.user_id, role="admin")
         browser = await people.sign_in("ada@example.com")

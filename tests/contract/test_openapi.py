@@ -1,4 +1,4 @@
-"""What is published about the API is what the API does: the OpenAPI snapshot, the types made from it, its examples."""
+"""The OpenAPI document: its snapshot, the TypeScript types made from it, examples and descriptions."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from backend.web.problems import Problem
 
 CONTRACT = Path(__file__).parents[2] / "frontend-contract"
 DOCUMENT = create_app().openapi()
-EVENTS = "/api/v1/security-events"  # public: judged by what is sent
+EVENTS = "/api/v1/security-events"  # public: the body is a signed token
 OPERATIONS = [
     pytest.param(path, operation, id=operation["operationId"])
     for path, operations in DOCUMENT["paths"].items()
@@ -26,10 +26,10 @@ OPERATIONS = [
 ]
 
 
-def test_the_snapshot_is_what_the_api_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_snapshot_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["openapi"]) == 0
     renew = ".venv/bin/resource-server openapi > frontend-contract/openapi.json"
-    assert (CONTRACT / "openapi.json").read_text() == capsys.readouterr().out, f"renew it with: {renew}"
+    assert (CONTRACT / "openapi.json").read_text() == capsys.readouterr().out, f"update it with: {renew}"
 
 
 def check_types(folder: Path) -> int:
@@ -39,11 +39,11 @@ def check_types(folder: Path) -> int:
     return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
 
 
-def test_the_types_are_made_from_the_snapshot() -> None:
-    assert check_types(CONTRACT) == 0, "renew them with: cd frontend-contract && npm run schema"
+def test_the_types_are_up_to_date() -> None:
+    assert check_types(CONTRACT) == 0, "update them with: cd frontend-contract && npm run schema"
 
 
-def test_the_check_of_the_types_can_fail(tmp_path: Path) -> None:
+def test_outdated_types_are_detected(tmp_path: Path) -> None:
     changed = json.loads((CONTRACT / "openapi.json").read_text())
     del changed["components"]["schemas"]["TaskRead"]["properties"]["title"]
     (tmp_path / "openapi.json").write_text(json.dumps(changed))
@@ -80,15 +80,15 @@ def test_every_operation_is_documented(path: str, operation: dict[str, Any]) -> 
         assert "security" not in operation
     for status, response in operation["responses"].items():
         kinds = set(response.get("content", {}))
-        own = path == "/readyz" or (path, status) == (EVENTS, "400")  # RFC 8935 has its own
+        own = path == "/readyz" or (path, status) == (EVENTS, "400")  # RFC 8935 defines its own errors
         assert kinds == ({"application/problem+json"} if int(status) >= 400 and not own else kinds)
         assert kinds or status in ("202", "204", "304")
         assert response["description"]
-        assert headers_of(path, status, response) <= set(response["headers"])
+        assert common_headers(path, status, response) <= set(response["headers"])
 
 
-def headers_of(path: str, status: str, response: dict[str, Any]) -> set[str]:
-    """What an answer carries by its kind alone."""
+def common_headers(path: str, status: str, response: dict[str, Any]) -> set[str]:
+    """The headers of every response of this kind."""
     always = {"X-Request-ID", "Cache-Control"} | (
         {"RateLimit", "RateLimit-Policy"} if path.startswith("/api/") else set()
     )
@@ -103,7 +103,7 @@ def test_every_header_is_described() -> None:
         assert header["schema"], name
 
 
-# What a reader knows without being told, wherever it stands.
+# Members that need no description.
 SELF_EVIDENT = {"id", "created_at", "updated_at", "todo", "in_progress", "done", "op", "task", "changes"}
 
 
@@ -111,10 +111,10 @@ SELF_EVIDENT = {"id", "created_at", "updated_at", "todo", "in_progress", "done",
 def test_every_schema_and_its_members_are_described(name: str) -> None:
     schema = DOCUMENT["components"]["schemas"][name]
     assert "enum" in schema or schema.get("description")
-    silent = {member for member, its in schema.get("properties", {}).items() if not its.get("description")}
-    assert silent <= SELF_EVIDENT
+    undescribed = {member for member, its in schema.get("properties", {}).items() if not its.get("description")}
+    assert undescribed <= SELF_EVIDENT
 
 
-def test_problems_are_what_is_documented() -> None:
+def test_the_problem_schema_has_the_members_of_the_model() -> None:
     assert list(DOCUMENT["components"]["schemas"]["Problem"]["properties"]) == list(Problem.model_fields)
     assert "HTTPValidationError" not in DOCUMENT["components"]["schemas"]
