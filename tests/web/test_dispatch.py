@@ -1,4 +1,4 @@
-"""What a fork does to routes and dependencies with FastAPI's documented features holds for compiled routes, too."""
+"""Compiled routes support FastAPI's documented features: dependencies, overrides, order, removal, prefixes."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -25,7 +25,7 @@ from tests.conftest import Api, Person, running
 
 LIST = "/api/v1/tasks"
 TASK = "/api/v1/tasks/00000000-0000-4000-8000-000000000000"
-Refuse = Callable[..., Any]
+Refusal = Callable[..., Any]
 
 
 def refuse() -> None:
@@ -49,51 +49,52 @@ async def mine(_: Request) -> Response:
     return PlainTextResponse("mine")
 
 
-def take_out(app: FastAPI) -> None:
-    """Remove the routes of tasks, as one removes them from a list."""
+def remove_task_routes(app: FastAPI) -> None:
+    """Remove the task routes from the application."""
     ours = (router, batch_router, tags_router)
     app.router.routes[:] = [each for each in app.router.routes if getattr(each, "original_router", None) not in ours]
 
 
-def include(app: FastAPI, **options: Any) -> None:
-    """Include the routes of tasks in another way."""
-    take_out(app)
+def include_again(app: FastAPI, **options: Any) -> None:
+    """Include the task routes with other options."""
+    remove_task_routes(app)
     app.include_router(router, **options)
 
 
-def include_deeper(app: FastAPI, **options: Any) -> None:
-    take_out(app)
+def include_nested(app: FastAPI, **options: Any) -> None:
+    """Include the task routes in a router with these options."""
+    remove_task_routes(app)
     outer = APIRouter(**options)
     outer.include_router(router)
     app.include_router(outer)
 
 
 async def statuses(person: Person) -> list[int]:
-    """Of routes with and without parameters in their path, and of one with a body."""
+    """The statuses of a list, of a task that does not exist, and of a create."""
     asked = (person.get(LIST), person.get(TASK), person.post(LIST, {"title": "a"}))
     return [(await each).status_code for each in asked]
 
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths of the requests that a compiled route answered."""
+    """Records the paths of requests that compiled routes answer."""
     paths: list[str] = []
     answer = PersonRoute.answer
 
-    async def noted(route: PersonRoute, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None:
+    async def record(route: PersonRoute, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None:
         paths.append(scope["path"])
         await answer(route, arguments, scope, receive, send)
 
-    monkeypatch.setattr(PersonRoute, "answer", noted)
+    monkeypatch.setattr(PersonRoute, "answer", record)
     return paths
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-@pytest.mark.parametrize("way", [include, include_deeper])
-async def test_dependencies_of_an_inclusion_run(
-    settings: Settings, issuer: LocalIssuer, way: Callable[..., None], refusal: Refuse
+@pytest.mark.parametrize("include_routes", [include_again, include_nested])
+async def test_dependencies_of_include_router_run(
+    settings: Settings, issuer: LocalIssuer, include_routes: Callable[..., None], refusal: Refusal
 ) -> None:
-    change = partial(way, dependencies=[Depends(refusal)])
+    change = partial(include_routes, dependencies=[Depends(refusal)])
     async with running(settings, issuer, change=change) as api:
         assert await statuses(api.person()) == [418, 418, 418]
         assert (await api.person().get("/api/v1/users/me")).status_code == 200
@@ -101,25 +102,25 @@ async def test_dependencies_of_an_inclusion_run(
 
 @pytest.mark.parametrize("refusal", REFUSALS)
 async def test_dependencies_of_the_application_run(
-    settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch, refusal: Refuse
+    settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
     monkeypatch.setattr("backend.app.Application", partial(Application, dependencies=[Depends(refusal)]))
     async with running(settings, issuer) as api:
         assert await statuses(api.person()) == [418, 418, 418]
 
 
-async def test_an_async_dependency_of_an_inclusion_is_compiled(
+async def test_routes_with_async_dependencies_are_compiled(
     settings: Settings, issuer: LocalIssuer, compiled: list[str]
 ) -> None:
-    async with running(settings, issuer, change=partial(include, dependencies=[Depends(refuse_async)])) as api:
+    async with running(settings, issuer, change=partial(include_again, dependencies=[Depends(refuse_async)])) as api:
         assert await statuses(api.person()) == [418, 418, 418]
     assert compiled == [LIST, TASK, LIST]
 
 
-async def test_another_prefix_takes_the_place_of_the_old_path(
+async def test_another_prefix_replaces_the_old_path(
     settings: Settings, issuer: LocalIssuer, compiled: list[str]
 ) -> None:
-    async with running(settings, issuer, change=partial(include, prefix="/v2")) as api:
+    async with running(settings, issuer, change=partial(include_again, prefix="/v2")) as api:
         ada = api.person()
         assert await statuses(ada) == [404, 404, 404]
         task = (await ada.post(f"/v2{LIST}", {"title": "a"})).json()
@@ -127,16 +128,16 @@ async def test_another_prefix_takes_the_place_of_the_old_path(
     assert compiled == [f"/v2{LIST}", f"/v2{LIST}/{task['id']}"]
 
 
-async def test_a_route_that_was_removed_is_not_there(settings: Settings, issuer: LocalIssuer) -> None:
-    async with running(settings, issuer, change=take_out) as api:
+async def test_a_removed_route_is_not_found(settings: Settings, issuer: LocalIssuer) -> None:
+    async with running(settings, issuer, change=remove_task_routes) as api:
         assert await statuses(api.person()) == [404, 404, 404]
 
 
-async def test_routes_may_be_removed_and_added_while_it_runs(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_routes_can_be_removed_and_added_at_run_time(settings: Settings, issuer: LocalIssuer) -> None:
     async with running(settings, issuer) as api:
         ada = api.person()
         assert await statuses(ada) == [200, 404, 201]
-        take_out(api.app)
+        remove_task_routes(api.app)
         assert await statuses(ada) == [404, 404, 404]
         api.app.include_router(router, dependencies=[Depends(refuse)])
         assert await statuses(ada) == [418, 418, 418]
@@ -144,7 +145,7 @@ async def test_routes_may_be_removed_and_added_while_it_runs(settings: Settings,
         assert (await ada.get(LIST)).text == "mine"
 
 
-async def test_a_router_that_is_included_may_grow_while_it_runs(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_an_included_router_can_get_routes_at_run_time(settings: Settings, issuer: LocalIssuer) -> None:
     added = APIRouter(route_class=PersonRoute)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         assert (await api.person().get("/later")).status_code == 404
@@ -152,36 +153,34 @@ async def test_a_router_that_is_included_may_grow_while_it_runs(settings: Settin
         assert (await api.person().get("/later")).text == "mine"
 
 
-def first(route: Any) -> Callable[[FastAPI], None]:
+def insert_first(route: Any) -> Callable[[FastAPI], None]:
     return lambda app: app.router.routes.insert(0, route)
 
 
 @pytest.mark.parametrize(
-    ("route", "found"),
+    ("route", "expected"),
     [
         (APIRoute(LIST, mine), [200, 404, 201]),
         (APIRoute("/api/{rest:path}", mine), [200, 200, 201]),
-        (APIRoute("/api/v1/{what}", mine), [200, 404, 201]),
-        (APIRoute("/api/v1/{what}/{id}", mine), [200, 200, 201]),
+        (APIRoute("/api/v1/{part}", mine), [200, 404, 201]),
+        (APIRoute("/api/v1/{part}/{id}", mine), [200, 200, 201]),
         (APIRoute(TASK, mine), [200, 200, 201]),
         (APIRoute("/elsewhere/{id}", mine), [200, 404, 201]),
         (Mount("/api/v1/tasks", PlainTextResponse("mine")), [200, 200, 201]),
         (Mount("/elsewhere", PlainTextResponse("mine")), [200, 404, 201]),
     ],
 )
-async def test_a_route_that_was_registered_before_answers(
-    settings: Settings, issuer: LocalIssuer, route: Any, found: list[int]
+async def test_the_first_registered_route_answers(
+    settings: Settings, issuer: LocalIssuer, route: Any, expected: list[int]
 ) -> None:
-    async with running(settings, issuer, change=first(route)) as api:
+    async with running(settings, issuer, change=insert_first(route)) as api:
         ada = api.person()
-        assert await statuses(ada) == found
+        assert await statuses(ada) == expected
         was_mine = [(await ada.get(path)).text == "mine" for path in (LIST, TASK)]
-    assert was_mine == [bool(route.path_regex.match(LIST)), found[1] == 200]
+    assert was_mine == [bool(route.path_regex.match(LIST)), expected[1] == 200]
 
 
-async def test_of_two_routes_with_one_path_each_answers_its_own_methods(
-    settings: Settings, issuer: LocalIssuer
-) -> None:
+async def test_routes_with_the_same_path_answer_their_own_methods(settings: Settings, issuer: LocalIssuer) -> None:
     async def both(_: Request) -> Response:
         return PlainTextResponse("both")
 
@@ -203,7 +202,7 @@ class Named(BaseModel):
     name: str
 
 
-async def test_a_body_may_be_a_member_of_the_document(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_an_embedded_body_is_read(settings: Settings, issuer: LocalIssuer) -> None:
     async def embedded(named: Annotated[Named, Body(embed=True)]) -> Response:
         return PlainTextResponse(named.name)
 
@@ -215,7 +214,7 @@ async def test_a_body_may_be_a_member_of_the_document(settings: Settings, issuer
 
 
 class Stamped(PersonRoute):
-    """A custom route class, as FastAPI's documentation shows them."""
+    """A custom route class as in FastAPI's documentation."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
@@ -228,7 +227,7 @@ class Stamped(PersonRoute):
         return stamp
 
 
-async def test_a_custom_route_class_keeps_its_own_handler(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_a_custom_route_class_uses_its_own_handler(settings: Settings, issuer: LocalIssuer) -> None:
     added = APIRouter(route_class=Stamped)
     added.get("/stamped")(mine)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
@@ -236,7 +235,7 @@ async def test_a_custom_route_class_keeps_its_own_handler(settings: Settings, is
         assert (await api.http.get("/stamped")).status_code == 401
 
 
-async def test_a_handler_can_make_the_address_of_a_route(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_a_handler_can_use_url_for(settings: Settings, issuer: LocalIssuer) -> None:
     async def where(request: Request) -> Response:
         return PlainTextResponse(str(request.url_for("where")))
 
@@ -246,14 +245,14 @@ async def test_a_handler_can_make_the_address_of_a_route(settings: Settings, iss
         assert (await api.person().get("/where")).text == "http://localhost:8000/where"
 
 
-def faked(**claims: Any) -> Principal:
+def principal_of(**claims: Any) -> Principal:
     now = time.time()
     known = {"sub": "faked", "iss": "http://issuer.test", "iat": now, "exp": now + 60, "email": "faked@example.com"}
     return Principal.from_claims({**known, **claims}, is_access_token=False)
 
 
 def plain() -> Principal:
-    return faked()
+    return principal_of()
 
 
 async def with_dependencies(request: Request, other: Annotated[Principal, Depends(plain)]) -> Principal:
@@ -261,15 +260,15 @@ async def with_dependencies(request: Request, other: Annotated[Principal, Depend
     return other
 
 
-async def with_an_end() -> AsyncIterator[Principal]:
-    yield faked()
+async def with_cleanup() -> AsyncIterator[Principal]:
+    yield principal_of()
 
 
 def override_principal(monkeypatch: pytest.MonkeyPatch, app: FastAPI, override: Callable[..., Any]) -> None:
     monkeypatch.setattr(app, "dependency_overrides", {current_principal: override})
 
 
-@pytest.mark.parametrize("override", [plain, with_dependencies, with_an_end])
+@pytest.mark.parametrize("override", [plain, with_dependencies, with_cleanup])
 async def test_overriding_the_principal_fakes_the_caller(
     api: Api, monkeypatch: pytest.MonkeyPatch, override: Callable[..., Any]
 ) -> None:
@@ -281,31 +280,31 @@ async def test_overriding_the_principal_fakes_the_caller(
     assert (await api.http.get("/api/v1/admin/users")).status_code == 403
 
 
-async def test_an_override_is_judged_as_a_token_is(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    override_principal(monkeypatch, api.app, lambda: faked(banned=True))
+async def test_a_banned_principal_of_an_override_is_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    override_principal(monkeypatch, api.app, lambda: principal_of(banned=True))
     assert (await api.http.get(LIST)).status_code == 403
 
 
-async def test_an_override_may_ask_for_what_a_request_lacks(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    def named(who: Annotated[str, Header()]) -> Principal:
-        return faked(sub=who)
+async def test_an_override_can_have_required_parameters(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_header(name: Annotated[str, Header()]) -> Principal:
+        return principal_of(sub=name)
 
-    override_principal(monkeypatch, api.app, named)
+    override_principal(monkeypatch, api.app, by_header)
     assert (await api.http.get(LIST)).status_code == 422
-    assert (await api.http.get(LIST, headers={"Who": "grace"})).status_code == 200
+    assert (await api.http.get(LIST, headers={"Name": "grace"})).status_code == 200
 
 
 @pytest.mark.parametrize("route_class", [APIRoute, BearerRoute])
 async def test_an_override_fakes_the_caller_in_any_application(route_class: type[APIRoute]) -> None:
-    """Without a lifespan, too: a test that fakes the caller needs no issuer."""
+    """It needs neither a lifespan nor an issuer."""
     app = FastAPI()
     router = APIRouter(route_class=route_class)
 
-    @router.get("/who")
-    async def who(principal: CurrentPrincipal) -> str:
+    @router.get("/subject")
+    async def subject(principal: CurrentPrincipal) -> str:
         return principal.subject
 
     app.include_router(router)
     app.dependency_overrides[current_principal] = plain
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
-        assert (await http.get("/who")).json() == "faked"
+        assert (await http.get("/subject")).json() == "faked"

@@ -1,4 +1,4 @@
-"""The short way from a request to its handler, beside FastAPI's own: they give the same answers."""
+"""Compiled dispatch gives the same responses as FastAPI's own dispatch."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -67,36 +67,40 @@ def operations(api: Api) -> Iterator[tuple[str, str]]:
                 yield method.upper(), path.replace("{id}", str(uuid4()))
 
 
-async def ask(person: Person, method: str, url: str, headers: dict[str, str], body: bytes | None) -> tuple[Any, ...]:
+def unused() -> None:
+    """A dependency of no route. Any override switches compiled dispatch off."""
+
+
+async def send(person: Person, method: str, url: str, headers: dict[str, str], body: bytes | None) -> tuple[Any, ...]:
     content_type = {"Content-Type": "application/json"} if body is not None else {}
     answer = await person.request(
         method, url, headers={"X-Request-ID": "same", **content_type, **headers}, content=body
     )
-    told = {name: sorted(value.split(", ")) for name, value in answer.headers.items() if name != "ratelimit"}
-    return answer.status_code, told, answer.content
+    headers_sent = {name: sorted(value.split(", ")) for name, value in answer.headers.items() if name != "ratelimit"}
+    return answer.status_code, headers_sent, answer.content
 
 
-async def test_both_ways_answer_alike(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_both_dispatchers_give_the_same_response(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = api.person(role="admin")
     seen = set()
     for method, path in operations(api):
         reads = method in ("GET", "DELETE")
         for query, headers, body in product(QUERIES, HEADERS, [None] if reads else BODIES):
             if bool(query) + bool(headers) + (body is not None) > 1:
-                continue  # each of them alone
+                continue  # vary one part at a time
             if (method, path) == ("DELETE", "/api/v1/users/me") and (query or headers):
                 continue
             url = f"{path}?{query}"
-            short = await ask(ada, method, url, headers, body)
+            compiled = await send(ada, method, url, headers, body)
             with monkeypatch.context() as patch:
-                patch.setitem(api.app.dependency_overrides, ask, ask)
-                long = await ask(ada, method, url, headers, body)
-            assert short == long, (method, url, headers, body)
-            seen.add(short[0])
+                patch.setitem(api.app.dependency_overrides, unused, unused)
+                original = await send(ada, method, url, headers, body)
+            assert compiled == original, (method, url, headers, body)
+            seen.add(compiled[0])
     assert seen >= {200, 204, 404, 422}
 
 
-async def test_overridden_dependencies_count(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dependency_overrides_are_used(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     from backend.tasks.router import caller_tasks
 
     class Tasks:
@@ -107,36 +111,36 @@ async def test_overridden_dependencies_count(api: Api, monkeypatch: pytest.Monke
     assert (await api.person().get("/api/v1/tasks/summary")).json()["overdue"] == 4
 
 
-class Strange(Exception):
-    """What only an application of somebody else's raises."""
+class CustomError(Exception):
+    """An error of code that a fork adds."""
 
 
-def strange(_: Request, error: Exception) -> Response:
-    return Response(f"strange: {error}", 400, media_type="text/plain")
+def handle_custom_error(_: Request, error: Exception) -> Response:
+    return Response(f"custom: {error}", 400, media_type="text/plain")
 
 
-async def gone(_: Request, __: Exception) -> Response:
-    return Response("gone", 410)
+async def answer_gone(_: Request, __: Exception) -> Response:
+    return Response("removed", 410)
 
 
-ADDED: dict[int | type[Exception], Any] = {Strange: strange, 403: gone}
+ADDED: dict[int | type[Exception], Any] = {CustomError: handle_custom_error, 403: answer_gone}
 
 
 @pytest.mark.parametrize(
     ("error", "added", "status"),
     [
-        (Strange("indeed"), ADDED, 400),
-        (Strange("indeed"), {}, 500),
+        (CustomError("indeed"), ADDED, 400),
+        (CustomError("indeed"), {}, 500),
         (forbidden("no"), ADDED, 410),
         (forbidden("no"), {}, 403),
         (NotFound(), ADDED, 404),
         (RuntimeError("secret"), ADDED, 500),
-        (RuntimeError("secret"), {500: gone}, 410),
-        (RuntimeError("secret"), {Exception: gone}, 410),
-        (HTTPException(500), {500: gone}, 500),
+        (RuntimeError("secret"), {500: answer_gone}, 410),
+        (RuntimeError("secret"), {Exception: answer_gone}, 410),
+        (HTTPException(500), {500: answer_gone}, 500),
     ],
 )
-async def test_both_ways_ask_the_handlers_that_somebody_added(
+async def test_both_dispatchers_use_added_exception_handlers(
     api: Api,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -151,26 +155,24 @@ async def test_both_ways_ask_the_handlers_that_somebody_added(
     monkeypatch.setattr(TaskService, "summary", summary)
     for kind, handler in added.items():
         monkeypatch.setitem(api.app.exception_handlers, kind, handler)
-    monkeypatch.setattr(api.app, "middleware_stack", None)  # FastAPI reads its handlers when it is put together
-    for overrides, encoding in product(({}, {ask: ask}), ("identity", "gzip")):
+    monkeypatch.setattr(api.app, "middleware_stack", None)  # FastAPI reads its handlers when it builds the stack
+    for overrides, encoding in product(({}, {unused: unused}), ("identity", "gzip")):
         monkeypatch.setattr(api.app, "dependency_overrides", overrides)
         caplog.clear()
-        answer = await ask(ada, "GET", "/api/v1/tasks/summary", {"Accept-Encoding": encoding}, None)
+        answer = await send(ada, "GET", "/api/v1/tasks/summary", {"Accept-Encoding": encoding}, None)
         logged = [record.getMessage().partition("\n")[0] for record in caplog.records if record.levelname == "ERROR"]
         found.append((*answer, logged))
     assert all(each == found[0] for each in found)
     *_, logged = found[0]
     assert found[0][0] == status
-    unexpected = isinstance(error, RuntimeError) or (isinstance(error, Strange) and not added)
+    unexpected = isinstance(error, RuntimeError) or (isinstance(error, CustomError) and not added)
     assert logged == ([f"unexpected {type(error).__name__}"] if unexpected else [])
 
 
-async def test_middleware_that_somebody_added_stands_around_both_ways(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_both_dispatchers_run_added_middleware(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    class Seeing:
+    class Recording:
         def __init__(self, app: ASGIApp) -> None:
             self.app = app
 
@@ -180,22 +182,22 @@ async def test_middleware_that_somebody_added_stands_around_both_ways(
 
     monkeypatch.setattr(api.app, "middleware_stack", None)
     monkeypatch.setattr(api.app, "user_middleware", api.app.user_middleware[:])
-    api.app.add_middleware(Seeing)
+    api.app.add_middleware(Recording)
     for path in "/api/v1/tasks/summary", "/livez":
         assert (await api.person().get(path)).status_code == 200
     assert seen == ["/api/v1/tasks/summary", "/livez"]
 
 
-async def test_who_goes_which_way(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_matching_requests_reach_compiled_routes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ada, paths = api.person(), []
     task = await ada.task()
     answer = PersonRoute.answer
 
-    async def noted(route: PersonRoute, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None:
+    async def record(route: PersonRoute, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None:
         paths.append(route.path)
         await answer(route, arguments, scope, receive, send)
 
-    monkeypatch.setattr(PersonRoute, "answer", noted)
+    monkeypatch.setattr(PersonRoute, "answer", record)
     for path in "/api/v1/tasks", f"/api/v1/tasks/{task['id']}", "/api/v1/users/me":
         assert (await ada.get(path)).status_code == 200
     assert paths == ["/api/v1/tasks", "/api/v1/tasks/{id:uuid}", "/api/v1/users/me"]
@@ -224,7 +226,7 @@ async def reads_two_models(a: Annotated[Paging, Query()], b: Annotated[Renamed, 
     return Response(f"{a}{b}")
 
 
-async def reads_another_name(a: Annotated[Renamed, Query()]) -> Response:
+async def reads_an_alias(a: Annotated[Renamed, Query()]) -> Response:
     return Response(f"{a}")
 
 
@@ -232,27 +234,27 @@ async def reads_a_header_twice(key: Annotated[list[str] | None, Header()] = None
     return Response(f"{key}")
 
 
-async def changes_the_answer(response: Response) -> Response:
+async def changes_the_response(response: Response) -> Response:
     return response
 
 
-async def leaves_its_answer_to_fastapi(limit: Annotated[Paging, Query()]) -> Paging:
+async def returns_a_model(limit: Annotated[Paging, Query()]) -> Paging:
     return limit
 
 
-async def does_not_say_what_it_answers(request: Request):  # type: ignore[no-untyped-def]  # noqa: ANN201
+async def has_no_return_type(request: Request):  # type: ignore[no-untyped-def]  # noqa: ANN201
     return {"method": request.method}
 
 
-async def answers_null() -> None:
+async def returns_none() -> None:
     return
 
 
-def is_not_async(request: Request) -> Response:
+def is_sync(request: Request) -> Response:
     return Response(request.method)
 
 
-async def hangs_on_one(_: Annotated[Response, Depends(is_not_async)]) -> Response:
+async def depends_on_a_sync_function(_: Annotated[Response, Depends(is_sync)]) -> Response:
     return Response()
 
 
@@ -264,23 +266,23 @@ async def reads_a_body(name: Name) -> str:
     return name.name
 
 
-async def hangs_on_a_body(_: Annotated[str, Depends(reads_a_body)]) -> Response:
+async def depends_on_a_body(_: Annotated[str, Depends(reads_a_body)]) -> Response:
     return Response()
 
 
-async def reads_a_member(name: Annotated[str, Body(embed=True)]) -> Response:
+async def reads_an_embedded_body(name: Annotated[str, Body(embed=True)]) -> Response:
     return Response(name)
 
 
-async def reads_a_default_that_is_judged(name: Annotated[int, Body(validate_default=True)] = "1") -> Response:  # type: ignore[assignment]
+async def validates_the_default_of_a_body(name: Annotated[int, Body(validate_default=True)] = "1") -> Response:  # type: ignore[assignment]
     return Response(f"{name}")
 
 
-async def reads_a_header_that_is_judged(name: Annotated[int, Header(validate_default=True)] = "1") -> Response:  # type: ignore[assignment]
+async def validates_the_default_of_a_header(name: Annotated[int, Header(validate_default=True)] = "1") -> Response:  # type: ignore[assignment]
     return Response(f"{name}")
 
 
-async def asks_twice(_: Annotated[Response, Depends(reads_a_cookie, use_cache=False)]) -> Response:
+async def depends_without_cache(_: Annotated[Response, Depends(reads_a_cookie, use_cache=False)]) -> Response:
     return Response()
 
 
@@ -290,22 +292,22 @@ async def asks_twice(_: Annotated[Response, Depends(reads_a_cookie, use_cache=Fa
         reads_a_cookie,
         reads_one_parameter,
         reads_two_models,
-        reads_another_name,
+        reads_an_alias,
         reads_a_header_twice,
-        changes_the_answer,
-        leaves_its_answer_to_fastapi,
-        does_not_say_what_it_answers,
-        answers_null,
-        is_not_async,
-        hangs_on_one,
-        hangs_on_a_body,
-        reads_a_member,
-        reads_a_default_that_is_judged,
-        reads_a_header_that_is_judged,
-        asks_twice,
+        changes_the_response,
+        returns_a_model,
+        has_no_return_type,
+        returns_none,
+        is_sync,
+        depends_on_a_sync_function,
+        depends_on_a_body,
+        reads_an_embedded_body,
+        validates_the_default_of_a_body,
+        validates_the_default_of_a_header,
+        depends_without_cache,
     ],
 )
-def test_what_only_fastapi_can_give_goes_its_way(handler: Any) -> None:
+def test_unsupported_handlers_are_left_to_fastapi(handler: Any) -> None:
     router = APIRouter(route_class=PersonRoute)
     router.get("/")(handler)
     (route,) = router.routes
@@ -338,21 +340,21 @@ async def reads_a_frozen_model(page: Annotated[Frozen, Query()]) -> Response:
     return Response(f"{page}")
 
 
-async def reads_another_model(page: Annotated[Paging, Query()]) -> Response:
+async def reads_a_mutable_model(page: Annotated[Paging, Query()]) -> Response:
     return Response(f"{page}")
 
 
 @pytest.mark.parametrize(
-    ("handler", "query", "made_once"),
+    ("handler", "query", "cached"),
     [
         (reads_a_frozen_model, "limit=2", True),
-        (reads_a_frozen_model, f"limit={2:0256}", False),  # too long to be remembered
-        (reads_another_model, "limit=2", False),
+        (reads_a_frozen_model, f"limit={2:0256}", False),  # too long to be cached
+        (reads_a_mutable_model, "limit=2", False),
         (reads_a_list, "limit=2&names=a", False),
         (reads_a_time, "limit=2", False),
     ],
 )
-async def test_a_frozen_model_is_made_once_for_each_query_string(handler: Any, query: str, made_once: bool) -> None:
+async def test_a_frozen_query_model_is_cached_by_query_string(handler: Any, query: str, cached: bool) -> None:
     router = APIRouter(route_class=PersonRoute)
     router.get("/")(handler)
     (route,) = router.routes
@@ -365,13 +367,13 @@ async def test_a_frozen_model_is_made_once_for_each_query_string(handler: Any, q
 
     first, other = await page(query), await page("limit=3")
     assert (first.limit, other.limit) == (2, 3)
-    assert ((await page(query)) is first) is made_once
+    assert ((await page(query)) is first) is cached
     for _ in range(2):
         with pytest.raises(RequestValidationError):
             await page("limit=many")
 
 
-def test_every_route_of_ours_takes_the_short_way(api: Api) -> None:
+def test_every_route_of_the_project_is_compiled(api: Api) -> None:
     routes = [route for name in ROUTERS for route in resolve_name(name).routes if isinstance(route, PersonRoute)]
     assert len(routes) > 20
     table = _Table(api.app.router, PersonRoute)
@@ -384,7 +386,7 @@ def test_every_route_of_ours_takes_the_short_way(api: Api) -> None:
 
 
 @pytest.mark.parametrize("parameters", ["tag=x&{}=", "{}=&", "tag={}&"])
-async def test_reading_a_query_string_takes_time_in_proportion_to_its_length(parameters: str) -> None:
+async def test_parsing_a_query_string_takes_linear_time(parameters: str) -> None:
     async def handler(query: Annotated[TaskQuery, Query()]) -> Response:
         return Response(f"{query}")
 

@@ -1,4 +1,4 @@
-"""Behind a proxy: its word is taken, and nobody else's."""
+"""Requests through trusted proxies: client address, scheme and rate limits."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def scope(peer: str | None, headers: Sequence[tuple[str, str]] = (), scheme: str
     }
 
 
-def seen(peer: str | None, *forwarded_for: str, proto: str | None = None) -> tuple[str | None, str]:
+def client_and_scheme(peer: str | None, *forwarded_for: str, proto: str | None = None) -> tuple[str | None, str]:
     headers = [("x-forwarded-for", value) for value in forwarded_for]
     headers += [("x-forwarded-proto", proto)] if proto else []
     found = scope(peer, headers)
@@ -37,25 +37,25 @@ def seen(peer: str | None, *forwarded_for: str, proto: str | None = None) -> tup
         ("192.0.2.7", ["198.51.100.1"], "198.51.100.1"),
         ("2001:db8:1::5", ["2001:db8:ffff::1"], "2001:db8:ffff::1"),
         ("::ffff:10.1.2.3", ["198.51.100.1"], "198.51.100.1"),
-        # What the client wrote stands left of what the proxy saw.
+        # The proxy appends to what the client sent.
         ("10.1.2.3", ["6.6.6.6, 198.51.100.1"], "198.51.100.1"),
         ("10.1.2.3", ["6.6.6.6", "198.51.100.1"], "198.51.100.1"),
         ("10.1.2.3", ["10.9.9.9, 198.51.100.1"], "198.51.100.1"),
         # Several proxies.
         ("10.1.2.3", ["6.6.6.6, 198.51.100.1, 192.0.2.7,10.4.4.4"], "198.51.100.1"),
-        # A client on the proxies' own network.
+        # A client in the network of the proxies.
         ("10.1.2.3", ["10.5.5.5"], "10.5.5.5"),
-        # With ports, as some proxies write them.
+        # Some proxies add ports.
         ("10.1.2.3", ["198.51.100.1:5123"], "198.51.100.1"),
         ("10.1.2.3", ["[2001:db8:ffff::1]:5123"], "2001:db8:ffff::1"),
         ("10.1.2.3", ["::ffff:198.51.100.1"], "198.51.100.1"),
-        # What cannot be read ends at the proxy that passed it on.
+        # An unreadable address: the last readable one counts.
         ("10.1.2.3", [], "10.1.2.3"),
         ("10.1.2.3", [""], "10.1.2.3"),
         ("10.1.2.3", ["unknown"], "10.1.2.3"),
         ("10.1.2.3", ["198.51.100.1, nonsense\xff, 10.4.4.4"], "10.4.4.4"),
         ("10.1.2.3", [", ".join(["10.1.1.1"] * 1000)], "10.1.1.1"),
-        # Others may say what they like.
+        # The header of an untrusted peer is ignored.
         ("198.51.100.1", ["6.6.6.6"], "198.51.100.1"),
         ("11.1.2.3", ["6.6.6.6"], "11.1.2.3"),
         ("2001:db8:2::5", ["6.6.6.6"], "2001:db8:2::5"),
@@ -63,10 +63,10 @@ def seen(peer: str | None, *forwarded_for: str, proto: str | None = None) -> tup
         (None, ["6.6.6.6"], None),
     ],
 )
-def test_the_client_is_the_rightmost_address_that_is_no_proxy(
+def test_the_client_is_the_rightmost_untrusted_address(
     peer: str | None, forwarded_for: list[str], client: str | None
 ) -> None:
-    assert seen(peer, *forwarded_for)[0] == client
+    assert client_and_scheme(peer, *forwarded_for)[0] == client
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_the_client_is_the_rightmost_address_that_is_no_proxy(
         ("198.51.100.1", "https", "http"),
     ],
 )
-def test_the_scheme_is_the_proxys(peer: str, proto: str | None, scheme: str) -> None:
-    assert seen(peer, proto=proto)[1] == scheme
+def test_the_scheme_is_taken_from_trusted_proxies_only(peer: str, proto: str | None, scheme: str) -> None:
+    assert client_and_scheme(peer, proto=proto)[1] == scheme
 
 
 @pytest.mark.parametrize(
-    ("peer", "held"),
+    ("peer", "network"),
     [
         ("198.51.100.1", "198.51.100.1"),
         ("::ffff:198.51.100.1", "198.51.100.1"),
@@ -98,8 +98,8 @@ def test_the_scheme_is_the_proxys(peer: str, proto: str | None, scheme: str) -> 
         (None, ""),
     ],
 )
-def test_one_client_holds_an_address_or_a_64(peer: str | None, held: str) -> None:
-    assert client_network(scope(peer)) == held
+def test_a_client_network_is_an_ipv4_address_or_an_ipv6_64(peer: str | None, network: str) -> None:
+    assert client_network(scope(peer)) == network
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_one_client_holds_an_address_or_a_64(peer: str | None, held: str) -> Non
         (("10.0.0.0/8",), {"X-Forwarded-Proto": "https"}, False),
     ],
 )
-async def test_https_is_kept_where_it_was_used(
+async def test_hsts_is_sent_only_over_https(
     settings: Settings, issuer: LocalIssuer, proxies: tuple[str, ...], headers: dict[str, str], secure: bool
 ) -> None:
     async with running(settings.model_copy(update={"trusted_proxies": proxies}), issuer) as api:
@@ -121,7 +121,7 @@ async def test_https_is_kept_where_it_was_used(
             assert response.headers.get("strict-transport-security") == ("max-age=63072000" if secure else None)
 
 
-async def test_clients_behind_a_proxy_are_told_apart_and_forgers_are_not(
+async def test_rate_limits_trust_forwarded_addresses_of_known_proxies_only(
     settings: Settings, issuer: LocalIssuer
 ) -> None:
     async def statuses(proxies: tuple[str, ...], *clients: str) -> list[int]:
