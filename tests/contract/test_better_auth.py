@@ -179,8 +179,8 @@ async def test_a_token_of_another_server_with_the_same_issuer_is_refused(
     api: Api, start_issuer: Callable[..., Issuer], better_auth: Issuer
 ) -> None:
     """Its issuer and audience match, but its keys are not in the key set."""
-    stranger = start_issuer(url=better_auth.url)
-    async with People(f"http://localhost:{stranger.port}/api/auth") as people:
+    impostor = start_issuer(url=better_auth.url)
+    async with People(f"http://localhost:{impostor.port}/api/auth") as people:
         people._client.headers["Host"] = better_auth.url.removeprefix("http://")
         session = await people.sign_up("eve@example.com")
         response = await call(api, await people.token(session))

@@ -146,7 +146,7 @@ async def test_a_ban_arrives_while_sign_outs_and_forged_events_exhaust_the_quota
     user, token = await deployment.new_user()
     people, http = deployment.people, deployment.http
     (key,) = (await http.get(deployment.issuer.jwks_url)).json()["keys"]
-    stranger = LocalIssuer(deployment.issuer.iss)
+    impostor = LocalIssuer(deployment.issuer.iss)
     statuses: Counter[int] = Counter()
 
     async def sign_out() -> None:
@@ -154,7 +154,7 @@ async def test_a_ban_arrives_while_sign_outs_and_forged_events_exhaust_the_quota
         await people.request("POST", "/sign-out", session_of(answer).cookie | random_address())
 
     async def forge() -> None:
-        event = stranger.security_event(
+        event = impostor.security_event(
             "user1", DISABLED, key=SigningKey.generate("EdDSA", key["kid"]), audience=AUDIENCE
         )
         headers = {"Content-Type": "application/secevent+jwt"} | random_address()

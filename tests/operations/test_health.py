@@ -1,4 +1,4 @@
-"""`/readyz` asks the database once for all who come, and says nothing that it has not heard."""
+"""The schema check of `/readyz`: concurrent callers share one query, and errors are not hidden."""
 
 import asyncio
 from typing import cast
@@ -10,50 +10,50 @@ from backend.operations import health
 from backend.operations.health import SchemaCheck
 
 
-class Scripted:
-    """A probe that answers when it is told to, with a revision or an error."""
+class FakeProbe:
+    """A probe that responds on command with a revision or an error."""
 
     def __init__(self) -> None:
-        self.asked = 0
-        self.answer: str | Exception = "0001"
-        self.may_answer = asyncio.Event()
+        self.queries = 0
+        self.result: str | Exception = "0001"
+        self.may_respond = asyncio.Event()
 
     async def rows(self, _: str) -> list[Row]:
-        self.asked += 1
-        await self.may_answer.wait()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return [{"version_num": self.answer}]
+        self.queries += 1
+        await self.may_respond.wait()
+        if isinstance(self.result, Exception):
+            raise self.result
+        return [{"version_num": self.result}]
 
 
-def check(probe: Scripted) -> SchemaCheck:
+def check(probe: FakeProbe) -> SchemaCheck:
     return SchemaCheck(cast(Probe, probe), "0001")
 
 
-async def test_whoever_asks_first_may_leave_without_troubling_the_others() -> None:
-    probe = Scripted()
+async def test_a_cancelled_caller_does_not_affect_others_waiting_for_the_same_check() -> None:
+    probe = FakeProbe()
     schema = check(probe)
     first, second = (asyncio.create_task(schema.status()) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.sleep(0)
-    probe.may_answer.set()
+    probe.may_respond.set()
     assert await second == "ok"
     assert first.cancelled()
     assert await schema.status() == "ok"
-    assert probe.asked == 1
+    assert probe.queries == 1
 
 
-async def test_an_answer_that_is_no_more_fresh_is_not_given_for_one_that_failed(
+async def test_an_unexpected_error_is_raised_and_not_replaced_by_an_old_status(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(health, "MAX_AGE", 0.0)
-    probe = Scripted()
-    probe.may_answer.set()
+    probe = FakeProbe()
+    probe.may_respond.set()
     schema = check(probe)
     assert await schema.status() == "ok"
-    probe.answer = RuntimeError("not foreseen")
+    probe.result = RuntimeError("not foreseen")
     with pytest.raises(RuntimeError, match="not foreseen"):
         await schema.status()
-    probe.answer = "0001"
+    probe.result = "0001"
     assert await schema.status() == "ok"

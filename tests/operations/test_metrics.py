@@ -1,4 +1,4 @@
-"""What Prometheus is told is true, also of several workers, and has few labels."""
+"""Prometheus metrics: counts, bounded labels, several workers, and the alert rules."""
 
 import asyncio
 import re
@@ -44,27 +44,28 @@ async def samples(api: Api) -> Samples:
     return read(response.text)
 
 
-async def test_what_has_ended_is_counted_before_it_is_told(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_finished_request_is_included_in_the_next_scrape(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     async def at_once(write: Callable[[], bytes]) -> bytes:
         return write()
 
     monkeypatch.setattr("asyncio.to_thread", at_once)
-    lost = {"method": "GET", "route": "unmatched", "status": "404"}
+    unmatched = {"method": "GET", "route": "unmatched", "status": "404"}
     before = await samples(api)
     await api.http.get("/nowhere")
-    assert value(await samples(api), "http_requests_total", **lost) == value(before, "http_requests_total", **lost) + 1
+    after = await samples(api)
+    assert value(after, "http_requests_total", **unmatched) == value(before, "http_requests_total", **unmatched) + 1
 
 
-async def test_what_was_counted_at_last_is_not_lost(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_the_last_counts_are_written_at_shutdown(settings: Settings, issuer: LocalIssuer) -> None:
     async with running(settings, issuer) as api:
         ada = api.person()
         for _ in range(3):
             assert (await ada.get(TASKS)).status_code == 200
-    told = read(api.state["metrics"]._write().decode())
-    assert value(told, "resource_server_token_verifications_total", outcome="hit") == 2
+    reported = read(api.state["metrics"]._write().decode())
+    assert value(reported, "resource_server_token_verifications_total", outcome="hit") == 2
 
 
-async def test_each_request_is_counted_by_its_route(api: Api) -> None:
+async def test_requests_are_counted_by_route(api: Api) -> None:
     ada = api.person()
     before = await samples(api)
     task = await ada.task()
@@ -74,20 +75,20 @@ async def test_each_request_is_counted_by_its_route(api: Api) -> None:
     await api.http.get(TASKS)
     after = await samples(api)
 
-    def more(name: str, **labels: str) -> float:
+    def increase(name: str, **labels: str) -> float:
         return value(after, name, **labels) - value(before, name, **labels)
 
     one = {"method": "GET", "route": "/api/v1/tasks/{id}"}
-    assert more("http_requests_total", **one, status="200") == 3
-    assert more("http_requests_total", **one, status="404") == 1
-    assert more("http_requests_total", method="POST", route=TASKS, status="201") == 1
-    assert more("http_requests_total", method="GET", route=TASKS, status="401") == 1
-    assert more("http_request_duration_seconds_count", **one) == 4
-    assert 0 < more("http_request_duration_seconds_sum", **one) < 60
-    assert value(after, "http_requests_in_progress") == 1  # this very one
-    assert more("resource_server_token_verifications_total", outcome="verified") == 1
-    assert more("resource_server_token_verifications_total", outcome="hit") == 4
-    assert more("resource_server_user_loads_total") >= 1  # more of them while changes are not heard in time
+    assert increase("http_requests_total", **one, status="200") == 3
+    assert increase("http_requests_total", **one, status="404") == 1
+    assert increase("http_requests_total", method="POST", route=TASKS, status="201") == 1
+    assert increase("http_requests_total", method="GET", route=TASKS, status="401") == 1
+    assert increase("http_request_duration_seconds_count", **one) == 4
+    assert 0 < increase("http_request_duration_seconds_sum", **one) < 60
+    assert value(after, "http_requests_in_progress") == 1  # this request
+    assert increase("resource_server_token_verifications_total", outcome="verified") == 1
+    assert increase("resource_server_token_verifications_total", outcome="hit") == 4
+    assert increase("resource_server_user_loads_total") >= 1  # more if the notification connection is late
     assert value(after, "resource_server_users_remembered") >= 1
     assert value(after, "resource_server_database_connections_limit") == 12
     assert value(after, "resource_server_key_set_ready") == 1
@@ -98,7 +99,7 @@ async def test_each_request_is_counted_by_its_route(api: Api) -> None:
     assert value(after, "process_resident_memory_bytes") > 1e6
 
 
-async def test_no_client_makes_up_a_label(api: Api) -> None:
+async def test_clients_cannot_create_labels(api: Api) -> None:
     before = await samples(api)
     for number in range(5):
         await api.http.get(f"/made-up-{number}")
@@ -111,7 +112,7 @@ async def test_no_client_makes_up_a_label(api: Api) -> None:
     assert "made" not in str(after).lower()
 
 
-async def test_security_events_are_counted(api: Api) -> None:
+async def test_security_events_are_counted_by_outcome(api: Api) -> None:
     before = await samples(api)
     name, type = "resource_server_security_events_total", {"Content-Type": "application/secevent+jwt"}
     event = api.issuer.security_event("counted", "https://schemas.openid.net/secevent/caep/event-type/session-revoked")
@@ -119,14 +120,14 @@ async def test_security_events_are_counted(api: Api) -> None:
         response = await api.http.post("/api/v1/security-events", content=body, headers=type)
         assert response.status_code == status, response.text
     after = await samples(api)
-    more = {
+    increase = {
         outcome: value(after, name, outcome=outcome) - value(before, name, outcome=outcome)
         for outcome in ("taken", "authentication_failed", "invalid_request")
     }
-    assert more == {"taken": 2, "authentication_failed": 1, "invalid_request": 1}
+    assert increase == {"taken": 2, "authentication_failed": 1, "invalid_request": 1}
 
 
-async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_requests_waiting_for_a_connection_are_counted(settings: Settings, issuer: LocalIssuer) -> None:
     async with running(settings.model_copy(update={"database_pool_size": 5}), issuer) as api:
         ada = api.person()
         assert (await ada.get(TASKS)).status_code == 200
@@ -136,7 +137,8 @@ async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> No
             async with pool.connection():
                 pass
 
-        async with pool.connection() as connection:  # of five, one is for transactions and two are for writes
+        # Of five connections, one is for transactions and two are for writes.
+        async with pool.connection() as connection:
             await connection.execute("SELECT pg_advisory_lock(1)")
             lock = "SELECT pg_advisory_xact_lock(1)"
             writing = [asyncio.create_task(pool.lanes.write("SELECT $1, $2, $3", ("", ""), lock, ())) for _ in range(2)]
@@ -155,7 +157,7 @@ async def test_what_waits_is_seen(settings: Settings, issuer: LocalIssuer) -> No
     assert value(found, "http_requests_in_progress") == 2
 
 
-async def test_failures_are_told_apart(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_failures_are_counted_by_kind(settings: Settings, issuer: LocalIssuer) -> None:
     values = {"better_auth_jwks_url": "http://127.0.0.1:9/jwks", "rate_limit": "1/hour"}
     async with running(settings.model_copy(update=values), issuer) as api:
         assert (await api.person().get(TASKS)).status_code == 503
@@ -178,13 +180,13 @@ async def test_failures_are_told_apart(settings: Settings, issuer: LocalIssuer) 
         ("bearer s3cret", 200),
     ],
 )
-async def test_metrics_may_want_a_token(
+async def test_metrics_can_require_a_token(
     settings: Settings, issuer: LocalIssuer, authorization: str | None, status: int
 ) -> None:
     values = {"metrics_token": SecretStr("s3cret"), "rate_limit": "1/hour"}
     headers = {b"Authorization": authorization.encode("latin-1")} if authorization else {}
     async with running(settings.model_copy(update=values), issuer) as api:
-        for _ in range(2):  # limits are for others
+        for _ in range(2):  # the rate limit does not apply
             response = await api.http.get("/metrics", headers=headers)
             assert response.status_code == status
     if status == 401:
@@ -192,7 +194,7 @@ async def test_metrics_may_want_a_token(
     assert "s3cret" not in repr(api.state["settings"])
 
 
-async def test_off_is_off(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_metrics_can_be_switched_off(settings: Settings, issuer: LocalIssuer) -> None:
     async with running(settings.model_copy(update={"metrics": "off"}), issuer) as api:
         assert (await api.http.get("/metrics")).status_code == 404
         assert (await api.person().get(TASKS)).status_code == 200
@@ -208,9 +210,9 @@ def server(database_url: str, jwks_url: str) -> Iterator[Server]:
         yield server
 
 
-def test_the_workers_of_a_server_count_together(server: Server) -> None:
+def test_the_workers_of_a_server_share_their_counts(server: Server) -> None:
     livez = {"method": "GET", "route": "/livez", "status": "200"}
-    # Each request on a connection of its own, which any worker may take.
+    # Each request opens a connection, which either worker may accept.
     with httpx.Client(base_url=server.address, trust_env=False, headers={"Connection": "close"}) as client:
         before = value(scrape(client), "http_requests_total", **livez)
         for _ in range(40):
@@ -220,35 +222,30 @@ def test_the_workers_of_a_server_count_together(server: Server) -> None:
         assert value(found[0], "resource_server_database_connections_limit") == 10
 
         limits: set[float] = set()
-        for _ in range(5):  # on a busy machine another worker may have begun before anybody could look
+        for _ in range(5):  # on a busy machine the new worker may start before the first scrape
             workers = server.workers()
             assert len(workers) == 2
             workers[0].kill()
             psutil.wait_procs(workers[:1], timeout=20)
             seen = 0.0
-            while seen != 10:  # until another one has begun
+            while seen != 10:  # until a new worker has started
                 assert server.process.poll() is None
-                with suppress(httpx.HTTPError):  # whom the dead one held gets no answer
+                with suppress(httpx.HTTPError):  # a connection of the killed worker
                     limits.add(seen := value(after := scrape(client), "resource_server_database_connections_limit"))
             if 5 in limits:
                 break
-        assert limits == {5, 10}  # the dead one's were gone
+        assert limits == {5, 10}  # without those of the killed worker
         assert value(after, "http_requests_total", **livez) - before == 40
 
 
-def test_a_worker_that_is_just_starting_does_not_break_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its file exists for a moment before anything is in it."""
+def test_an_empty_file_of_a_starting_worker_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "counter_1.db").touch()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert Metrics()._write() == b""
 
 
-def test_a_file_that_another_worker_removes_meanwhile_does_not_break_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "counter_1.db").symlink_to(tmp_path / "removed")  # listed, and not there when it is looked at
+def test_a_file_removed_during_the_scrape_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counter_1.db").symlink_to(tmp_path / "removed")  # listed, but missing when opened
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert Metrics()._write() == b""
 
@@ -257,16 +254,16 @@ def alerts() -> str:
     return (ROOT / "ops/alerts.yml").read_text()
 
 
-async def test_alerts_ask_for_what_there_is(api: Api) -> None:
+async def test_alerts_use_existing_metrics(api: Api) -> None:
     names = set(re.findall(r"\b(?:http|resource_server)_\w+", alerts()))
     assert names
-    told = {name for name, _ in await samples(api)} | {"resource_server_rate_limits_shared"}  # with Redis
-    assert names <= told
+    reported = {name for name, _ in await samples(api)} | {"resource_server_rate_limits_shared"}  # with Redis
+    assert names <= reported
 
 
 @pytest.mark.needs("promtool")
 @pytest.mark.parametrize("arguments", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]])
-def test_alerts_fire_when_they_should(arguments: list[str]) -> None:
+def test_the_alert_rules_pass_promtool(arguments: list[str]) -> None:
     command = ["promtool", *arguments]
     done = subprocess.run(command, cwd=ROOT / "ops", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The way from a signal to the end of the process, where it can be seen without one."""
+"""Handling of SIGTERM and SIGINT during shutdown."""
 
 import asyncio
 import os
@@ -11,8 +11,8 @@ from backend.operations.shutdown import on_shutdown
 
 
 @pytest.fixture
-def heard() -> Iterator[asyncio.Queue[int]]:
-    """What the server's own handler hears; it is there before ours, and after."""
+def server_signals() -> Iterator[asyncio.Queue[int]]:
+    """The signals that reach the server's own handler, which is restored afterwards."""
     numbers: asyncio.Queue[int] = asyncio.Queue()
 
     def handler(number: int, _: object) -> None:
@@ -25,26 +25,26 @@ def heard() -> Iterator[asyncio.Queue[int]]:
         signal.signal(number, own)
 
 
-async def test_the_server_hears_of_sigterm_later_and_once(heard: asyncio.Queue[int]) -> None:
-    told: asyncio.Queue[float] = asyncio.Queue()
+async def test_sigterm_reaches_the_server_once_after_the_drain_period(server_signals: asyncio.Queue[int]) -> None:
+    notified: asyncio.Queue[float] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    with on_shutdown(lambda: told.put_nowait(loop.time()), after=0.2):
+    with on_shutdown(lambda: notified.put_nowait(loop.time()), after=0.2):
         os.kill(os.getpid(), signal.SIGTERM)
-        at = await told.get()
+        at = await notified.get()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert heard.empty()
-        assert await heard.get() == signal.SIGTERM
+        assert server_signals.empty()
+        assert await server_signals.get() == signal.SIGTERM
         assert loop.time() - at >= 0.19
         await asyncio.sleep(0.3)
-        assert heard.empty()
-        assert told.empty()
+        assert server_signals.empty()
+        assert notified.empty()
 
 
-async def test_who_sits_before_it_waits_for_nothing(heard: asyncio.Queue[int]) -> None:
-    told = asyncio.Event()
-    with on_shutdown(told.set, after=3600):
+async def test_sigint_reaches_the_server_at_once(server_signals: asyncio.Queue[int]) -> None:
+    notified = asyncio.Event()
+    with on_shutdown(notified.set, after=3600):
         os.kill(os.getpid(), signal.SIGTERM)
-        await told.wait()
-        for _ in range(2):  # the second is the server's word to hurry
+        await notified.wait()
+        for _ in range(2):  # the server stops at once on the second
             os.kill(os.getpid(), signal.SIGINT)
-            assert await heard.get() == signal.SIGINT
+            assert await server_signals.get() == signal.SIGINT

@@ -1,4 +1,4 @@
-"""Traces tell what happened to a request, and nothing of what was in it."""
+"""OpenTelemetry traces: route, status and trace id, and no data of the client."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ async def traced(settings: Settings, issuer: LocalIssuer, exporter: InMemorySpan
 
 
 async def send_secrets(http: httpx.AsyncClient, token: str) -> list[int]:
-    """Something private in every place that a request has."""
+    """Send a secret in each part of a request."""
     bearer = {"Authorization": f"Bearer {token}", "X-Secret": "s3cret", "Cookie": "s3cret=1", **PARENT}
     requests = [
         await http.get(TASKS, params={"q": "s3cret", "cursor": "s3cret"}, headers=bearer),
@@ -63,7 +63,7 @@ async def send_secrets(http: httpx.AsyncClient, token: str) -> list[int]:
     return [request.status_code for request in requests]
 
 
-async def test_no_span_tells_what_a_client_sent(
+async def test_spans_contain_no_data_of_the_client(
     traced: Api, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = traced.person().token()
@@ -75,19 +75,19 @@ async def test_no_span_tells_what_a_client_sent(
     monkeypatch.setattr("backend.tasks.service.TaskService.list", fail, raising=True)
     assert (await traced.http.get(TASKS, headers={"Authorization": f"Bearer {token}"})).status_code == 500
     spans = exporter.get_finished_spans()
-    told = "".join(span.to_json() for span in spans)
-    assert "s3cret" not in told.lower()
-    assert not any(part in told for part in token.split("."))
+    exported = "".join(span.to_json() for span in spans)
+    assert "s3cret" not in exported.lower()
+    assert not any(part in exported for part in token.split("."))
     assert {span.name for span in spans} >= {f"GET {TASKS}", f"POST {TASKS}", "GET", "fastapi.endpoint"}
 
 
-async def test_a_span_tells_route_status_and_whose_request_it_is_part_of(
+async def test_a_span_has_route_status_and_the_trace_of_the_caller(
     traced: Api, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "backend.access")
     ada = traced.person()
     await ada.get(f"{TASKS}/019a9d4e-7b1c-7d20-9f0e-6a1b2c3d4e5f", headers=PARENT)
-    await asyncio.sleep(0)  # lines are put down when the loop comes round
+    await asyncio.sleep(0)  # the access log is written in the next iteration of the loop
 
     def is_first(span: ReadableSpan) -> bool:
         return span.name == f"GET {TASKS}/{{id}}"
@@ -100,10 +100,10 @@ async def test_a_span_tells_route_status_and_whose_request_it_is_part_of(
     assert json.loads(JsonLines().format(caplog.records[-1]))["trace_id"] == TRACE
 
 
-async def test_the_line_has_the_trace_of_another_tracer_than_fastapis(
+async def test_the_access_log_has_the_trace_of_another_tracer(
     api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that whoever serves the app has put around it, and made known to the process."""
+    """A tracer that the server added around the application."""
     monkeypatch.setattr("backend.operations.access_log.get_tracer_provider", TracerProvider)
     caplog.set_level(logging.INFO, "backend.access")
     context = SpanContext(int(TRACE, 16), 1, is_remote=True)
@@ -113,7 +113,7 @@ async def test_the_line_has_the_trace_of_another_tracer_than_fastapis(
     assert json.loads(JsonLines().format(caplog.records[-1]))["trace_id"] == TRACE
 
 
-def test_without_a_collector_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_is_off_without_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("OTEL_"):
             monkeypatch.delenv(name)
@@ -123,7 +123,7 @@ def test_without_a_collector_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert tracing.from_environment() is None
 
 
-def test_a_collector_without_the_extra_is_one_line(
+def test_a_missing_extra_is_named_in_one_line(
     database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
@@ -135,7 +135,7 @@ def test_a_collector_without_the_extra_is_one_line(
 
 @contextmanager
 def collector() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """An OTLP collector's address, and what it was sent, by path."""
+    """Run an OTLP collector; yield its address and the received bytes by path."""
     received: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -159,7 +159,9 @@ def collector() -> Iterator[tuple[str, dict[str, bytes]]]:
             thread.join()
 
 
-async def test_a_server_exports_as_the_environment_says(database_url: str, jwks_url: str, issuer: LocalIssuer) -> None:
+async def test_a_server_exports_traces_and_metrics_to_the_collector(
+    database_url: str, jwks_url: str, issuer: LocalIssuer
+) -> None:
     with collector() as (endpoint, received):
         environment = {
             **os.environ,

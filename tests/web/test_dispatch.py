@@ -45,14 +45,14 @@ async def refuse_in_a_generator(request: Request) -> AsyncIterator[None]:
 REFUSALS = [refuse, refuse_async, refuse_in_a_generator]
 
 
-async def mine(_: Request) -> Response:
-    return PlainTextResponse("mine")
+async def replacement(_: Request) -> Response:
+    return PlainTextResponse("replaced")
 
 
 def remove_task_routes(app: FastAPI) -> None:
     """Remove the task routes from the application."""
-    ours = (router, batch_router, tags_router)
-    app.router.routes[:] = [each for each in app.router.routes if getattr(each, "original_router", None) not in ours]
+    removed = (router, batch_router, tags_router)
+    app.router.routes[:] = [each for each in app.router.routes if getattr(each, "original_router", None) not in removed]
 
 
 def include_again(app: FastAPI, **options: Any) -> None:
@@ -141,16 +141,16 @@ async def test_routes_can_be_removed_and_added_at_run_time(settings: Settings, i
         assert await statuses(ada) == [404, 404, 404]
         api.app.include_router(router, dependencies=[Depends(refuse)])
         assert await statuses(ada) == [418, 418, 418]
-        api.app.router.routes.insert(0, APIRoute(LIST, mine))
-        assert (await ada.get(LIST)).text == "mine"
+        api.app.router.routes.insert(0, APIRoute(LIST, replacement))
+        assert (await ada.get(LIST)).text == "replaced"
 
 
 async def test_an_included_router_can_get_routes_at_run_time(settings: Settings, issuer: LocalIssuer) -> None:
     added = APIRouter(route_class=PersonRoute)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         assert (await api.person().get("/later")).status_code == 404
-        added.get("/later")(mine)
-        assert (await api.person().get("/later")).text == "mine"
+        added.get("/later")(replacement)
+        assert (await api.person().get("/later")).text == "replaced"
 
 
 def insert_first(route: Any) -> Callable[[FastAPI], None]:
@@ -160,14 +160,14 @@ def insert_first(route: Any) -> Callable[[FastAPI], None]:
 @pytest.mark.parametrize(
     ("route", "expected"),
     [
-        (APIRoute(LIST, mine), [200, 404, 201]),
-        (APIRoute("/api/{rest:path}", mine), [200, 200, 201]),
-        (APIRoute("/api/v1/{part}", mine), [200, 404, 201]),
-        (APIRoute("/api/v1/{part}/{id}", mine), [200, 200, 201]),
-        (APIRoute(TASK, mine), [200, 200, 201]),
-        (APIRoute("/elsewhere/{id}", mine), [200, 404, 201]),
-        (Mount("/api/v1/tasks", PlainTextResponse("mine")), [200, 200, 201]),
-        (Mount("/elsewhere", PlainTextResponse("mine")), [200, 404, 201]),
+        (APIRoute(LIST, replacement), [200, 404, 201]),
+        (APIRoute("/api/{rest:path}", replacement), [200, 200, 201]),
+        (APIRoute("/api/v1/{part}", replacement), [200, 404, 201]),
+        (APIRoute("/api/v1/{part}/{id}", replacement), [200, 200, 201]),
+        (APIRoute(TASK, replacement), [200, 200, 201]),
+        (APIRoute("/elsewhere/{id}", replacement), [200, 404, 201]),
+        (Mount("/api/v1/tasks", PlainTextResponse("replaced")), [200, 200, 201]),
+        (Mount("/elsewhere", PlainTextResponse("replaced")), [200, 404, 201]),
     ],
 )
 async def test_the_first_registered_route_answers(
@@ -176,8 +176,8 @@ async def test_the_first_registered_route_answers(
     async with running(settings, issuer, change=insert_first(route)) as api:
         ada = api.person()
         assert await statuses(ada) == expected
-        was_mine = [(await ada.get(path)).text == "mine" for path in (LIST, TASK)]
-    assert was_mine == [bool(route.path_regex.match(LIST)), expected[1] == 200]
+        was_replaced = [(await ada.get(path)).text == "replaced" for path in (LIST, TASK)]
+    assert was_replaced == [bool(route.path_regex.match(LIST)), expected[1] == 200]
 
 
 async def test_routes_with_the_same_path_answer_their_own_methods(settings: Settings, issuer: LocalIssuer) -> None:
@@ -188,12 +188,12 @@ async def test_routes_with_the_same_path_answer_their_own_methods(settings: Sett
         return PlainTextResponse("any name")
 
     added = APIRouter(route_class=PersonRoute)
-    added.get("/found/one")(mine)
+    added.get("/found/one")(replacement)
     added.api_route("/found/one", methods=["GET", "POST"])(both)
     added.post("/found/{name}")(any_name)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         ada = api.person()
-        assert (await ada.get("/found/one")).text == "mine"
+        assert (await ada.get("/found/one")).text == "replaced"
         assert (await ada.post("/found/one", {})).text == "both"
         assert (await ada.post("/found/two", {})).text == "any name"
 
@@ -229,7 +229,7 @@ class Stamped(PersonRoute):
 
 async def test_a_custom_route_class_uses_its_own_handler(settings: Settings, issuer: LocalIssuer) -> None:
     added = APIRouter(route_class=Stamped)
-    added.get("/stamped")(mine)
+    added.get("/stamped")(replacement)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         assert (await api.person().get("/stamped")).headers["X-Stamp"] == "stamped"
         assert (await api.http.get("/stamped")).status_code == 401
@@ -273,7 +273,7 @@ async def test_overriding_the_principal_fakes_the_caller(
     api: Api, monkeypatch: pytest.MonkeyPatch, override: Callable[..., Any]
 ) -> None:
     override_principal(monkeypatch, api.app, override)
-    created = await api.http.post(LIST, json={"title": "mine"})
+    created = await api.http.post(LIST, json={"title": "replaced"})
     assert created.status_code == 201, created.text
     assert created.json() in (await api.http.get(LIST)).json()["items"]
     assert (await api.http.get("/api/v1/users/me")).json()["email"] == "faked@example.com"

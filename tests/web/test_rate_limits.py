@@ -224,7 +224,7 @@ async def send_event(api: Api, body: str, **headers: str) -> httpx.Response:
 
 
 def ban(api: Api) -> str:
-    return api.issuer.security_event("somebody", EventType.account_disabled)
+    return api.issuer.security_event("user1", EventType.account_disabled)
 
 
 def forged_ban(api: Api) -> str:
@@ -266,7 +266,7 @@ class TestSecurityEvents:
                     assert limit(refused)[1] == '"address";r=0'
             taken = await send_event(api, ban(api))
             assert (taken.status_code, limit(taken)) == (202, ('"issuer";q=10000;w=60', '"issuer";r=9999'))
-            assert (await send_event(api, api.issuer.security_event("somebody", aud="else"))).status_code == 429
+            assert (await send_event(api, api.issuer.security_event("user1", aud="else"))).status_code == 429
 
     @pytest.mark.parametrize("headers", [{"Content-Type": "text/plain"}, {"Content-Length": "20000"}])
     async def test_events_refused_before_their_body_is_read_are_counted(
@@ -297,7 +297,7 @@ class TestSecurityEvents:
             assert (late.status_code, late.headers["retry-after"]) == (429, "1")
             clock.now += 1
             assert (await send_event(api, ban(api))).status_code == 202
-            long_header = api.issuer.security_event("somebody", EventType.account_disabled, header={"x": "y" * 1000})
+            long_header = api.issuer.security_event("user1", EventType.account_disabled, header={"x": "y" * 1000})
             assert (await send_event(api, long_header)).status_code == 429
             clock.now += 60
             assert (await send_event(api, long_header)).status_code == 202
@@ -311,7 +311,7 @@ class TestSecurityEvents:
             assert refused.json()["code"] == "rate_limited"
             assert limit(refused) == ('"issuer";q=2;w=60', '"issuer";r=0')
             assert (await send_event(api, ban(api))).status_code == 202
-            both = api.issuer.security_event("somebody", EventType.account_enabled, EventType.session_revoked)
+            both = api.issuer.security_event("user1", EventType.account_enabled, EventType.session_revoked)
             assert (await send_event(api, both)).status_code == 429
 
 
