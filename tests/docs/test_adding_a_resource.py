@@ -1,4 +1,4 @@
-"""The guide keeps its word: who copies its blocks has another resource, as good as the first."""
+"""The guide to a new resource: its code, applied to a copy of the project, passes the linters and the tests."""
 
 import os
 import re
@@ -19,8 +19,8 @@ BLOCK = re.compile(r"^```(python|diff) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOT
 NOT_COPIED = shutil.ignore_patterns("__pycache__", "node_modules", "results", "load")
 
 
-def copied(folder: Path, text: str) -> list[Path]:
-    """Do in `folder` what the guide says: whole files as they stand, changes where their context is. The files."""
+def apply_guide(folder: Path, text: str) -> list[Path]:
+    """Write the files of the guide into `folder` and apply its diffs; return the changed files."""
     numbers = {"NEXT": f"{int(migrations.head()) + 1:04}", "NEWEST": migrations.head()}
     files = []
     for kind, name, block in BLOCK.findall(re.sub("NEXT|NEWEST", lambda match: numbers[match[0]], text)):
@@ -28,10 +28,10 @@ def copied(folder: Path, text: str) -> list[Path]:
         if kind == "diff":
             lines = block.splitlines(keepends=True)
             before = "".join(line[1:] for line in lines if line[0] == " ")
-            assert file.read_text().count(before) == 1, f"{name} has no such place any more:\n{before}"
+            assert file.read_text().count(before) == 1, f"{name} does not contain the context of the diff:\n{before}"
             block = file.read_text().replace(before, "".join(line[1:] for line in lines))
         else:
-            assert not file.exists(), f"{name} is there already"
+            assert not file.exists(), f"{name} already exists"
             file.parent.mkdir(exist_ok=True)
         file.write_text(block)
         files.append(file)
@@ -39,14 +39,14 @@ def copied(folder: Path, text: str) -> list[Path]:
 
 
 class Checkout:
-    """A copy of this project to which the guide has been applied, in which programs run as in one's own."""
+    """A copy of this project with the guide applied, and a way to run Python modules in it."""
 
     def __init__(self, folder: Path, postgres: str) -> None:
         for part in "backend", "benchmarks", "tests":
             shutil.copytree(ROOT / part, folder / part, ignore=NOT_COPIED)
         shutil.copy(ROOT / "pyproject.toml", folder)
         self.folder = folder
-        self.files = [str(file.relative_to(folder)) for file in copied(folder, GUIDE.read_text())]
+        self.files = [str(file.relative_to(folder)) for file in apply_guide(folder, GUIDE.read_text())]
         self._environment = os.environ | {"PYTHONPATH": str(folder), "TEST_DATABASE_URL": postgres}
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +65,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, postgres: str) -> Checkou
     return Checkout(tmp_path_factory.mktemp("checkout"), postgres)
 
 
-def test_it_is_one_folder_one_migration_and_one_line() -> None:
+def test_a_resource_is_one_folder_one_migration_and_one_line() -> None:
     blocks = BLOCK.findall(GUIDE.read_text())
     new = {str(Path(name).parent) for kind, name, _ in blocks if kind == "python"}
     added = {name: re.findall(r"^[+-].*", block, re.MULTILINE) for kind, name, block in blocks if kind == "diff"}
@@ -81,18 +81,18 @@ def test_it_is_one_folder_one_migration_and_one_line() -> None:
     [
         ["ruff", "check", "--no-cache"],
         ["ruff", "format", "--check", "--no-cache"],
-        # With the cache of this checkout, where the linters have run before the tests.
+        # The cache of this checkout, which the linters have filled.
         ["mypy", f"--cache-dir={ROOT / '.mypy_cache'}"],
     ],
     ids=lambda command: " ".join(command[:2]).partition(" --")[0],
 )
-def test_the_linters_have_no_complaint(checkout: Checkout, linter: list[str]) -> None:
+def test_the_linters_accept_the_code(checkout: Checkout, linter: list[str]) -> None:
     result = checkout.run(*linter, *checkout.files)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-# Tests of others that look at all of the API, and must not mind that there is more of it.
-OF_THE_WHOLE = [
+# Tests of the whole API, which must pass with another resource.
+TESTS_OF_THE_WHOLE_API = [
     "tests/test_app.py::test_the_resource_metadata_come_from_the_settings",
     "tests/contract/test_openapi.py::test_every_operation_is_documented",
     "tests/contract/test_openapi.py::test_every_schema_and_its_members_are_described",
@@ -102,8 +102,8 @@ OF_THE_WHOLE = [
 ]
 
 
-def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
-    """Its own tests, and those of schema, description and architecture, on a new database, in another interpreter."""
+def test_the_resource_passes_the_tests_of_all_resources(checkout: Checkout) -> None:
+    """Runs in another interpreter on a new database."""
     tests = [
         "tests/resources/test_owned_resources.py",
         "tests/database/test_migrations.py",
@@ -111,9 +111,11 @@ def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
         "tests/test_architecture.py",
     ]
     chosen = ["-k", "(not test_conformance or notes) and not concurrent_migrations and not revisions_it_replaced"]
-    result = checkout.run("pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, *OF_THE_WHOLE, *chosen)
+    result = checkout.run(
+        "pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, *TESTS_OF_THE_WHOLE_API, *chosen
+    )
     assert result.returncode == 0, result.stdout + result.stderr
-    # And it is the copy that was tried.
+    # These tests exist only in the copy.
     for name in (
         "test_users_cannot_see_change_or_detect_rows_of_others[notes-unfiltered]",
         "test_every_operation_is_documented[list_notes]",
@@ -123,19 +125,17 @@ def test_it_keeps_what_every_resource_keeps(checkout: Checkout) -> None:
         assert f"{name} PASSED" in result.stdout
 
 
-def test_alembic_writes_the_migration_but_for_whose_the_rows_are(
-    checkout: Checkout, postgres: str, tmp_path: Path
-) -> None:
+def test_autogenerate_writes_the_tables_and_indexes(checkout: Checkout, postgres: str, tmp_path: Path) -> None:
     url = create_database(postgres, f"guide_{uuid4().hex[:8]}")
     migrations.upgrade(url)
     (written,) = (checkout.folder / file for file in checkout.files if file.endswith("_notes.py"))
-    by_hand = written.rename(tmp_path / written.name)
+    original = written.rename(tmp_path / written.name)
     revision = written.name.partition("_")[0]
     result = checkout.run(
         "alembic", "revision", "--autogenerate", "--rev-id", revision, "-m", "notes", DATABASE_URL=url
     )
     generated = written.read_text()
-    by_hand.replace(written)
+    original.replace(written)
     assert result.returncode == 0, result.stderr
     up, down = generated.split("def downgrade")
     assert re.findall(r"op\.(\w+\('\w+')", up) == [

@@ -1,4 +1,4 @@
-"""The backup that docs/run-in-production.md describes, made and brought back with its own commands."""
+"""Backup and restore with the commands of docs/run-in-production.md."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ GUIDE = (Path(__file__).parents[2] / "docs/run-in-production.md").read_text()
 
 
 def run(program: str, url: str, dump: Path) -> subprocess.CompletedProcess[str]:
-    """The guide's command of this name, for another database and another file."""
+    """Run the guide's command of this name with another database and another file."""
     (line,) = re.findall(rf"^{program} .+$", GUIDE, re.MULTILINE)
     command = shlex.split(re.sub(r"postgresql://\S+(?=\")", url, line).replace("api.dump", str(dump)))
     try:
@@ -32,8 +32,8 @@ def run(program: str, url: str, dump: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def owner(postgres: str, database_url: str) -> str:
-    """A login that has a database of its own, as the guide makes it; the database's address for it."""
-    assert database_url  # migrated, so the roles are there
+    """The URL of a database for the login that owns it, created as in the guide."""
+    assert database_url  # its migration has created the roles
     login = f"owner_{uuid4().hex[:8]}"
     url = create_database(postgres, login)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -47,9 +47,7 @@ def owner(postgres: str, database_url: str) -> str:
     return as_login(url, login)
 
 
-def test_a_dump_by_the_owner_fails_and_one_by_the_backup_login_is_whole(
-    owner: str, postgres: str, tmp_path: Path
-) -> None:
+def test_only_the_backup_login_can_make_a_complete_dump(owner: str, postgres: str, tmp_path: Path) -> None:
     backup = f"backup_{uuid4().hex[:8]}"
     (make,) = re.findall(r"^CREATE ROLE backup (.+) PASSWORD '...' (.+);$", GUIDE, re.MULTILINE)
     with psycopg.connect(postgres, autocommit=True) as connection:
@@ -63,13 +61,13 @@ def test_a_dump_by_the_owner_fails_and_one_by_the_backup_login_is_whole(
     assert "row-level security" in failed.stderr
 
     login = re.sub(r"//\w+@", f"//{backup}@", owner)
-    done = run("pg_dump", login, tmp_path / "whole.dump")
+    done = run("pg_dump", login, tmp_path / "complete.dump")
     assert done.returncode == 0, done.stderr
     restored = create_database(postgres, f"restored_{uuid4().hex[:8]}")
-    done = run("pg_restore", restored, tmp_path / "whole.dump")
+    done = run("pg_restore", restored, tmp_path / "complete.dump")
     assert done.returncode == 0, done.stderr
     assert migrations.pending(restored) is None
     with psycopg.connect(restored) as connection:
         assert connection.execute("SELECT subject FROM users").fetchall() == [("s",)]
         connection.execute("SET LOCAL ROLE api_user")
-        assert connection.execute("SELECT subject FROM users").fetchall() == [], "the policies came along"
+        assert connection.execute("SELECT subject FROM users").fetchall() == [], "the dump contains the policies"

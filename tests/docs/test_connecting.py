@@ -1,4 +1,4 @@
-"""The guide keeps its word: who follows it in an app with a Better Auth of its own is let in, and its code compiles."""
+"""The guide for an existing Next.js app: its code compiles, and the API accepts the users of the app."""
 
 import http.client
 import json
@@ -28,7 +28,7 @@ ERRORS = (ROOT / "docs" / "errors.md").read_text()
 FILES = re.findall(r"^```(diff|env|tsx?) (\S+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^```sh\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 
-# What is there before: Better Auth as its own documentation installs it, in what `create-next-app` makes.
+# The app before the guide: Better Auth as in its documentation, in the output of `create-next-app`.
 APP = {
     "lib/auth.ts": """
         import { DatabaseSync } from "node:sqlite";
@@ -81,7 +81,7 @@ MISTAKES = """
         auth.api.getJwt;
 """
 
-# Next.js would find `./auth` and serve the route; here Node.js does, and says where.
+# Serves the route with Node.js instead of Next.js, and prints the port.
 SERVER = """
     import { createServer } from "node:http";
     import { registerHooks } from "node:module";
@@ -119,7 +119,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Path:
-    """The app after the guide: each file is copied and changed as it says."""
+    """The app after the guide: files copied and changed as it says."""
     folder = tmp_path_factory.mktemp("app")
     for name, text in APP.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Path:
         if kind == "diff":
             lines = block.splitlines(keepends=True)
             before, after = ("".join(line[1:] for line in lines if line[0] in kept) for kept in (" -", " +"))
-            assert file.read_text().count(before) == 1, f"{name} has no such place:\n{before}"
+            assert file.read_text().count(before) == 1, f"{name} does not contain the context of the diff:\n{before}"
             block = file.read_text().replace(before, after)
         file.parent.mkdir(exist_ok=True)
         file.write_text(block)
@@ -148,8 +148,8 @@ def app(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Path:
     return folder
 
 
-def test_its_code_compiles(app: Path) -> None:
-    """And would not with a mistake in it: its clients are typed in the app, too."""
+def test_the_code_of_the_guide_compiles(app: Path) -> None:
+    """Mistakes are reported, so the clients are typed in the app as well."""
     (app / "mistakes.ts").write_text(dedented(MISTAKES))
     run(find_node(), app, TSC, "-p", ".")
 
@@ -158,8 +158,8 @@ class Ports(NamedTuple):
     app: int
     api: int
 
-    def put(self, text: str) -> str:
-        """In place of the guide's."""
+    def substitute(self, text: str) -> str:
+        """Replace the ports of the guide."""
         return text.replace("localhost:3000", f"localhost:{self.app}").replace(
             "localhost:8000", f"localhost:{self.api}"
         )
@@ -167,13 +167,13 @@ class Ports(NamedTuple):
 
 @pytest.fixture(scope="module")
 def ports(app: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
-    """Where the app's Better Auth and this API are, each with the settings that the guide gives it."""
+    """Run the app's Better Auth and the API with the settings of the guide."""
     (app / "server.mjs").write_text(SERVER)
     (given,) = (block for _, name, block in FILES if name == ".env.local")
     with ExitStack() as stack:
         chosen = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         api = chosen.getsockname()[1]
-        environment = dict(line.split("=", 1) for line in Ports(3000, api).put(given).splitlines())
+        environment = dict(line.split("=", 1) for line in Ports(3000, api).substitute(given).splitlines())
         process = stack.enter_context(
             subprocess.Popen(
                 [find_node(), "--experimental-strip-types", "--disable-warning=ExperimentalWarning", "server.mjs"],
@@ -187,15 +187,15 @@ def ports(app: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactor
         stack.callback(process.communicate)
         assert process.stdout
         ports = Ports(int(process.stdout.readline()), api)
-        said = dict(re.findall(r"^echo (\w+)=(\S+) >> \.env$", ports.put("".join(COMMANDS)), re.MULTILINE))
-        # As `make dev` sets them.
+        said = dict(re.findall(r"^echo (\w+)=(\S+) >> \.env$", ports.substitute("".join(COMMANDS)), re.MULTILINE))
+        # `make dev` sets these.
         made = {"PUBLIC_URL": f"http://localhost:{api}", "DATABASE_URL": settings.database_url}
         chosen.close()
         stack.enter_context(serving(tmp_path_factory.mktemp("empty"), said | made, api))
         yield ports
 
 
-def ask(port: int, method: str, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, str]:
+def send(port: int, method: str, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, str]:
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
         connection.request(method, path, headers=headers, body="{}" if method == "POST" else None)
         response = connection.getresponse()
@@ -203,9 +203,9 @@ def ask(port: int, method: str, path: str, **headers: str) -> tuple[int, http.cl
 
 
 @pytest.mark.needs("curl")
-def test_whom_the_app_signs_in_the_api_lets_in(ports: Ports, tmp_path: Path) -> None:
+def test_the_api_accepts_users_of_the_app(ports: Ports, tmp_path: Path) -> None:
     (lines,) = (block for block in COMMANDS if "users/me" in block)
-    script = f"set -euo pipefail\n{ports.put(lines)}\necho; echo $TOKEN; tail -1 cookies"
+    script = f"set -euo pipefail\n{ports.substitute(lines)}\necho; echo $TOKEN; tail -1 cookies"
     said = subprocess.run(
         ["bash", "-c", script],  # noqa: S607
         cwd=tmp_path,
@@ -216,20 +216,20 @@ def test_whom_the_app_signs_in_the_api_lets_in(ports: Ports, tmp_path: Path) -> 
     ).stdout
     me, token, cookie = said.splitlines()
     assert json.loads(me)["name"] == "Ada"
-    # The app's pages may ask, with what the client sends.
-    origin = ports.put("http://localhost:3000")
+    # The app's pages may call the API with the headers of the client.
+    origin = ports.substitute("http://localhost:3000")
     asked = "authorization,content-type,idempotency-key,if-match,last-event-id"
     wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
-    status, headers, _ = ask(ports.api, "OPTIONS", "/api/v1/tasks", Origin=origin, **wanted)
+    status, headers, _ = send(ports.api, "OPTIONS", "/api/v1/tasks", Origin=origin, **wanted)
     assert (status, headers["Access-Control-Allow-Origin"]) == (200, origin)
-    # And the end of the session is told at once.
+    # A sign-out revokes the token at once.
     signed_in = {"Cookie": "=".join(cookie.split("\t")[-2:]), "Content-Type": "application/json", "Origin": origin}
-    assert ask(ports.app, "POST", "/api/auth/sign-out", **signed_in)[0] == 200
-    status, _, problem = ask(ports.api, "GET", "/api/v1/users/me", Authorization=f"Bearer {token}")
+    assert send(ports.app, "POST", "/api/auth/sign-out", **signed_in)[0] == 200
+    status, _, problem = send(ports.api, "GET", "/api/v1/users/me", Authorization=f"Bearer {token}")
     assert (status, json.loads(problem)["detail"]) == (401, Reason.REVOKED.value)
 
 
-def test_its_words_are_the_real_ones() -> None:
+def test_settings_and_errors_named_in_the_guide_exist() -> None:
     known = {name.upper() for name in Settings.model_fields}
     production = re.findall(r"^\| API \| `(\w+)` \|", GUIDE, re.MULTILINE)
     assert len(production) > 3

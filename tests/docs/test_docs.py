@@ -1,4 +1,4 @@
-"""The documentation is complete, and what it names is there: error codes, links, tests, commands, settings."""
+"""The documentation: error codes and threats are complete; links, tests, commands and settings exist."""
 
 import re
 from pathlib import Path
@@ -25,17 +25,17 @@ PAGES = [
 ]
 
 
-def kinds(of: type[DomainError]) -> set[type[DomainError]]:
-    return {of}.union(*(kinds(kind) for kind in of.__subclasses__()))
+def subclasses(of: type[DomainError]) -> set[type[DomainError]]:
+    return {of}.union(*(subclasses(error) for error in of.__subclasses__()))
 
 
 def test_every_error_code_is_documented_with_its_status() -> None:
-    create_app()  # imports every feature, so that its errors are known
+    create_app()  # imports every feature, and so all error classes
     documented = {
         (code, int(status))
         for code, status in re.findall(r"^\| `(\w+)` \| (\d+) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
     }
-    answered = {(kind.code, kind.status) for kind in kinds(DomainError)}
+    answered = {(error.code, error.status) for error in subclasses(DomainError)}
     answered |= {(code, status) for status, code in problems.SQLSTATES.values()}
     answered |= {(code, status) for _, (status, code) in problems.WITHOUT_SQLSTATE}
     answered |= {(code, status) for status, code in problems.CODES.items()}
@@ -47,18 +47,18 @@ def test_every_error_code_is_documented_with_its_status() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_the_targets_of_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_test_that_is_named_exists(page: Path) -> None:
+def test_named_tests_exist(page: Path) -> None:
     for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
         assert re.search(rf"^ *(async )?def {name}\(" if name else "", (ROOT / file).read_text(), re.MULTILINE), name
 
 
-def test_every_threat_has_its_test() -> None:
+def test_every_threat_names_its_test() -> None:
     threats, found = (ROOT / "docs/threat-model.md").read_text().partition("## Spoofing")[2], 0
     for row in re.findall(r"^\| (?!Threat|-)(.+) \|$", threats, re.MULTILINE):
         found += 1
@@ -66,16 +66,16 @@ def test_every_threat_has_its_test() -> None:
     assert found > 30
 
 
-def test_the_page_of_routes_is_what_the_command_prints() -> None:
+def test_the_page_of_routes_is_up_to_date() -> None:
     page = (ROOT / "docs/routes.md").read_text()
     assert page == routes_page(create_app().openapi()), "run `.venv/bin/resource-server routes > docs/routes.md`"
 
 
-def test_the_readme_can_be_read_in_ten_minutes() -> None:
+def test_the_readme_has_fewer_than_900_words() -> None:
     assert len((ROOT / "README.md").read_text().split()) < 900
 
 
-def test_commands_and_settings_that_are_named_exist() -> None:
+def test_named_commands_and_settings_exist() -> None:
     commands = {name for action in _parser()._actions for name in action.choices or ()}
     targets = set(re.findall(r"^ {2}([\w-]+) ", bootstrap.USAGE, re.MULTILINE))
     for page in PAGES:
