@@ -88,6 +88,7 @@ async def test_tokens_of_every_algorithm_are_verified(
     better_auth = start_issuer(key_algorithm=algorithm)
     async with running(settings_for(better_auth, settings), issuer) as api, People(better_auth.base_url) as people:
         token = await people.token(await people.sign_up("ada@example.com"))
+        assert jwt.get_unverified_header(token)["alg"] == algorithm
         assert (await call(api, token, "POST", TASKS, json={"title": algorithm})).status_code == 201
         forged = token[:-8] + ("A" * 8 if token[-8:] != "A" * 8 else "B" * 8)
         assert (await call(api, forged)).status_code == 401

@@ -20,8 +20,8 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def made() -> Iterator[Path]:
-    """The embedded server's data after a first start, made once because initdb takes most of a test's time."""
+def initialized_data() -> Iterator[Path]:
+    """The data of an embedded server, created once because initdb takes most of a test's time."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o711)
         with EmbeddedPostgres(Path(name, "data"), durable=False):

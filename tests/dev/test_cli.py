@@ -1,4 +1,4 @@
-"""Every command says what is wrong in one line, and does what it says."""
+"""The commands: output, exit codes, and errors in one line."""
 
 import http.client
 import io
@@ -34,11 +34,11 @@ def empty_database(postgres: str) -> str:
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What was said on standard error."""
+    """The lines on standard error."""
     return capsys.readouterr().err.splitlines()
 
 
-def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_version_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"{__version__}\n"
@@ -115,7 +115,7 @@ def test_migrate_may_run_again(
 
 
 class TestReinstate:
-    """The way back in where no administrator is left."""
+    """`reinstate` ends a suspension made here, also when no administrator is left."""
 
     @pytest.fixture
     def database(self, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
@@ -126,37 +126,41 @@ class TestReinstate:
             yield connection
 
     def suspended(self, database: psycopg.Connection, change: str = "", issuer: str = ISSUER) -> tuple[str, str]:
-        """Somebody who is: their id here, and at Better Auth."""
+        """Add a suspended user; return the local id and the id at Better Auth."""
         subject = uuid4().hex
         insert = "INSERT INTO users (issuer, subject, suspended_here) VALUES (%s, %s, true) RETURNING id"
         (id,) = database.execute(insert, (issuer, subject)).fetchone() or ()
         if change:
-            database.execute(f"UPDATE users SET {change} WHERE id = %s".encode(), (id,))  # noqa: S608  # of this test
+            database.execute(f"UPDATE users SET {change} WHERE id = %s".encode(), (id,))  # noqa: S608  # constant
         return str(id), subject
 
     def status(self, database: psycopg.Connection, id: str) -> str:
         (status,) = database.execute("SELECT status FROM users WHERE id = %s", (id,)).fetchone() or ("",)
         return str(status)
 
-    @pytest.mark.parametrize("named", [0, 1], ids=["here", "at Better Auth"])
-    def test_by_either_id(self, capsys: pytest.CaptureFixture[str], database: psycopg.Connection, named: int) -> None:
+    @pytest.mark.parametrize("index", [0, 1], ids=["here", "at Better Auth"])
+    def test_a_user_is_found_by_either_id(
+        self, capsys: pytest.CaptureFixture[str], database: psycopg.Connection, index: int
+    ) -> None:
         both = self.suspended(database)
-        for _ in range(2):  # each act is noted
-            assert main(["reinstate", both[named]]) == 0
+        for _ in range(2):  # each call is recorded
+            assert main(["reinstate", both[index]]) == 0
             assert lines(capsys) == [f"{both[1]} is active"]
         assert self.status(database, both[0]) == "active"
-        noted = database.execute(
+        audit = database.execute(
             "SELECT source, action, actor, user_id::text FROM audit_log WHERE subject = %s", both[1:]
         ).fetchall()
-        assert noted == [("cli", "reinstate", None, both[0])] * 2
+        assert audit == [("cli", "reinstate", None, both[0])] * 2
 
-    def test_a_ban_is_better_auths(self, capsys: pytest.CaptureFixture[str], database: psycopg.Connection) -> None:
+    def test_a_ban_at_better_auth_remains(
+        self, capsys: pytest.CaptureFixture[str], database: psycopg.Connection
+    ) -> None:
         id, subject = self.suspended(database, "banned = true")
         assert main(["reinstate", id]) == 0
         assert lines(capsys) == [f"{subject} is suspended: banned at Better Auth; unban them there"]
         assert self.status(database, id) == "suspended"
 
-    def test_whoever_is_not_one_person_is_refused(
+    def test_an_unknown_deleted_or_ambiguous_user_is_refused(
         self, capsys: pytest.CaptureFixture[str], database: psycopg.Connection
     ) -> None:
         purged, _ = self.suspended(database, "status = 'purged'")
@@ -175,9 +179,7 @@ class TestReinstate:
         assert self.status(database, id) == "suspended"
 
 
-def test_settings_are_told_without_their_values(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_prints_no_values(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://user:secret@host/db")
     monkeypatch.setenv("METRICS_TOKEN", "secret")
     assert main(["settings"]) == 0
@@ -186,7 +188,7 @@ def test_settings_are_told_without_their_values(
     assert ":secret@" not in text
 
 
-def test_openapi_is_stable_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_openapi_prints_sorted_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["openapi"]) == 0
     text = capsys.readouterr().out
     document = json.loads(text)
@@ -194,7 +196,7 @@ def test_openapi_is_stable_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert text == json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def test_token_is_that_of_the_person_asked_for(
+def test_token_prints_a_token_of_the_given_user(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, better_auth: Issuer
 ) -> None:
     monkeypatch.setenv("BETTER_AUTH_URL", better_auth.url)
@@ -207,7 +209,7 @@ def test_token_is_that_of_the_person_asked_for(
     assert len(subjects) == 1
 
 
-def test_token_without_an_issuer_says_how_to_start_one(
+def test_token_without_an_issuer_names_the_command_to_start_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as unused:
@@ -218,7 +220,7 @@ def test_token_without_an_issuer_says_how_to_start_one(
     assert lines(capsys) == [f"no issuer at {url}; start one with `make dev`"]
 
 
-def test_the_doctor_ends_with_what_it_has_found(
+def test_the_exit_code_of_doctor_is_1_after_a_failed_check(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, better_auth: Issuer
 ) -> None:
     monkeypatch.setenv("BETTER_AUTH_URL", better_auth.url)
@@ -229,7 +231,7 @@ def test_the_doctor_ends_with_what_it_has_found(
     assert f"set BETTER_AUTH_URL to {better_auth.url}\n" in capsys.readouterr().out
 
 
-def test_the_doctor_reads_a_token_from_standard_input_and_shows_none(
+def test_doctor_reads_a_token_from_standard_input_and_prints_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, better_auth: Issuer
 ) -> None:
     monkeypatch.setenv("BETTER_AUTH_URL", better_auth.url)
@@ -237,21 +239,23 @@ def test_the_doctor_reads_a_token_from_standard_input_and_shows_none(
     for arguments, given in (["--token", jwt], ""), (["--token", "-"], f"{jwt}\n"):
         monkeypatch.setattr(sys, "stdin", io.StringIO(given))
         assert main(["doctor", *arguments]) == 0
-        said = capsys.readouterr()
-        assert "ok    signature " in said.out
-        assert jwt[-20:] not in said.out + said.err
+        output = capsys.readouterr()
+        assert "ok    signature " in output.out
+        assert jwt[-20:] not in output.out + output.err
     assert main(["doctor", "--token", f"{jwt[:-30]}{'A' * 30}"]) == 1
     assert "FAIL  signature " in capsys.readouterr().out
 
 
-def test_token_is_for_development_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_works_only_with_a_local_issuer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BETTER_AUTH_URL", "https://auth.example.com")
     assert main(["token"]) == 1
     (line,) = lines(capsys)
     assert "loopback" in line
 
 
-def test_serve_migrates_when_told_and_several_workers_share_the_port(no_settings: Path, empty_database: str) -> None:
+def test_serve_migrates_on_request_and_its_workers_share_the_port(no_settings: Path, empty_database: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = [
             sys.executable,
@@ -266,7 +270,7 @@ def test_serve_migrates_when_told_and_several_workers_share_the_port(no_settings
         with log.open("w") as errors:
             process = subprocess.Popen(
                 command,
-                env={**os.environ, "DATABASE_URL": empty_database, "LOG_FORMAT": "json"},
+                env={**os.environ, "DATABASE_URL": empty_database, "LOG_FORMAT": "json", "DRAIN_SECONDS": "0"},
                 pass_fds=[listener.fileno()],
                 stderr=errors,
             )

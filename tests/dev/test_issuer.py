@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import httpx
 import jwt
@@ -17,8 +17,8 @@ import pytest
 from anyio import to_thread
 
 from backend.dev import issuer as module
-from backend.dev.issuer import Issuer, IssuerError, KeyAlgorithm, NodeMissing, find_node
-from backend.dev.people import People, Refused, Session, demo_token
+from backend.dev.issuer import Issuer, IssuerError, NodeMissing, find_node
+from backend.dev.people import People, Refused, demo_token
 
 StartIssuer = Callable[..., Issuer]
 SECONDS = 30  # timeout of a wait for an event
@@ -62,45 +62,6 @@ async def test_one_client_keeps_two_sessions_apart(better_auth: Issuer, people: 
         await people.request("GET", "/token")
 
 
-@pytest.mark.parametrize("way", [People.token, People.token_by_cookie])
-async def test_a_signed_out_session_gets_no_jwt(people: People, way: Callable[[People, Session], Any]) -> None:
-    session = await people.sign_up(f"leaver-{way.__name__}@example.com")
-    await people.sign_out(session)
-    with pytest.raises(Refused) as refused:
-        await way(people, session)
-    assert (refused.value.status, refused.value.code) == (401, "UNAUTHORIZED")
-
-
-async def test_an_administrator_sets_roles_and_bans(better_auth: Issuer, people: People, admin: Session) -> None:
-    assert verified(await people.token(admin), better_auth)["role"] == "admin"
-    user = await people.sign_up("banned@example.com")
-    before = verified(await people.token(user), better_auth)
-    await people.request("POST", "/admin/set-role", admin.authorization, userId=user.user_id, role=["admin", "user"])
-    after = verified(await people.token(user), better_auth)
-    assert after["role"] == "admin,user"
-    assert after["updatedAt"] > before["updatedAt"]
-    await people.request("POST", "/admin/ban-user", admin.authorization, userId=user.user_id)
-    with pytest.raises(Refused, match="401 UNAUTHORIZED"):
-        await people.token(user)
-    with pytest.raises(Refused, match="403 BANNED_USER"):
-        await people.sign_in("banned@example.com")
-
-
-async def test_an_anonymous_users_jwt_has_is_anonymous(better_auth: Issuer, people: People) -> None:
-    claims = verified(await people.token(await people.sign_in_anonymously()), better_auth)
-    assert claims["isAnonymous"] is True
-    assert claims["email"].endswith(".invalid")
-
-
-async def test_the_jwt_names_the_impersonator(better_auth: Issuer, people: People, admin: Session) -> None:
-    user = await people.sign_up("impersonated@example.com")
-    response = await people.request("POST", "/admin/impersonate-user", admin.authorization, userId=user.user_id)
-    bearer = {"Authorization": f"Bearer {response.headers['set-auth-token']}"}
-    token = (await people.request("GET", "/token", bearer)).json()["token"]
-    claims = verified(token, better_auth)
-    assert (claims["sub"], claims["impersonatedBy"]) == (user.user_id, admin.user_id)
-
-
 def test_the_root_page_shows_the_addresses(better_auth: Issuer) -> None:
     about = httpx.get(better_auth.url).raise_for_status()
     assert about.json()["jwks"] == better_auth.jwks_url
@@ -128,33 +89,6 @@ async def test_passwords_and_tokens_are_not_logged(start_issuer: StartIssuer, tm
     log = (tmp_path / "log").read_text()
     assert "User not found" in log
     assert not [secret for secret in ("a-wrong-password", "the-right-password", session.bearer, token) if secret in log]
-
-
-@pytest.mark.parametrize("algorithm", get_args(KeyAlgorithm))
-def test_signs_with(algorithm: str, start_issuer: StartIssuer) -> None:
-    issuer = start_issuer(key_algorithm=algorithm)
-    token = demo_token(issuer.base_url)
-    assert jwt.get_unverified_header(token)["alg"] == algorithm
-    assert verified(token, issuer)["email"] == "demo@example.com"
-
-
-def test_rotation_creates_a_key_and_keeps_the_old_one(start_issuer: StartIssuer) -> None:
-    issuer = start_issuer()
-    old, token = kids(issuer), demo_token(issuer.base_url)
-    issuer.rotate()
-    new_token = demo_token(issuer.base_url)
-    assert jwt.get_unverified_header(new_token)["kid"] not in old
-    assert kids(issuer) > old
-    assert verified(token, issuer)["sub"] == verified(new_token, issuer)["sub"]
-
-
-def test_a_deleted_key_verifies_no_token(start_issuer: StartIssuer) -> None:
-    issuer = start_issuer()
-    token = demo_token(issuer.base_url)
-    issuer.forget_keys()
-    with pytest.raises(KeyError):
-        verified(token, issuer)
-    assert verified(demo_token(issuer.base_url), issuer)
 
 
 @pytest.mark.parametrize("rotation", [1, 0])
@@ -189,54 +123,24 @@ def test_an_audience_can_be_set(start_issuer: StartIssuer) -> None:
     assert claims["aud"] == ["http://localhost:8000", "http://localhost:9000"]
 
 
-def test_serial_ids(start_issuer: StartIssuer) -> None:
-    issuer = start_issuer(serial_ids=True)
-    token = demo_token(issuer.base_url)
-    assert jwt.get_unverified_header(token)["kid"] == "1"
-    assert verified(token, issuer)["sub"] == "1"
-
-
-async def test_the_cookie_cache_can_be_enabled(start_issuer: StartIssuer) -> None:
-    issuer = start_issuer(cookie_cache=True)
-    async with People(issuer.base_url) as people:
-        session = await people.sign_up("ada@example.com")
-        assert "better-auth.session_data" in session.cookies
-        by_cookie = verified(await people.token_by_cookie(session), issuer)
-        assert by_cookie["updatedAt"] == verified(await people.token(session), issuer)["updatedAt"]
-
-
-@pytest.mark.parametrize("on", [True, False])
-def test_the_rate_limit_can_be_enabled(on: bool, start_issuer: StartIssuer) -> None:
-    issuer = start_issuer(rate_limit=on)
+def test_the_rate_limit_can_be_enabled(start_issuer: StartIssuer) -> None:
+    issuer = start_issuer(rate_limit=True)
     with httpx.Client() as client:
         responses = [client.get(issuer.jwks_url) for _ in range(105)]
-    assert {answer.status_code for answer in responses} == ({200, 429} if on else {200})
-    assert ("X-Retry-After" in responses[-1].headers) is on
+    assert {answer.status_code for answer in responses} == {200, 429}
+    assert "X-Retry-After" in responses[-1].headers
 
 
-@pytest.mark.parametrize("end", [Issuer.stop, Issuer.kill])
-def test_users_and_keys_survive_a_restart(end: Callable[[Issuer], None], start_issuer: StartIssuer) -> None:
+def test_users_and_keys_survive_kill_9(start_issuer: StartIssuer) -> None:
     issuer = start_issuer()
     address, before, token = issuer.url, kids(issuer), demo_token(issuer.base_url)
-    end(issuer)
+    issuer.kill()
     assert issuer.pid is None
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
     issuer.start()
     assert (issuer.url, kids(issuer)) == (address, before)
     assert verified(token, issuer)["sub"] == verified(demo_token(issuer.base_url), issuer)["sub"]
-
-
-def test_keys_cannot_sign_after_a_change_of_the_secret(start_issuer: StartIssuer) -> None:
-    issuer = start_issuer(secret="a secret of more than 32 characters")
-    before = kids(issuer)
-    issuer.stop()
-    issuer.secret = "another one of more than 32 characters"
-    issuer.start()
-    assert kids(issuer) == before
-    with pytest.raises(Refused) as refused:
-        demo_token(issuer.base_url)
-    assert refused.value.status == 500
 
 
 def test_the_server_does_not_inherit_better_auth_variables(
@@ -300,7 +204,7 @@ def test_a_signal_ends_it_despite_an_open_connection(number: signal.Signals, sta
         assert issuer.wait(SECONDS) == 0
 
 
-def wait_until_refused(port: int) -> None:
+def wait_for_end(port: int) -> None:
     """Wait for the server's end: it keeps a connection open while it runs, and closes it when it ends."""
     while True:
         try:
@@ -325,7 +229,7 @@ def test_kill_9_of_the_parent_ends_it(tmp_path: Path) -> None:
         assert parent.stdout
         port = int(parent.stdout.readline())
         parent.kill()
-    wait_until_refused(port)
+    wait_for_end(port)
 
 
 def fake_node(directory: Path, script: str) -> Path:
@@ -368,12 +272,6 @@ def test_a_missing_installation_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     server.touch()
     with pytest.raises(IssuerError, match="npm ci"):
         Issuer().start()
-
-
-def test_a_demo_user_is_created_once(better_auth: Issuer) -> None:
-    first, second = (verified(demo_token(better_auth.base_url, "once@example.com"), better_auth) for _ in range(2))
-    assert first["sub"] == second["sub"]
-    assert first["sid"] != second["sid"]
 
 
 async def test_an_account_with_another_password_is_not_taken_over(people: People, better_auth: Issuer) -> None:

@@ -52,7 +52,7 @@ def press_ctrl_c(_: str = "") -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def try_line(welcome: str) -> str:
+def example_command(welcome: str) -> str:
     """The curl command in the start message."""
     found = re.search(r"Try +(curl .+)", welcome)
     assert found, welcome
@@ -79,7 +79,7 @@ def shell(command: str, place: Path) -> str:
 
 
 @pytest.fixture
-def new() -> Callable[[], list[Any]]:
+def new_processes() -> Callable[[], list[Any]]:
     """The running processes that this test has started, with their descendants, without those of shared fixtures."""
     before = children(os.getpid())
     return lambda: [each for child in children(os.getpid()) if child not in before for each in family(child.pid)]
@@ -94,9 +94,9 @@ def own_servers(no_settings: Path, postgres: str) -> Path:
 
 
 @pytest.fixture
-def used(place: Path, made: Path) -> Path:
+def used_data(place: Path, initialized_data: Path) -> Path:
     """The data directory of an earlier run."""
-    copy_data(made, place / "data" / "postgres")
+    copy_data(initialized_data, place / "data" / "postgres")
     return place / "data"
 
 
@@ -125,41 +125,48 @@ def start(no_settings: Path) -> Iterator[Callable[..., tuple["subprocess.Popen[s
         process.stderr.close()
 
 
-def test_it_runs_the_system_keeps_the_data_and_leaves_no_process(place: Path, start: Any) -> None:
-    process, welcome = start("--issuer-port=0")
-    command = try_line(welcome)
-    assert shell(command, place) == '{"items":[],"next_cursor":null}'
-    body = """-H 'Content-Type: application/json' -d '{"title": "kept"}'"""
-    assert '"title":"kept"' in shell(f"{command} {body}", place)
-    anyio.run(check_sign_out_revokes_the_token, *re.findall(r"(http://\S+:\d+) \(", welcome))
+def stop_with_ctrl_c(process: "subprocess.Popen[str]", timeout: float = 0) -> None:
     processes = family(process.pid)
-    assert len(processes) > 8
     os.killpg(process.pid, signal.SIGINT)
     _, rest = process.communicate()
     assert process.returncode == 0
     assert rest.endswith("\nstopped\n")
-    assert await_end(processes, timeout=0) == []
+    assert await_end(processes, timeout) == []
 
+
+def test_dev_runs_the_system_and_leaves_no_process(place: Path, used_data: Path, start: Any) -> None:
+    process, welcome = start("--issuer-port=0", f"--data-dir={used_data}")
+    assert len(family(process.pid)) > 8
+    assert shell(example_command(welcome), place) == '{"items":[],"next_cursor":null}'
+    anyio.run(check_sign_out_revokes_the_token, *re.findall(r"(http://\S+:\d+) \(", welcome))
+    stop_with_ctrl_c(process)
+
+
+@pytest.mark.full
+def test_dev_keeps_the_data_and_leaves_no_process_after_sigkill(place: Path, start: Any) -> None:
+    process, welcome = start("--issuer-port=0")
+    body = """-H 'Content-Type: application/json' -d '{"title": "kept"}'"""
+    assert '"title":"kept"' in shell(f"{example_command(welcome)} {body}", place)
+    stop_with_ctrl_c(process)
     (port,) = re.findall(r"Better Auth +http://localhost:(\d+)", welcome)
     process, welcome = start(f"--issuer-port={port}")
-    assert '"title":"kept"' in shell(try_line(welcome), place)
+    assert '"title":"kept"' in shell(example_command(welcome), place)
     processes = family(process.pid)
     process.kill()
-    assert await_end(processes) == [], "no process is left even after SIGKILL"
+    assert await_end(processes) == []
 
 
-@pytest.mark.usefixtures("used")
+@pytest.mark.usefixtures("used_data")
 @pytest.mark.parametrize(
     ("program", "component", "elsewhere"),
     [
-        ("postgres -D", "PostgreSQL", "BETTER_AUTH_URL"),
-        ("better-auth/server.ts", "the issuer", "DATABASE_URL"),
-        ("backend.cli serve", "the API", ""),
+        pytest.param("postgres -D", "PostgreSQL", "BETTER_AUTH_URL", id="postgres", marks=pytest.mark.full),
+        pytest.param("better-auth/server.ts", "the issuer", "DATABASE_URL", id="issuer", marks=pytest.mark.full),
+        pytest.param("backend.cli serve", "the API", "", id="api"),
     ],
-    ids=["postgres", "issuer", "api"],
 )
 def test_a_crashed_component_is_named_and_the_others_stop(
-    own_servers: Path, new: Any, program: str, component: str, elsewhere: str
+    own_servers: Path, new_processes: Any, program: str, component: str, elsewhere: str
 ) -> None:
     place = own_servers
     servers = (place / ".env").read_text().splitlines()
@@ -167,7 +174,7 @@ def test_a_crashed_component_is_named_and_the_others_stop(
     processes: list[Any] = []
 
     def crash(_: str) -> None:
-        processes.extend(new())
+        processes.extend(new_processes())
         commands = {process: " ".join(process.cmdline()) for process in processes}
         next(process for process, line in commands.items() if program in line and "leash" not in line).kill()
 
@@ -190,15 +197,15 @@ def test_a_port_in_use_is_named_before_anything_starts(place: Path, option: str)
     assert not (place / "data").exists()
 
 
-@pytest.mark.usefixtures("no_settings", "used")
+@pytest.mark.usefixtures("no_settings", "used_data")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_during_the_start_leaves_no_process(
-    place: Path, new: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    place: Path, new_processes: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     processes: list[Any] = []
 
     def migrate(_: Any) -> None:
-        processes.extend(new())
+        processes.extend(new_processes())
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr("backend.dev.up._migrate", migrate)
@@ -211,11 +218,11 @@ def test_a_signal_during_the_start_leaves_no_process(
     assert signal.getsignal(number) is before
 
 
-def test_servers_named_in_the_settings_are_not_started(own_servers: Path, new: Any) -> None:
+def test_servers_named_in_the_settings_are_not_started(own_servers: Path, new_processes: Any) -> None:
     def look(welcome: str) -> None:
-        assert len(new()) == 2, "the API and its leash"
+        assert len(new_processes()) == 2, "the API and its leash"
         assert "http://localhost:9 (yours)" in welcome
-        assert "$TOKEN" in try_line(welcome)
+        assert "$TOKEN" in example_command(welcome)
         press_ctrl_c()
 
     assert run(own_servers, Terminal(API=look)) == 0
@@ -236,59 +243,56 @@ def test_a_reload_fails_no_request(own_servers: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", str(own_servers))
     source = copy / "__init__.py"
     text = source.read_text()
-    port, seen = 0, []
-    people: list[threading.Thread] = []
+    port, versions = 0, []
+    clients: list[threading.Thread] = []
 
     def version() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/")
-        seen.append(json.loads(connection.getresponse().read())["version"])
+        versions.append(json.loads(connection.getresponse().read())["version"])
         connection.close()
 
-    def welcomed(welcome: str) -> None:
+    def break_source(welcome: str) -> None:
         nonlocal port
         port = int(re.findall(r"http://127\.0\.0\.1:(\d+)", welcome)[0])
         version()
         source.write_text("this is no Python")
 
-    def repair(_: str) -> None:
+    def repair_source(_: str) -> None:
         def await_the_new_version() -> None:
             version()
             press_ctrl_c()
 
-        people.append(threading.Thread(target=await_the_new_version))
-        people[0].start()
+        clients.append(threading.Thread(target=await_the_new_version))
+        clients[0].start()
         source.write_text(text.replace(backend.__version__, "9.9.9"))
 
-    terminal = Terminal(**{"API": welcomed, "the API failed to start": repair})
+    terminal = Terminal(**{"API": break_source, "the API failed to start": repair_source})
     assert run(own_servers, terminal) == 0
-    people[0].join()
-    assert seen == [backend.__version__, "9.9.9"]
+    clients[0].join()
+    assert versions == [backend.__version__, "9.9.9"]
     assert terminal.lines.count("reload: backend/__init__.py") == 2
     assert terminal.lines.count("the API failed to start; it will restart when a file changes") == 1
 
 
-def test_the_web_app_is_the_issuer_and_its_pages_can_call_the_api(used: Path, start: Any) -> None:
-    process, welcome = start("--issuer-port=0", f"--data-dir={used}", command="web")
+# Builds the web app. In the gate, the tests of its build and those in a browser cover it.
+@pytest.mark.full
+def test_the_web_app_is_the_issuer_and_its_pages_can_call_the_api(used_data: Path, start: Any) -> None:
+    process, welcome = start("--issuer-port=0", f"--data-dir={used_data}", command="web")
     app, api = re.search(r"Open +(\S+)", welcome), re.search(r"API +(\S+)", welcome)
     assert app
     assert api
-    stranger = httpx.get(app[1], trust_env=False)
-    assert (stranger.status_code, stranger.headers["location"]) == (307, "/sign-in")
+    signed_out = httpx.get(app[1], trust_env=False)
+    assert (signed_out.status_code, signed_out.headers["location"]) == (307, "/sign-in")
     assert "<h1>Sign in</h1>" in httpx.get(f"{app[1]}/sign-in", trust_env=False).text
-    asked = {"Origin": app[1], "Access-Control-Request-Method": "GET"}
-    allowed = httpx.options(f"{api[1]}/api/v1/tasks", headers=asked, trust_env=False)
+    preflight = {"Origin": app[1], "Access-Control-Request-Method": "GET"}
+    allowed = httpx.options(f"{api[1]}/api/v1/tasks", headers=preflight, trust_env=False)
     assert allowed.headers["access-control-allow-origin"] == app[1]
     anyio.run(check_sign_out_revokes_the_token, api[1], app[1])
-    processes = family(process.pid)
-    os.killpg(process.pid, signal.SIGINT)
-    _, rest = process.communicate()
-    assert process.returncode == 0
-    assert rest.endswith("\nstopped\n")
-    assert await_end(processes) == []
+    stop_with_ctrl_c(process, timeout=20)
 
 
-def test_the_web_app_beside_another_issuer_is_refused(own_servers: Path) -> None:
+def test_the_web_app_with_another_issuer_is_refused(own_servers: Path) -> None:
     del own_servers
     with pytest.raises(DevError, match=r"^BETTER_AUTH_URL is set, but the web app contains its own issuer: unset it$"):
         up(port=0, issuer_port=0, data_dir=Path("data"), settings=Settings(), say=Terminal(), web=True)
