@@ -20,9 +20,9 @@ from backend.operations.shutdown import on_shutdown
 from backend.resources.retention import purging
 from backend.settings import Settings
 from backend.sync.broker import Broker
-from backend.users.cache import Users
+from backend.users.cache_invalidation import Listener
 from backend.users.caller import PersonRoute
-from backend.users.notifications import Listener
+from backend.users.provisioning import Users
 from backend.users.security_events.service import SecurityEvents
 from backend.web import resource_metadata
 from backend.web.application import Application

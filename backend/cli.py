@@ -207,7 +207,7 @@ def openapi(_: argparse.Namespace) -> int:
 
 def settings(_: argparse.Namespace) -> int:
     """Print all settings as Markdown"""
-    from backend.reference import settings_page
+    from backend.docs_pages import settings_page
 
     sys.stdout.write(settings_page())
     return 0
@@ -216,7 +216,7 @@ def settings(_: argparse.Namespace) -> int:
 def routes(_: argparse.Namespace) -> int:
     """Print all routes as Markdown"""
     from backend.app import create_app
-    from backend.reference import routes_page
+    from backend.docs_pages import routes_page
 
     sys.stdout.write(routes_page(create_app().openapi()))
     return 0

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from backend.dev import leash
+from backend.dev import parent_watchdog
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers import Peer
 from benchmarks.workloads import Request, Workload
@@ -72,7 +72,7 @@ def running(peer: Peer, variables: Mapping[str, str], *, show_log: bool = False)
     port = _free_port()
     with TemporaryDirectory(prefix="benchmark-") as empty:
         process = subprocess.Popen(  # noqa: S603 - fixed program and arguments
-            leash.arguments(peer.command(port)),
+            parent_watchdog.arguments(peer.command(port)),
             env=dict(variables),
             cwd=empty,
             stdin=subprocess.PIPE,
@@ -85,7 +85,7 @@ def running(peer: Peer, variables: Mapping[str, str], *, show_log: bool = False)
             _await(server, process)
             yield server
         finally:
-            process.communicate()  # closes standard input, at which the leash stops the server
+            process.communicate()  # closes standard input, at which the watchdog stops the server
 
 
 def _await(server: Server, process: subprocess.Popen[bytes]) -> None:

@@ -234,7 +234,7 @@ def figures_table(sides: Sequence[Side], found: Sequence[Sequence[Turn]]) -> lis
 
 
 def resident(pid: int) -> float | None:
-    """Resident memory of all descendants of a leash in megabytes: the sum of `VmRSS` (proc_pid_status(5))."""
+    """Resident memory of all descendants of a watchdog in megabytes: the sum of `VmRSS` (proc_pid_status(5))."""
     if not cpu.PROC.exists():
         return None
     children = (cpu.PROC / str(pid) / "task" / str(pid) / "children").read_text().split()

@@ -19,7 +19,7 @@ from backend import migrations
 from backend.app import create_app
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
-from backend.users.cache import Users
+from backend.users.provisioning import Users
 from benchmarks.issuer import serve_keys
 
 pytest_plugins = [

@@ -85,6 +85,6 @@ def test_only_the_executor_runs_statements() -> None:
         ("migrations/__init__.py", "execute"),
         ("migrations/__init__.py", "connect"),
         ("web/rate_limits_redis.py", "execute"),  # of Redis
-        ("users/notifications.py", "connect"),
-        ("users/notifications.py", "execute"),
+        ("users/cache_invalidation.py", "connect"),
+        ("users/cache_invalidation.py", "execute"),
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from backend.reference import settings_page
+from backend.docs_pages import settings_page
 from backend.settings import Settings, explain
 
 ROOT = Path(__file__).parents[1]

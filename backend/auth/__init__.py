@@ -16,14 +16,14 @@ from .bearer import (
     requires_scope,
     verified_principal,
 )
-from .claims import Principal
 from .encoding import decode_object
 from .errors import AuthError, InvalidRequest, InvalidToken, KeysUnavailable, MissingToken, Reason, UnusableKeys
 from .jwk import Key, KeySet, SkippedKey
+from .jwks_client import RemoteKeys
 from .jws import JWS, parse_jws, verify_jws
-from .keys import KeySource, KeysStatus, StaticKeys
+from .key_source import KeySource, KeysStatus, StaticKeys
 from .observer import FetchReason, Observer
-from .remote_keys import RemoteKeys
+from .principal import Principal
 from .verifier import TokenVerifier, verify_signature
 
 __all__ = [

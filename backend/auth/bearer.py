@@ -14,8 +14,8 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from .claims import Principal
 from .errors import AuthError, InvalidRequest, KeysUnavailable, MissingToken, UnusableKeys
+from .principal import Principal
 from .verifier import TokenVerifier
 
 # The scheme in any case, one or more spaces, a b64token (RFC 6750, 2.1; RFC 9110, 11.1).

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from .encoding import encode_base64url
 from .jwk import SIGNATURES
-from .keys import KeySource, StaticKeys
+from .key_source import KeySource, StaticKeys
 from .verifier import TokenVerifier
 
 ALGORITHMS: Final = tuple(SIGNATURES)

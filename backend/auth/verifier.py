@@ -7,13 +7,13 @@ from typing import Any, Final, NamedTuple, TypeGuard
 
 from cachetools import LRUCache
 
-from .claims import Principal, is_storable, without_unstorable
 from .encoding import decode_object
 from .errors import InvalidToken, KeysUnavailable, Reason
 from .jwk import Key
 from .jws import JWS, MAX_TOKEN, parse_jws
-from .keys import KeySource
+from .key_source import KeySource
 from .observer import Observer
+from .principal import Principal, is_storable, without_unstorable
 
 CACHE_ENTRIES: Final = 4096
 CACHE_SECONDS: Final = 300.0

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that many requests share: it connects, queues jobs, and limits their time.
+"""A connection to PostgreSQL that many requests share: it connects, queues queries, and limits their time.
 
 A pool lends a connection to one request at a time, and psycopg's cursors, locks and waits cost several times as much
 as the statement. Here a request queues its statement on an open connection and awaits a future; the connection sends
@@ -17,11 +17,11 @@ import psycopg
 from psycopg import pq
 from psycopg_pool import PoolTimeout
 
-from backend.database.job import Connection, Job, Row, fail
 from backend.database.pipeline import Pipeline
+from backend.database.query import Connection, Query, Row, fail
 
 _PAUSE = 0.1  # seconds between two attempts to connect
-_CHECK = 0.25  # seconds between two checks for jobs that have waited too long
+_CHECK = 0.25  # seconds between two checks for queries that have waited too long
 
 
 def is_alive(pgconn: pq.abc.PGconn) -> bool:
@@ -37,12 +37,12 @@ def is_alive(pgconn: pq.abc.PGconn) -> bool:
 class SharedConnection:
     """One connection, opened at its first use, and again after a loss.
 
-    It is closed (`_pipeline` and `_connecting` are None), connecting, or open (`_pipeline` is set). A job that arrives
-    while it is closed begins to connect.
+    It is closed (`_pipeline` and `_connecting` are None), connecting, or open (`_pipeline` is set). The first query
+    that arrives while it is closed begins to connect.
 
-    Jobs that are queued in one turn of the event loop are sent together at its end, each in its own transaction, or
-    with `reads` in a shared one (see `Pipeline`). A lost connection fails the jobs that were sent with
-    `ConnectionLost`; jobs that were not sent wait for the next connection. If it cannot be opened, they fail.
+    Queries that are queued in one turn of the event loop are sent together at its end, each in its own transaction, or
+    with `reads` in a shared one (see `Pipeline`). A lost connection fails the queries that were sent with
+    `ConnectionLost`; queries that were not sent wait for the next connection. If it cannot be opened, they fail.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class SharedConnection:
     ) -> None:
         """`deadline`: seconds that the server may take to respond; then the connection is closed.
 
-        `wait`: seconds that a job may be queued behind others; then it fails with `PoolTimeout`.
+        `wait`: seconds that a query may be queued behind others; then it fails with `PoolTimeout`.
         `locked`: statements that met a lock lately, with the time until which they are refused at once, as
         `LockNotAvailable`. Several connections with `reads` may share it.
-        `idle` is called when the last job has ended.
+        `idle` is called when the last query has ended.
         """
         self._connect = connect
         self._idle = idle
@@ -72,49 +72,49 @@ class SharedConnection:
         self._locked = {} if locked is None else locked
         self._pipeline: Pipeline | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._unsent: deque[Job] = deque()
+        self._unsent: deque[Query] = deque()
         self._watchdog: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        """The length of its queues: unsent jobs, sent jobs and ends of transactions."""
+        """The length of its queues: unsent queries, sent queries and ends of transactions."""
         return len(self._unsent) + (0 if self._pipeline is None else len(self._pipeline.sent))
 
     def is_stuck(self) -> bool:
-        """Whether a job was sent long ago, and the server has not responded since."""
+        """Whether a query was sent long ago, and the server has not responded since."""
         pipeline = self._pipeline
         return pipeline is not None and bool(pipeline.sent) and pipeline.is_stuck()
 
     @property
     def waiting(self) -> int:
-        """The number of jobs that wait for a connection, or for the job in front of them if that takes long."""
+        """The number of queries that wait for a connection, or for the query in front of them if that takes long."""
         if self._pipeline is not None and not self.is_stuck():
             return 0
-        return sum(not job.future.done() for job in self._queued())
+        return sum(not query.future.done() for query in self._queued())
 
-    def _queued(self) -> Iterator[Job]:
-        """The jobs behind the one that the server is working on."""
-        sent = () if self._pipeline is None else islice(self._pipeline.jobs(), 1, None)
+    def _queued(self) -> Iterator[Query]:
+        """The queries behind the one that the server is working on."""
+        sent = () if self._pipeline is None else islice(self._pipeline.queries(), 1, None)
         return chain(sent, self._unsent)
 
-    def run(self, job: Job) -> asyncio.Future[list[Row]]:
-        """Queue a job. Cancelling the returned future does not cancel the statement or affect other requests.
+    def run(self, query: Query) -> asyncio.Future[list[Row]]:
+        """Queue a query. Cancelling the returned future does not cancel the statement or affect other requests.
 
         Errors are `psycopg.Error`. `ConnectionLost` means that the statement may or may not have taken effect.
         """
-        loop = job.future.get_loop()  # asking for the running loop is a system call
-        job.since = loop.time()
+        loop = query.future.get_loop()  # asking for the running loop is a system call
+        query.since = loop.time()
         pipeline = self._pipeline
-        is_idle = pipeline is not None and not (pipeline.sent or self._unsent) and pipeline.last_response < job.since
+        is_idle = pipeline is not None and not (pipeline.sent or self._unsent) and pipeline.last_response < query.since
         if is_idle and pipeline is not None and not is_alive(pipeline.pgconn):
             self._disconnect("the server closed the connection")
-        self._unsent.append(job)
+        self._unsent.append(query)
         if self._watchdog is None:
             self._watchdog = loop.call_later(min(self._deadline, _CHECK), self._check)
         if self._pipeline is None:
             self._begin_to_connect()
         elif len(self._unsent) == 1:
             loop.call_soon(self._pipeline.send)
-        return job.future
+        return query.future
 
     async def close(self) -> None:
         if self._connecting is not None:
@@ -149,7 +149,7 @@ class SharedConnection:
                 self._idle(self)
             else:
                 break
-            # Jobs that are queued in the meantime wait for the next attempt.
+            # Queries that are queued in the meantime wait for the next attempt.
             await asyncio.sleep(_PAUSE)
             if not self._unsent:
                 self._connecting = None
@@ -169,12 +169,12 @@ class SharedConnection:
             self._idle(self)
 
     def _fail_unsent(self, why: str) -> None:
-        """Fail the jobs that were not sent: it is certain that they have had no effect."""
+        """Fail the queries that were not sent: it is certain that they have had no effect."""
         fail(self._unsent, psycopg.OperationalError, why)
         self._unsent.clear()
 
     def _check(self) -> None:
-        """Refuse jobs that have waited too long, and close the connection if the server does not respond."""
+        """Refuse queries that have waited too long, and close the connection if the server does not respond."""
         loop = asyncio.get_running_loop()
         self._watchdog, now, left = None, loop.time(), self._deadline
         self._refuse_late(now)
@@ -188,9 +188,9 @@ class SharedConnection:
             self._watchdog = loop.call_later(min(left, _CHECK), self._check)
 
     def _refuse_late(self, now: float) -> None:
-        for job in self._queued():
-            if job.begun + self._wait <= now and not job.future.done():
+        for query in self._queued():
+            if query.begun + self._wait <= now and not query.future.done():
                 if self._pipeline is None:
-                    job.future.set_exception(psycopg.OperationalError("there is no connection yet"))
+                    query.future.set_exception(psycopg.OperationalError("there is no connection yet"))
                 else:
-                    job.future.set_exception(PoolTimeout("the statements before it take too long"))
+                    query.future.set_exception(PoolTimeout("the statements before it take too long"))

@@ -8,8 +8,8 @@ from typing import TypeVar
 from psycopg import AsyncRawCursor
 from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 
-from backend.database.job import SHORT_LOCK_TIMEOUT, Connection, Row, UnreadableRow, lock_timeout
 from backend.database.pool import STALE_CONNECTION, Pool
+from backend.database.query import SHORT_LOCK_TIMEOUT, Connection, Row, UnreadableRow, lock_timeout
 from backend.database.statements import READ_ALONE, TRANSACT, Actor, Cost, Statement
 
 T = TypeVar("T")

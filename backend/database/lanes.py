@@ -13,9 +13,9 @@ from psycopg.errors import LockNotAvailable
 from psycopg_pool import PoolTimeout
 
 from backend.database.connection import SharedConnection
-from backend.database.job import SHORT_LOCK_TIMEOUT, Connection, ConnectionLost, Job, Row, fail, lock_timeout
+from backend.database.query import SHORT_LOCK_TIMEOUT, Connection, ConnectionLost, Query, Row, fail, lock_timeout
 
-MAX_WAITING = 1000  # jobs on one shared connection; in a lane, those that have met a lock, and those of the system
+MAX_WAITING = 1000  # queries on one shared connection; in a lane, those that have met a lock, and those of the system
 MAX_AT_ONCE = 2  # long reads of one user
 MAX_WAITING_PER_USER = 256  # statements in the queue of one user in a lane; further ones are refused at once
 
@@ -42,11 +42,11 @@ class Lane:
         self._most = most
         self._most_patient = max(1, size - 1)
         self._patient = 0  # running statements that may wait for a lock until their time is over
-        self._started: dict[SharedConnection, Job] = {}
+        self._started: dict[SharedConnection, Query] = {}
         self._running: Counter[str] = Counter()  # by user
-        self._queues: dict[str, deque[Job]] = {}  # by user, in the order of their turns
-        self._blocked: deque[Job] = deque()  # statements that have met a lock
-        self._timer: asyncio.TimerHandle | None = None  # for the next job to refuse
+        self._queues: dict[str, deque[Query]] = {}  # by user, in the order of their turns
+        self._blocked: deque[Query] = deque()  # statements that have met a lock
+        self._timer: asyncio.TimerHandle | None = None  # for the next query to refuse
         self._timer_at = inf  # uvloop's handle of a time that is already due has no `when()`
 
     @property
@@ -56,7 +56,7 @@ class Lane:
     @property
     def waiting(self) -> int:
         """The number of statements that have no connection yet."""
-        return sum(not job.future.done() for job in self._queued())
+        return sum(not query.future.done() for query in self._queued())
 
     async def run(
         self,
@@ -73,18 +73,18 @@ class Lane:
         `begun`: when the request began to wait, if it has waited before. `is_blocked`: the statement has met a lock.
         Raises `PoolTimeout` if no connection is free in time.
         """
-        job = Job(preamble, actor, sql, values, begun, loop=self._loop)
-        job.is_blocked = is_blocked
-        self._enter(job)
+        query = Query(preamble, actor, sql, values, begun, loop=self._loop)
+        query.is_blocked = is_blocked
+        self._enter(query)
         try:
-            return await job.future
+            return await query.future
         except LockNotAvailable:
-            if job.is_patient:
+            if query.is_patient:
                 raise
-        job = Job(preamble, actor, sql, values, job.begun, loop=self._loop)
-        job.is_blocked = True
-        self._enter(job)
-        return await job.future
+        query = Query(preamble, actor, sql, values, query.begun, loop=self._loop)
+        query.is_blocked = True
+        self._enter(query)
+        return await query.future
 
     async def close(self) -> None:
         if self._timer is not None:
@@ -101,51 +101,51 @@ class Lane:
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()  # a system call in Python 3.11
 
-    def _user(self, job: Job) -> str:
-        return job.texts[1]
+    def _user(self, query: Query) -> str:
+        return query.texts[1]
 
-    def _queued(self) -> Iterator[Job]:
+    def _queued(self) -> Iterator[Query]:
         return chain(self._blocked, *self._queues.values())
 
-    def _enter(self, job: Job) -> None:
-        """Start a job, or queue it. Raises `PoolTimeout` if the queue is full."""
-        if self._free and self._may_start(job):
-            self._start(job)
+    def _enter(self, query: Query) -> None:
+        """Start a query, or queue it. Raises `PoolTimeout` if the queue is full."""
+        if self._free and self._may_start(query):
+            self._start(query)
             return
-        queue = self._blocked if job.is_blocked else self._queues.setdefault(self._user(job), deque())
-        if len(queue) >= (MAX_WAITING_PER_USER if self._user(job) and not job.is_blocked else MAX_WAITING):
+        queue = self._blocked if query.is_blocked else self._queues.setdefault(self._user(query), deque())
+        if len(queue) >= (MAX_WAITING_PER_USER if self._user(query) and not query.is_blocked else MAX_WAITING):
             raise PoolTimeout("too many statements are waiting")
-        queue.append(job)
-        self._refuse_at(job.begun + self._wait)
+        queue.append(query)
+        self._refuse_at(query.begun + self._wait)
 
-    def _may_start(self, job: Job) -> bool:
-        if job.is_blocked and self._patient >= self._most_patient:
+    def _may_start(self, query: Query) -> bool:
+        if query.is_blocked and self._patient >= self._most_patient:
             return False
-        user = self._user(job)
+        user = self._user(query)
         return not user or self._running[user] < self._most
 
-    def _start(self, job: Job) -> None:
-        """Run a job on the connection that was used last."""
+    def _start(self, query: Query) -> None:
+        """Run a query on the connection that was used last."""
         connection = next(reversed(self._free))
         del self._free[connection]
-        self._started[connection] = job
-        self._running[self._user(job)] += 1
-        job.is_patient = self._patient < self._most_patient
-        if job.is_patient:
+        self._started[connection] = query
+        self._running[self._user(query)] += 1
+        query.is_patient = self._patient < self._most_patient
+        if query.is_patient:
             self._patient += 1
-            job.texts = (*job.texts, lock_timeout(job.begun + self._wait - self._loop.time()))
+            query.texts = (*query.texts, lock_timeout(query.begun + self._wait - self._loop.time()))
         else:
-            job.texts = (*job.texts, SHORT_LOCK_TIMEOUT)
-        connection.run(job)
+            query.texts = (*query.texts, SHORT_LOCK_TIMEOUT)
+        connection.run(query)
 
     def _end(self, connection: SharedConnection) -> None:
-        """Run the next job on a connection that has become idle."""
+        """Run the next query on a connection that has become idle."""
         if len(connection):
             return
-        job = self._started.pop(connection, None)
-        if job is not None:
-            self._patient -= job.is_patient
-            user = self._user(job)
+        query = self._started.pop(connection, None)
+        if query is not None:
+            self._patient -= query.is_patient
+            user = self._user(query)
             self._running[user] -= 1
             if not self._running[user]:
                 del self._running[user]
@@ -153,14 +153,14 @@ class Lane:
         while self._free and (found := self._next()) is not None:
             self._start(found)
 
-    def _next(self) -> Job | None:
-        """Take the next job out of its queue: one that has met a lock, or one of the user whose turn it is."""
-        for job in list(self._blocked):
-            if job.future.done():
-                self._blocked.remove(job)
-            elif self._may_start(job):
-                self._blocked.remove(job)
-                return job
+    def _next(self) -> Query | None:
+        """Take the next query out of its queue: one that has met a lock, or one of the user whose turn it is."""
+        for query in list(self._blocked):
+            if query.future.done():
+                self._blocked.remove(query)
+            elif self._may_start(query):
+                self._blocked.remove(query)
+                return query
         for user, queue in list(self._queues.items()):
             while queue and queue[0].future.done():
                 queue.popleft()
@@ -186,15 +186,15 @@ class Lane:
     def _refuse_late(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for job in self._queued():
-            if job.begun + self._wait <= now and not job.future.done():
-                job.future.set_exception(PoolTimeout("every connection is in use"))
-        self._blocked = deque(job for job in self._blocked if not job.future.done())
+        for query in self._queued():
+            if query.begun + self._wait <= now and not query.future.done():
+                query.future.set_exception(PoolTimeout("every connection is in use"))
+        self._blocked = deque(query for query in self._blocked if not query.future.done())
         for user, queue in list(self._queues.items()):
-            self._queues[user] = left = deque(job for job in queue if not job.future.done())
+            self._queues[user] = left = deque(query for query in queue if not query.future.done())
             if not left:
                 del self._queues[user]
-        self._refuse_at(min((job.begun for job in self._queued()), default=inf) + self._wait)
+        self._refuse_at(min((query.begun for query in self._queued()), default=inf) + self._wait)
 
 
 class Lanes:
@@ -248,11 +248,11 @@ class Lanes:
 
         `alone` replaces `preamble` if the statement meets a lock; its third parameter is a lock_timeout.
         """
-        job = Job(preamble, actor, sql, values, loop=self._loop)
-        begun = job.begun
+        query = Query(preamble, actor, sql, values, loop=self._loop)
+        begun = query.begun
         for left in range(len(self.readers), -1, -1):
             try:
-                return await self._reader().run(job)
+                return await self._reader().run(query)
             except ConnectionLost:
                 if not left or self._loop.time() >= begun + self._wait:
                     raise
@@ -260,7 +260,7 @@ class Lanes:
                 if alone is None:
                     raise
                 break
-            job = Job(preamble, actor, sql, values, begun, loop=self._loop)
+            query = Query(preamble, actor, sql, values, begun, loop=self._loop)
         assert alone is not None
         rows = await self.write(alone, actor, sql, values, begun=begun, is_blocked=True)
         self._locked.pop(sql, None)

@@ -1,4 +1,4 @@
-"""The wire protocol of one open connection in libpq's pipeline mode: sends jobs, and reads their results.
+"""The wire protocol of one open connection in libpq's pipeline mode: sends queries, and reads their results.
 
 https://www.postgresql.org/docs/18/libpq-pipeline-mode.html
 """
@@ -14,8 +14,8 @@ import psycopg
 from psycopg import pq
 from psycopg.errors import LockNotAvailable, error_from_result
 
-from backend.database.job import Connection, ConnectionLost, Job, UnreadableRow, fail
 from backend.database.prepared import PreparedStatements
+from backend.database.query import Connection, ConnectionLost, Query, UnreadableRow, fail
 
 _STUCK = 0.05  # seconds without a response after which no further reads are sent
 _LOCKED = 1.0  # seconds after which a read that met a lock is tried on a shared connection again
@@ -26,34 +26,34 @@ _LOCK_NOT_AVAILABLE = b"55P03"
 
 
 class Sync(Enum):
-    """The end of a transaction, among the jobs that were sent."""
+    """The end of a transaction, among the queries that were sent."""
 
     POINT = auto()
 
 
 class State(Enum):
-    """Whether queued jobs are sent."""
+    """Whether queued queries are sent."""
 
     OPEN = auto()  # at once
     HELD_BACK = auto()  # after the next response: the server has not responded to an earlier read for long
-    CLOSED = auto()  # never; the jobs that were sent have failed
+    CLOSED = auto()  # never; the queries that were sent have failed
 
 
 class Pipeline:
-    """An open connection. Jobs move from the queue `unsent` to `sent`, and leave it when the server has responded.
+    """An open connection. Queries move from the queue `unsent` to `sent`, and leave it when the server has responded.
 
-    `sent` has the jobs that the server has yet to confirm, in order, and a `Sync.POINT` behind each transaction. A
+    `sent` has the queries that the server has yet to confirm, in order, and a `Sync.POINT` behind each transaction. A
     result belongs to the first entry.
 
-    With `reads`, all jobs that are sent together share one transaction, which saves both ends many small messages. Each
-    is answered when its rows arrive. If one of them fails, the server skips those behind it: they are sent again, each
-    in its own transaction. Without `reads`, each job is a transaction, and is answered after its commit.
+    With `reads`, all queries that are sent together share one transaction, which saves many small messages. Each is
+    answered when its rows arrive. If one of them fails, the server skips those behind it: they are sent again, each
+    in its own transaction. Without `reads`, each query is a transaction, and is answered after its commit.
     """
 
     def __init__(
         self,
         connection: Connection,
-        unsent: deque[Job],
+        unsent: deque[Query],
         *,
         prepare: bool,
         reads: bool,
@@ -61,7 +61,7 @@ class Pipeline:
         on_idle: Callable[[], None],
         on_lost: Callable[[str], None],
     ) -> None:
-        """`on_idle` is called when the last job has ended; `on_lost` with a reason, and must call `close`.
+        """`on_idle` is called when the last query has ended; `on_lost` with a reason, and must call `close`.
 
         `locked`: see `SharedConnection`. Raises `psycopg.Error`.
         """
@@ -77,39 +77,39 @@ class Pipeline:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._statements = PreparedStatements(connection, prepare=prepare)
-        self.sent: deque[Job | Literal[Sync.POINT]] = deque()
+        self.sent: deque[Query | Literal[Sync.POINT]] = deque()
         self.last_response = self._loop.time()
         self._state = State.OPEN
         self._is_writing = False  # the socket's buffer is full; the rest is flushed when it has space
         self._loop.add_reader(self._socket, self._read)
 
     def close(self, why: str) -> None:
-        """Close the connection. The jobs that were sent fail with `ConnectionLost`."""
+        """Close the connection. The queries that were sent fail with `ConnectionLost`."""
         self._state = State.CLOSED
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self.pgconn.finish()
-        lost = list(self.jobs())
+        lost = list(self.queries())
         self.sent.clear()
         fail(lost, ConnectionLost, why)
 
-    def jobs(self) -> Iterator[Job]:
-        """The jobs that were sent, in order."""
-        return (job for job in self.sent if job is not Sync.POINT)
+    def queries(self) -> Iterator[Query]:
+        """The queries that were sent, in order."""
+        return (query for query in self.sent if query is not Sync.POINT)
 
     def waiting_since(self) -> float:
-        """When the job that has waited longest for the server was sent."""
-        return next((job.since for job in self.jobs()), self.last_response)
+        """When the query that has waited longest for the server was sent."""
+        return next((query.since for query in self.queries()), self.last_response)
 
     def is_stuck(self) -> bool:
-        """Whether a job was sent long ago, and the server has not responded since."""
+        """Whether a query was sent long ago, and the server has not responded since."""
         if not self.sent:
             return False
         long_ago = self._loop.time() - _STUCK
         return self.last_response < long_ago and self.waiting_since() < long_ago
 
     def send(self) -> None:
-        """Send the jobs in the queue, unless an earlier read takes long: then they are sent after its response."""
+        """Send the queries in the queue, unless an earlier read takes long: then they are sent after its response."""
         if self._state is State.CLOSED:
             return
         if self._reads and self.sent and self.is_stuck():
@@ -118,9 +118,9 @@ class Pipeline:
         unsent = self._unsent
         try:
             while unsent:
-                job = unsent.popleft()
-                self._send_job(job)
-                if self._reads and unsent and not (job.is_alone or unsent[0].is_alone):
+                query = unsent.popleft()
+                self._send_query(query)
+                if self._reads and unsent and not (query.is_alone or unsent[0].is_alone):
                     self.pgconn.send_flush_request()  # else the server would respond to all of them at once
                 else:
                     self._end_transaction()
@@ -132,21 +132,21 @@ class Pipeline:
             return
         self._flush()
 
-    def _send_job(self, job: Job) -> None:
-        if job.future.done():
+    def _send_query(self, query: Query) -> None:
+        if query.future.done():
             return
-        if self._locked and self._is_locked(job.sql):
-            job.future.set_exception(LockNotAvailable("a table that the statement reads is locked"))
+        if self._locked and self._is_locked(query.sql):
+            query.future.set_exception(LockNotAvailable("a table that the statement reads is locked"))
             return
         statements = self._statements
         try:
-            preamble, bound = statements.bind(job)
-        except Exception as error:  # noqa: BLE001  # a dumper may raise anything, and other jobs must go on
-            job.future.set_exception(error)
+            preamble, bound = statements.bind(query)
+        except Exception as error:  # noqa: BLE001  # a dumper may raise anything, and other queries must go on
+            query.future.set_exception(error)
             return
-        self.sent.append(job)
-        statements.send(job, preamble)
-        statements.send(job, bound)
+        self.sent.append(query)
+        statements.send(query, preamble)
+        statements.send(query, bound)
 
     def _is_locked(self, sql: str) -> bool:
         until = self._locked.get(sql)
@@ -184,8 +184,8 @@ class Pipeline:
             pgconn.consume_input()
             self._take_results()
             if sent and len(self.sent) == sent:
-                # No job has ended. The server may have closed a connection with unread jobs: that is a socket error,
-                # after which uvloop calls the reader once and removes it. The first `consume_input` reads the server's
+                # No query has ended. The server may have closed a connection with unread queries: a socket error, after
+                # which uvloop calls the reader once and removes it. The first `consume_input` reads the server's
                 # last message, and only this one the end of the stream.
                 pgconn.consume_input()
                 self._take_results()
@@ -214,51 +214,51 @@ class Pipeline:
             self._take(result)
 
     def _take(self, result: pq.abc.PGresult) -> None:
-        status, job = result.status, self.sent[0]
+        status, query = result.status, self.sent[0]
         if status == pq.ExecStatus.PIPELINE_SYNC:
             self._close_transaction()
-        elif job is Sync.POINT:
-            pass  # an error that ends the connection after all jobs were answered
+        elif query is Sync.POINT:
+            pass  # an error that ends the connection after all queries were answered
         elif status in _GOOD:
-            job.result = result
-            del job.steps[0]
-            if self._reads and not job.steps:
+            query.result = result
+            del query.steps[0]
+            if self._reads and not query.steps:
                 self.sent.popleft()
-                self._answer(job)
-        elif status != pq.ExecStatus.PIPELINE_ABORTED and job.error is None:
-            job.error = error_from_result(result)
+                self._answer(query)
+        elif status != pq.ExecStatus.PIPELINE_ABORTED and query.error is None:
+            query.error = error_from_result(result)
             failed = takewhile(lambda entry: entry is not Sync.POINT, self.sent)
             self._statements.forget_unconfirmed(entry for entry in failed if entry is not Sync.POINT)
             if result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) == b"FATAL":
-                job.error = ConnectionLost(str(job.error))
+                query.error = ConnectionLost(str(query.error))
             state = result.error_field(pq.DiagnosticField.SQLSTATE)
             if state in _STALE:
-                self._statements.forget_stale(job)
+                self._statements.forget_stale(query)
             elif state == _LOCK_NOT_AVAILABLE and self._reads:
-                self._locked[job.sql] = self.last_response + _LOCKED
+                self._locked[query.sql] = self.last_response + _LOCKED
 
     def _close_transaction(self) -> None:
-        """Answer the jobs of the transaction that are committed or failed; send those again that were skipped."""
-        skipped: list[Job] = []
-        while (job := self.sent.popleft()) is not Sync.POINT:
-            if job.steps and job.error is None:
-                job.steps = []
-                job.since = self.last_response
-                job.is_alone = True
-                skipped.append(job)
+        """Answer the queries of the transaction that are committed or failed; send those again that were skipped."""
+        skipped: list[Query] = []
+        while (query := self.sent.popleft()) is not Sync.POINT:
+            if query.steps and query.error is None:
+                query.steps = []
+                query.since = self.last_response
+                query.is_alone = True
+                skipped.append(query)
             else:
-                self._answer(job)
+                self._answer(query)
         if skipped:
             self._unsent.extendleft(reversed(skipped))
             self.send()
 
-    def _answer(self, job: Job) -> None:
-        if job.future.done():
+    def _answer(self, query: Query) -> None:
+        if query.future.done():
             return
-        if job.error is not None:
-            job.future.set_exception(job.error)
+        if query.error is not None:
+            query.future.set_exception(query.error)
             return
         try:
-            job.future.set_result(self._statements.rows(job))
-        except Exception as error:  # noqa: BLE001  # a loader may raise anything, and other jobs must go on
-            job.future.set_exception(UnreadableRow(str(error)))
+            query.future.set_result(self._statements.rows(query))
+        except Exception as error:  # noqa: BLE001  # a loader may raise anything, and other queries must go on
+            query.future.set_exception(UnreadableRow(str(error)))

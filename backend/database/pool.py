@@ -16,8 +16,8 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from backend.database.connection import SharedConnection, is_alive
-from backend.database.job import Connection, Job, Row
 from backend.database.lanes import Lanes
+from backend.database.query import Connection, Query, Row
 from backend.database.statements import Actor
 
 LEAST_SIZE = 5
@@ -245,7 +245,7 @@ class Probe:
 
     async def rows(self, sql: LiteralString) -> list[Row]:
         """Run a statement as the login role, for at most 1 s. Raises `psycopg.Error`."""
-        return await self._connection.run(Job(_PROBE, ("1s", "1s"), sql, ()))
+        return await self._connection.run(Query(_PROBE, ("1s", "1s"), sql, ()))
 
     async def close(self) -> None:
         await self._connection.close()

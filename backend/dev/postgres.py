@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Self
 from urllib.parse import quote
 
-from backend.dev import leash, postgres_binaries
+from backend.dev import parent_watchdog, postgres_binaries
 from backend.dev.postgres_binaries import Account, EmbeddedPostgresError
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
@@ -176,8 +176,8 @@ class EmbeddedPostgres:
     def _await_end_of_earlier_server(self, home: Path) -> IO[str]:
         """Return the lock that every process of a server inherits: holding it proves that no other server runs here.
 
-        If the parent of an earlier server was killed, that server is stopping; if its leash was killed too, it has to
-        be signalled.
+        If the parent of an earlier server was killed, that server is stopping; if its watchdog was killed, too, it
+        has to be signalled.
         """
         path = home / "server.lock"
         if lock := self._lock(path):
@@ -216,7 +216,7 @@ class EmbeddedPostgres:
         command: list[str | Path] = [binaries / "postgres", "-D", home / "cluster"]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         temporary = home if self.data_dir is None else socket if socket.parent != home else None
-        arguments = leash.arguments(command, stop=signal.SIGINT, user=account, ready=_READY, remove=temporary)
+        arguments = parent_watchdog.arguments(command, stop=signal.SIGINT, user=account, ready=_READY, remove=temporary)
         with (home / "log").open("wb") as log:
             process = self._process = subprocess.Popen(  # noqa: S603 - fixed program and arguments
                 arguments,

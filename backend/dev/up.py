@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import NamedTuple
 
-from backend.dev import leash
+from backend.dev import parent_watchdog
 from backend.dev.issuer import Issuer
 from backend.dev.postgres import EmbeddedPostgres
 from backend.dev.web import build
@@ -154,7 +154,7 @@ class _Api:
     def start(self) -> None:
         fd = self._listener.fileno()
         process = self.process = subprocess.Popen(  # noqa: S603 - fixed program and arguments
-            leash.arguments([sys.executable, "-m", "backend.cli", "serve", "--fd", str(fd)], grace=5),
+            parent_watchdog.arguments([sys.executable, "-m", "backend.cli", "serve", "--fd", str(fd)], grace=5),
             stdin=subprocess.PIPE,
             env=self._environment,
             pass_fds=[fd],

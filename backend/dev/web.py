@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from backend.dev import leash
+from backend.dev import parent_watchdog
 from backend.dev.issuer import CONTRACT, IssuerError, find_node
 
 WEB = CONTRACT / "web"
@@ -39,7 +39,7 @@ def build(say: Callable[[str], None]) -> None:
         say("building the web app (needed once per change of its sources)")
         with TemporaryFile() as output:
             process = subprocess.Popen(  # noqa: S603 - a program of this checkout, by its full path
-                leash.arguments([node, _NEXT, "build"], grace=5),
+                parent_watchdog.arguments([node, _NEXT, "build"], grace=5),
                 cwd=WEB,
                 stdin=subprocess.PIPE,
                 stdout=output,

@@ -2,7 +2,7 @@
 
 import httpx
 
-from backend.auth.fetch import TOTAL_TIMEOUT, check_url, new_client
+from backend.auth.jwks_fetch import TOTAL_TIMEOUT, check_url, new_client
 from backend.doctor.findings import Finding, fail, ok, warn
 
 

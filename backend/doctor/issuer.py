@@ -14,8 +14,8 @@ import httpx
 
 from backend.auth import KeySet, UnusableKeys
 from backend.auth.encoding import decode_jwks
-from backend.auth.fetch import TOTAL_TIMEOUT, FetchFailed, check_url, fetch, new_client
 from backend.auth.jwk import read_key
+from backend.auth.jwks_fetch import TOTAL_TIMEOUT, FetchFailed, check_url, fetch, new_client
 from backend.doctor.findings import Finding, fail, listed, ok, shown, warn
 from backend.settings import Settings
 

@@ -16,8 +16,8 @@ from backend.auth import Principal
 from backend.database import LEAST_SIZE, SYSTEM, Database, Pool
 from backend.doctor.findings import Finding, fail, listed, ok, shown, warn
 from backend.settings import Settings
-from backend.users.cache import KnownUser
 from backend.users.models import UserStatus
+from backend.users.provisioning import KnownUser
 from backend.users.system_statements import FIND
 
 ROLES: Final = ("api_user", "api_system")

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Final
 
 from backend.auth import Principal, Reason
-from backend.auth.claims import parse_role
 from backend.auth.jwk import CANONICAL
+from backend.auth.principal import parse_role
 from backend.doctor.addresses import client_id_listed, is_client_id
 from backend.doctor.exchange import exchange
 from backend.doctor.findings import Finding, fail, listed, ok, shown, warn

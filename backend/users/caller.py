@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from backend.auth import Bearer, BearerRoute, CurrentPrincipal, InvalidToken, Reason, forbidden, judge
 from backend.database import Database
-from backend.users.cache import Users
+from backend.users.provisioning import Users
 from backend.web import openapi
 from backend.web.arguments import Arguments
 from backend.web.rate_limits import count_user

@@ -7,8 +7,8 @@ from backend.auth import Principal
 from backend.database import Actor, Database, Row, Transaction
 from backend.users import export, lifecycle
 from backend.users.audit import record
-from backend.users.cache import Suspended, Users
 from backend.users.models import AuditSource, UserStatus
+from backend.users.provisioning import Suspended, Users
 from backend.users.schemas import Me, MeUpdate
 from backend.users.statements import EXPORT_ME, SELECT_ME, update_me
 from backend.web.problems import NotFound

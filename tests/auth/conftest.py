@@ -2,7 +2,7 @@
 
 import pytest
 
-from backend.auth import remote_keys
+from backend.auth import jwks_client
 from backend.auth.testing import ALGORITHMS, LocalIssuer
 from tests.auth.scripted import Endpoint, Jwks, Time
 
@@ -37,4 +37,4 @@ def endpoint(issuer: LocalIssuer) -> Endpoint:
 @pytest.fixture
 def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests wait for a fetch only 10 ms instead of two seconds."""
-    monkeypatch.setattr(remote_keys, "WAIT_TIMEOUT", 0.01)
+    monkeypatch.setattr(jwks_client, "WAIT_TIMEOUT", 0.01)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.dev import leash
+from backend.dev import parent_watchdog
 from backend.dev.issuer import Issuer
 from backend.settings import Settings
 
@@ -31,7 +31,7 @@ def serving(
     with socket.create_server(("127.0.0.1", port)) as listener:
         host, port = listener.getsockname()
         process = subprocess.Popen(
-            leash.arguments([sys.executable, *program, "serve", "--fd", str(listener.fileno())], grace=5),
+            parent_watchdog.arguments([sys.executable, *program, "serve", "--fd", str(listener.fileno())], grace=5),
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=empty,

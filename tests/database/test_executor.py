@@ -16,7 +16,7 @@ from sqlalchemy import Integer, cast, column, func, literal_column, select, tabl
 import backend
 from backend import migrations
 from backend.database import NOTICE_DEAD_CLIENT, SYSTEM, Actor, Cost, Database, Pool, Row, Statement, Transaction
-from backend.database.job import Job
+from backend.database.query import Query
 from tests.conftest import create_database
 
 
@@ -54,7 +54,7 @@ async def test_a_statement_runs_as_its_actor_and_leaves_nothing_behind(pool: Poo
             assert row == {"self": True, "c": None}
             for shared in (*pool.lanes.readers, *pool.lanes.writing.connections, *pool.lanes.searching.connections):
                 # Without a role, so that settings left behind by the last transaction would show.
-                (found,) = await shared.run(Job("SELECT $1, $2", ("", ""), leftovers, ()))
+                (found,) = await shared.run(Query("SELECT $1, $2", ("", ""), leftovers, ()))
                 assert found == {"self": True, "c": None}
 
 
@@ -273,7 +273,7 @@ async def test_only_conflicts_are_retried(
 
 
 async def test_reads_of_a_locked_table_fail_with_lock_errors(database_url: str) -> None:
-    """Not with the error that a statement does not exist, because other jobs could not prepare it."""
+    """Not with the error that a statement does not exist, because other queries could not prepare it."""
     name = f"t_{uuid4().hex}"
     read = Statement(select(column("n")).select_from(table(name, column("n"))))
     async with (

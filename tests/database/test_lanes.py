@@ -11,8 +11,8 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 from backend.database import Connection, lanes, pipeline
-from backend.database.job import ConnectionLost
 from backend.database.lanes import Lanes
+from backend.database.query import ConnectionLost
 from tests.database.test_pipeline import BRIEFLY, NOTHING, PID, Connector, sent
 
 WITH_LOCK_TIMEOUT = "SELECT $1, $2, set_config('lock_timeout', $3, true)"
@@ -105,7 +105,7 @@ async def test_queued_writes_survive_a_lost_connection(database_url: str) -> Non
 
 
 async def test_queued_writes_survive_a_failed_attempt_to_connect(database_url: str) -> None:
-    """The first attempt to connect fails; the job that started the second is cancelled before it succeeds."""
+    """The first attempt to connect fails; the query that started the second is cancelled before it succeeds."""
     connector = Connector(database_url)
 
     async def connect() -> Connection:

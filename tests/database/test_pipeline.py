@@ -1,4 +1,4 @@
-"""Shared connections: jobs do not affect each other, and a lost connection is opened again."""
+"""Shared connections: queries do not affect each other, and a lost connection is opened again."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,9 +12,9 @@ from psycopg.rows import dict_row
 
 from backend.database import Connection, UnreadableRow, connection, pipeline, prepared
 from backend.database.connection import SharedConnection
-from backend.database.job import ConnectionLost, Job
 from backend.database.pipeline import Pipeline
 from backend.database.prepared import PreparedStatements
+from backend.database.query import ConnectionLost, Query
 from tests.support.relay import Relay
 
 NOTHING = "SELECT $1, $2"
@@ -23,7 +23,7 @@ PID = "SELECT pg_backend_pid() AS pid"
 
 
 async def run(shared: SharedConnection, sql: str, *values: object) -> list[dict[str, Any]]:
-    return await shared.run(Job(NOTHING, ("", ""), sql, values))
+    return await shared.run(Query(NOTHING, ("", ""), sql, values))
 
 
 def prepared_on(shared: SharedConnection) -> list[str]:
@@ -56,7 +56,7 @@ async def opened(url: str, **options: Any) -> AsyncIterator[Connector]:
 
 
 async def sent() -> None:
-    """Let the jobs that were just queued be sent."""
+    """Let the queries that were just queued be sent."""
     for _ in range(2):
         await asyncio.sleep(0)
 
@@ -79,7 +79,7 @@ async def reader(database_url: str) -> AsyncIterator[SharedConnection]:
         yield connector.shared
 
 
-async def test_concurrent_jobs_get_their_own_rows(shared: SharedConnection) -> None:
+async def test_concurrent_queries_get_their_own_rows(shared: SharedConnection) -> None:
     answers = await asyncio.gather(*(run(shared, "SELECT $1::int AS n", n) for n in range(300)))
     assert answers == [[{"n": n}] for n in range(300)]
 
@@ -93,14 +93,14 @@ async def test_column_names_may_be_any_text_and_the_last_duplicate_wins(shared: 
 
 
 async def test_an_error_fails_only_its_own_statement(shared: SharedConnection) -> None:
-    """Also where the failing statement is being prepared, and the next job relies on that."""
+    """Also where the failing statement is being prepared, and the next query relies on that."""
     answers = await asyncio.gather(
         run(shared, "SELECT 1 AS one"),
         run(shared, "SELECT 1 / $1::int AS n", 0),
         run(shared, "SELECT 1 / $1::int AS n", 1),
         run(shared, "SELEC"),
         run(shared, "SELEC"),
-        shared.run(Job("SELECT set_config('role', $1, true), $2", ("unknown_role", ""), "SELECT 2 AS two", ())),
+        shared.run(Query("SELECT set_config('role', $1, true), $2", ("unknown_role", ""), "SELECT 2 AS two", ())),
         run(shared, "SELECT 1 AS one"),
         return_exceptions=True,
     )
@@ -110,7 +110,7 @@ async def test_an_error_fails_only_its_own_statement(shared: SharedConnection) -
         psycopg.errors.DivisionByZero,
         list,
         psycopg.errors.SyntaxError,
-        psycopg.errors.InvalidSqlStatementName,  # the job before it failed to prepare it; a retry may succeed
+        psycopg.errors.InvalidSqlStatementName,  # the query before it failed to prepare it; a retry may succeed
         psycopg.errors.InvalidParameterValue,
         list,
     ]
@@ -168,7 +168,7 @@ class Unwritable:
 async def test_a_value_that_cannot_be_encoded_fails_only_its_own_statement(
     shared: SharedConnection, value: object, error: type[Exception]
 ) -> None:
-    """Whatever its dumper raises, the jobs queued with it are sent."""
+    """Whatever its dumper raises, the queries queued with it are sent."""
     ask = "SELECT $1::text AS t"
     await run(shared, "SELECT 1")
     answers = await asyncio.gather(
@@ -217,7 +217,7 @@ async def test_skipped_reads_survive_a_lost_connection(
 async def test_a_statement_that_could_not_be_prepared_is_forgotten(
     reader: SharedConnection,
 ) -> None:
-    """A job that relied on it fails and may be retried; statements that were prepared before are kept."""
+    """A query that relied on it fails and may be retried; statements that were prepared before are kept."""
     await run(reader, "SELECT 'known'")
     texts = "SELECT pg_sleep(0.2)", "SELECT 1 / 0", "SELECT 'new' AS it"
     first = [asyncio.ensure_future(run(reader, sql)) for sql in texts]
@@ -238,7 +238,7 @@ async def test_a_statement_that_could_not_be_prepared_is_forgotten(
 async def test_a_statement_that_met_a_lock_while_being_prepared_is_prepared_later(
     database_url: str, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the same connection, also if other jobs relied on it meanwhile."""
+    """On the same connection, also if other queries relied on it meanwhile."""
     monkeypatch.setattr(pipeline, "_LOCKED", 0.0)
     table = f"t_{uuid4().hex}"
     ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608  # a generated name
@@ -248,7 +248,7 @@ async def test_a_statement_that_met_a_lock_while_being_prepared_is_prepared_late
     ):
 
         async def count() -> list[dict[str, Any]]:
-            return await connector.shared.run(Job(BRIEFLY, ("", "200ms"), ask, ()))
+            return await connector.shared.run(Query(BRIEFLY, ("", "200ms"), ask, ()))
 
         await other.execute(f"CREATE TABLE {table} (n int)".encode())
         (pid,) = await run(connector.shared, PID)
@@ -265,7 +265,7 @@ async def test_a_statement_that_met_a_lock_while_being_prepared_is_prepared_late
 
 
 async def test_a_read_that_met_a_lock_is_refused_for_a_while(reader: SharedConnection, database_url: str) -> None:
-    """Jobs with the same statement that were sent with it are refused too: each would delay the jobs behind it."""
+    """Queries with the same statement that were sent with it are refused, too, as each would delay the others."""
     table = f"t_{uuid4().hex}"
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
         await other.execute(f"CREATE TABLE {table} (n int)".encode())
@@ -273,16 +273,16 @@ async def test_a_read_that_met_a_lock_is_refused_for_a_while(reader: SharedConne
         async with other.transaction():
             await other.execute(f"LOCK TABLE {table}".encode())
             ask = f"SELECT count(*) AS n FROM {table}"  # noqa: S608  # a generated name
-            jobs = [reader.run(Job(BRIEFLY, ("", "300ms"), ask, ())) for _ in range(30)]
+            queries = [reader.run(Query(BRIEFLY, ("", "300ms"), ask, ())) for _ in range(30)]
             free = asyncio.ensure_future(run(reader, "SELECT 1 AS one"))
             async with asyncio.timeout(6):  # thirty times 0.3 s would be more
                 assert await free == [{"one": 1}]
-                answers = await asyncio.gather(*jobs, return_exceptions=True)
+                answers = await asyncio.gather(*queries, return_exceptions=True)
         assert {type(answer) for answer in answers} == {psycopg.errors.LockNotAvailable}
         await other.execute(f"DROP TABLE {table}".encode())
 
 
-async def test_no_jobs_are_sent_behind_a_long_read(reader: SharedConnection) -> None:
+async def test_no_queries_are_sent_behind_a_long_read(reader: SharedConnection) -> None:
     await run(reader, PID)
     slow = asyncio.ensure_future(run(reader, "SELECT pg_sleep(1)"))
     async with asyncio.timeout(20):
@@ -331,21 +331,21 @@ async def test_a_job_cancelled_before_it_is_sent_is_not_run(database_url: str) -
         assert await run(connector.shared, "SELECT to_regclass($1) IS NULL AS absent", table) == [{"absent": True}]
 
 
-async def test_a_lost_connection_fails_the_sent_jobs_and_is_opened_again(database_url: str) -> None:
-    """At once, also if the server had unread jobs: then its last message and a socket error arrive together."""
+async def test_a_lost_connection_fails_the_sent_queries_and_is_opened_again(database_url: str) -> None:
+    """At once, also if the server had unread queries: then its last message and a socket error arrive together."""
     is_sleeping = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND query ~ 'pg_sleep'"
     async with opened(database_url) as connector:
         (row,) = await run(connector.shared, PID)
-        jobs = [asyncio.ensure_future(run(connector.shared, "SELECT pg_sleep(60)"))]
+        queries = [asyncio.ensure_future(run(connector.shared, "SELECT pg_sleep(60)"))]
         async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
             while (await other.execute(is_sleeping, (row["pid"],))).rowcount == 0:
                 pass
-        jobs += [asyncio.ensure_future(run(connector.shared, "SELECT 1")) for _ in range(2)]
+        queries += [asyncio.ensure_future(run(connector.shared, "SELECT 1")) for _ in range(2)]
         await sent()
         with psycopg.connect(database_url, autocommit=True) as other:  # blocks the event loop
             other.execute("SELECT pg_terminate_backend(%s, 5000)", (row["pid"],))
         async with asyncio.timeout(20):  # less than the deadline
-            answers = await asyncio.gather(*jobs, return_exceptions=True)
+            answers = await asyncio.gather(*queries, return_exceptions=True)
         assert [type(answer) for answer in answers] == [ConnectionLost] * 3
         assert (await run(connector.shared, PID))[0]["pid"] != row["pid"]
         assert connector.attempts == 2
@@ -360,10 +360,10 @@ async def test_a_connection_that_ended_while_idle_is_not_used(database_url: str)
 
 
 @pytest.mark.parametrize("reads", [False, True])
-async def test_unsent_jobs_wait_for_the_next_connection(database_url: str, reads: bool) -> None:
+async def test_unsent_queries_wait_for_the_next_connection(database_url: str, reads: bool) -> None:
     async with opened(database_url, reads=reads) as connector:
         (before,) = await run(connector.shared, PID)
-        waiting = [connector.shared.run(Job(NOTHING, ("", ""), PID, ())) for _ in range(3)]
+        waiting = [connector.shared.run(Query(NOTHING, ("", ""), PID, ())) for _ in range(3)]
         connector.shared._disconnect("as if the server had closed it")
         answers = await asyncio.gather(*waiting)
         assert before not in [row for rows in answers for row in rows]
@@ -393,7 +393,7 @@ async def test_a_connection_to_a_hanging_server_is_closed(database_url: str) -> 
         assert await run(connector.shared, "SELECT 1 AS one") == [{"one": 1}]
 
 
-async def test_a_server_that_is_down_fails_jobs_at_once_and_is_tried_again(
+async def test_a_server_that_is_down_fails_queries_at_once_and_is_tried_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_PAUSE", 0.01)
@@ -430,7 +430,7 @@ async def test_large_values_and_results_arrive_complete(shared: SharedConnection
     assert all(answer == [{"t": text}] for answer in answers)
 
 
-async def test_closing_fails_the_sent_jobs(database_url: str) -> None:
+async def test_closing_fails_the_sent_queries(database_url: str) -> None:
     async with opened(database_url) as connector:
         await run(connector.shared, "SELECT 1")
         waiting = asyncio.ensure_future(run(connector.shared, "SELECT pg_sleep(60)"))

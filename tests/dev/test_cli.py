@@ -21,7 +21,7 @@ from backend.app import create_app
 from backend.cli import main
 from backend.dev.issuer import Issuer
 from backend.dev.people import demo_token
-from backend.reference import settings_page
+from backend.docs_pages import settings_page
 from tests.conftest import ISSUER, create_database
 from tests.dev.processes import await_end, family
 

@@ -152,9 +152,9 @@ def test_it_ends_with_its_parent_even_after_kill_9(data: Path) -> None:
 
 def test_an_orphaned_server_of_an_earlier_run_is_stopped_first(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     process, processes = start_in_child(data)
-    leash = next(each for each in processes if any("leash.py" in word for word in each.cmdline()))
-    orphans = family(leash.pid)[1:]
-    leash.kill()
+    watchdog = next(each for each in processes if any("parent_watchdog.py" in word for word in each.cmdline()))
+    orphans = family(watchdog.pid)[1:]
+    watchdog.kill()
     process.kill()
     process.communicate()
     assert all(orphan.is_running() for orphan in orphans)

@@ -176,7 +176,7 @@ def test_a_crashed_component_is_named_and_the_others_stop(
     def crash(_: str) -> None:
         processes.extend(new_processes())
         commands = {process: " ".join(process.cmdline()) for process in processes}
-        next(process for process, line in commands.items() if program in line and "leash" not in line).kill()
+        next(process for process, line in commands.items() if program in line and "parent_watchdog" not in line).kill()
 
     terminal = Terminal(API=crash)
     assert run(place, terminal) == 1
@@ -220,7 +220,7 @@ def test_a_signal_during_the_start_leaves_no_process(
 
 def test_servers_named_in_the_settings_are_not_started(own_servers: Path, new_processes: Any) -> None:
     def look(welcome: str) -> None:
-        assert len(new_processes()) == 2, "the API and its leash"
+        assert len(new_processes()) == 2, "the API and its watchdog"
         assert "http://localhost:9 (yours)" in welcome
         assert "$TOKEN" in example_command(welcome)
         press_ctrl_c()

@@ -9,7 +9,7 @@ import bootstrap
 from backend.app import create_app
 from backend.auth import bearer
 from backend.cli import _parser
-from backend.reference import routes_page
+from backend.docs_pages import routes_page
 from backend.settings import Settings
 from backend.web import problems
 from backend.web.problems import DomainError

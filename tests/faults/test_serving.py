@@ -130,7 +130,7 @@ async def test_workers_stop_after_their_supervisor_was_killed(environment: dict[
     async with Machine(tmp_path, environment, workers=2) as machine:
         supervisor = psutil.Process(machine.pid)
         workers = supervisor.children()
-        machine.kill_leash()
+        machine.kill_watchdog()
         try:
             supervisor.kill()
             _, running = await asyncio.to_thread(psutil.wait_procs, workers, PATIENCE)

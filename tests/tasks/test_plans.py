@@ -11,7 +11,7 @@ from sqlmodel import col, select
 
 from backend import migrations
 from backend.database import Actor, Cost, Database, Pool, Statement
-from backend.database.job import Job
+from backend.database.query import Query
 from backend.resources.retention import expiring_tables
 from backend.tasks import listing, statements
 from backend.tasks.listing import bound_listing
@@ -124,7 +124,7 @@ async def test_a_list_without_filters_is_planned_once_for_all_users(postgres: st
             await tasks.list(TaskQuery(priority=Priority.high))
         counts = "SELECT statement, generic_plans, custom_plans FROM pg_prepared_statements"
         connections = (*pool.lanes.readers, *pool.lanes.searching.connections)
-        rows = [row for shared in connections for row in await shared.run(Job("SELECT $1, $2", ("", ""), counts, ()))]
+        rows = [row for shared in connections for row in await shared.run(Query("SELECT $1, $2", ("", ""), counts, ()))]
     planned = {row["statement"]: (row["generic_plans"], row["custom_plans"]) for row in rows}
     for query in first, next, counted:
         assert planned[bound_listing(query).statement.sql] == (rounds * len(owners), 0)

@@ -18,7 +18,7 @@ from backend.settings import Settings
 from backend.users import lifecycle
 from backend.users.admin import service
 from backend.users.admin.schemas import AuditRead, UserRead
-from backend.users.cache import KnownUser
+from backend.users.provisioning import KnownUser
 from backend.users.security_events.schemas import EventType
 from tests.conftest import BASE, Api, Person, create_database, running
 from tests.database.test_executor import raw

@@ -12,7 +12,7 @@ import pytest
 
 from backend.auth import Principal
 from backend.database import SYSTEM, Database, Statement
-from backend.users import cache, lifecycle, system_statements, token_claims
+from backend.users import lifecycle, provisioning, system_statements, token_claims
 from backend.users.schemas import Me
 from tests.conftest import BASE, ISSUER, Api, Person, caught_up
 from tests.database.test_executor import raw
@@ -73,7 +73,7 @@ async def test_first_requests_in_several_processes_create_one_row(api: Api) -> N
     """Each `Users` stands for one process: they share only the database."""
     ada = api.person(name="Ada")
     principal = await api.state["bearer"].verifier.verify(ada.token())
-    processes = [cache.Users(api.state["pool"], ISSUER) for _ in range(20)]
+    processes = [provisioning.Users(api.state["pool"], ISSUER) for _ in range(20)]
     users = await asyncio.gather(*(process.resolve(principal) for process in processes))
     assert len({user.id for user in users}) == 1
     assert len(await rows_of(api, ada.subject)) == 1
@@ -285,7 +285,7 @@ async def test_claims_are_read_once_per_token_and_released_with_it(api: Api, mon
 
     await users.resolve(principal)
     await caught_up(users)
-    monkeypatch.setattr("backend.users.cache.profile_of", noted)
+    monkeypatch.setattr("backend.users.provisioning.profile_of", noted)
     for _ in range(3):
         assert (await users.resolve(principal)).profile["name"] == "Ada"
     assert not read

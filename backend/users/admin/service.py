@@ -13,9 +13,9 @@ from backend.resources import pagination
 from backend.resources.types import Instant
 from backend.users import lifecycle
 from backend.users.audit import record
-from backend.users.cache import Suspended, Users
 from backend.users.caller import MISSING_ROLE
 from backend.users.models import AuditSource, UserStatus
+from backend.users.provisioning import Suspended, Users
 from backend.web.problems import DomainError, NotFound
 
 from . import statements

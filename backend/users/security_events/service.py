@@ -10,8 +10,8 @@ from backend.auth import KeySource
 from backend.database import SYSTEM, Database, Pool, Transaction
 from backend.users import lifecycle
 from backend.users.audit import record
-from backend.users.cache import Users
 from backend.users.models import AuditSource
+from backend.users.provisioning import Users
 from backend.web.event_quotas import EventQuotas
 from backend.web.quotas import Decision
 from backend.web.rate_limits import RateLimited

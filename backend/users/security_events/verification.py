@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from backend.auth import JWS, InvalidToken, KeySource, Reason, decode_object, parse_jws, verify_signature
-from backend.auth.claims import read_roles, without_unstorable
+from backend.auth.principal import read_roles, without_unstorable
 from backend.web.event_quotas import EventQuotas
 
 from .schemas import Claims, ClaimsChange, Err, Event, EventType, Merge, SecurityEvent, Subject

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backend.auth import InvalidToken, Principal, Reason
-from backend.auth.claims import without_unstorable
+from backend.auth.principal import without_unstorable
 
 BASE = {"sub": "user1", "iss": "https://auth.example.com", "iat": 1_000, "exp": 1_900.5}
 

@@ -14,7 +14,7 @@ from sqlalchemy import bindparam
 from sqlmodel import func, select
 
 from backend.database import NOTICE_DEAD_CLIENT, SYSTEM, Connection, Database, Pool, Statement, cut, with_keepalives
-from backend.users.cache import Users
+from backend.users.provisioning import Users
 
 logger = logging.getLogger(__name__)
 

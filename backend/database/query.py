@@ -1,4 +1,4 @@
-"""A job: one statement on its way to PostgreSQL, its preamble, and the future that receives its rows."""
+"""A query: one statement on its way to PostgreSQL, its preamble, and the future that receives its rows."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -34,18 +34,18 @@ class Prepared:
 
 
 class Execute(Enum):
-    """The step of a job that executes a statement. A step that prepares one is the statement's key."""
+    """The step of a query that executes a statement. A step that prepares one is the statement's key."""
 
     STEP = auto()
 
 
-class Job:
+class Query:
     """A statement, sent behind a preamble: a statement that sets the role and the limits which it runs with.
 
     It is queued, sent, and answered: `future` receives the rows, or the first error. `steps` lists what the server has
-    yet to confirm. If an earlier job of the same transaction fails, the server skips this one, and it is queued again.
+    yet to confirm. If an earlier query of its transaction fails, the server skips it, and it is queued once more.
 
-    The preamble takes two or three texts, and must set each of its settings in every job, because several jobs may
+    The preamble takes two or three texts, and must set each of its settings in every query, because several queries may
     share a transaction. The parameters of both are `$1`, `$2`, ... Each connection prepares a text once for each
     combination of parameter types.
     """
@@ -95,10 +95,10 @@ class Job:
         self.error: psycopg.Error | None = None
 
 
-def fail(jobs: Iterable[Job], kind: type[psycopg.OperationalError], why: str) -> None:
-    for job in jobs:
-        if not job.future.done():
-            job.future.set_exception(kind(why))
+def fail(queries: Iterable[Query], kind: type[psycopg.OperationalError], why: str) -> None:
+    for query in queries:
+        if not query.future.done():
+            query.future.set_exception(kind(why))
 
 
 def lock_timeout(seconds: float) -> str:

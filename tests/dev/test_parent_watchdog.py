@@ -1,4 +1,4 @@
-"""A command under the leash ends with its parent process, by the chosen signal, together with its children."""
+"""A command under the watchdog ends with its parent process, by the chosen signal, together with its children."""
 
 import signal
 import subprocess
@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from backend.dev import leash
+from backend.dev import parent_watchdog
 from tests.dev.processes import await_end, family
 
 
 @pytest.fixture
 def start() -> Iterator[Any]:
-    """Run a shell script under the leash; processes that the test leaves are ended."""
+    """Run a shell script under the watchdog; processes that the test leaves are ended."""
     started = []
 
     def run(script: str, **options: Any) -> subprocess.Popen[bytes]:
-        command = leash.arguments(["/bin/sh", "-c", script], **options)
+        command = parent_watchdog.arguments(["/bin/sh", "-c", script], **options)
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         started.append(process)
@@ -38,7 +38,7 @@ def test_the_exit_code_is_that_of_the_command(start: Any, script: str, code: int
 
 
 def test_a_missing_command_is_named() -> None:
-    command = leash.arguments(["/nowhere/at/all"])
+    command = parent_watchdog.arguments(["/nowhere/at/all"])
     done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (127, b"/nowhere/at/all: No such file or directory\n")
 
@@ -53,7 +53,7 @@ def test_the_end_of_standard_input_stops_the_command(start: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_the_leash_stops_the_command(start: Any, number: signal.Signals) -> None:
+def test_a_signal_to_the_watchdog_stops_the_command(start: Any, number: signal.Signals) -> None:
     process = start("trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done")
     assert process.stdout.readline() == b"up\n"
     process.send_signal(number)
@@ -80,8 +80,8 @@ def test_children_that_outlive_the_command_are_ended(start: Any) -> None:
 
 def test_kill_9_of_the_parent_ends_the_command() -> None:
     script = (
-        "import subprocess, sys; from backend.dev import leash\n"
-        "subprocess.Popen(leash.arguments(['/bin/sh', '-c', 'echo up; sleep 600']), stdin=subprocess.PIPE,"
+        "import subprocess, sys; from backend.dev import parent_watchdog\n"
+        "subprocess.Popen(parent_watchdog.arguments(['/bin/sh', '-c', 'echo up; sleep 600']), stdin=subprocess.PIPE,"
         " start_new_session=True).wait()"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)

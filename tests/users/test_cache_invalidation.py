@@ -15,9 +15,9 @@ from backend.auth import Principal
 from backend.auth.testing import LocalIssuer
 from backend.database import SYSTEM, Database, Pool, Row, Statement
 from backend.settings import Settings
-from backend.users import notifications
-from backend.users.cache import Suspended, Users
-from backend.users.notifications import Listener
+from backend.users import cache_invalidation
+from backend.users.cache_invalidation import Listener
+from backend.users.provisioning import Suspended, Users
 from backend.users.security_events.schemas import EventType
 from backend.users.system_statements import FIND
 from tests.conftest import ISSUER, Api, caught_up, create_database, running
@@ -97,7 +97,7 @@ async def test_a_notification_arrives_before_the_response_to_a_later_statement(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guarantee of PostgreSQL on which the listener relies."""
-    monkeypatch.setattr(notifications, "POLL_INTERVAL", 0.001)
+    monkeypatch.setattr(cache_invalidation, "POLL_INTERVAL", 0.001)
     received: set[str] = set()
     missed: list[str] = []
     payload = ""
@@ -115,7 +115,7 @@ async def test_a_notification_arrives_before_the_response_to_a_later_statement(
     monkeypatch.setattr(worker.users, "invalidate", watched_invalidate)
     monkeypatch.setattr(worker.users, "confirm", watched_confirm)
     for number in range(300):
-        await Database(worker.pool, SYSTEM).rows(notifications.NOTIFY, payload=f"user{number}")
+        await Database(worker.pool, SYSTEM).rows(cache_invalidation.NOTIFY, payload=f"user{number}")
         payload = f"user{number}"
         worker.clock.now += 1
         await caught_up(worker.users)
@@ -322,7 +322,7 @@ async def test_a_listener_without_notifications_logs_one_warning(
                 async with asyncio.timeout(20):
                     await failed_thrice.wait()
                 assert not users.is_current
-    (record,) = [record for record in caplog.records if record.name == notifications.__name__]
+    (record,) = [record for record in caplog.records if record.name == cache_invalidation.__name__]
     assert ("DATABASE_DIRECT_URL" in record.getMessage()) == (through == "another database")
     assert url not in record.getMessage()
 

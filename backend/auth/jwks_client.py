@@ -13,12 +13,12 @@ from typing import Final, Self
 import httpx
 
 from .errors import AuthError, InvalidToken, KeysUnavailable, Reason, UnusableKeys
-from .fetch import FetchFailed, check_url, fetch, new_client
 from .jwk import Key
-from .key_cache import CacheState, KeyCache
-from .keys import KeysStatus
+from .jwks_cache import CacheState, KeyCache
+from .jwks_fetch import FetchFailed, check_url, fetch, new_client
+from .jwks_refresh import RefreshPolicy
+from .key_source import KeysStatus
 from .observer import FetchReason, Observer
-from .refresh import RefreshPolicy
 
 logger = logging.getLogger(__name__)
 

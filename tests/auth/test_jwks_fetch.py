@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from backend.auth import RemoteKeys
-from backend.auth import fetch as fetch_module
-from backend.auth.fetch import FetchFailed, check_url, fetch, new_client
+from backend.auth import jwks_fetch as fetch_module
+from backend.auth.jwks_fetch import FetchFailed, check_url, fetch, new_client
 from backend.auth.testing import LocalIssuer
 from tests.auth.loopback import Script, bombs, crumbles, drips, floods, hangs, hangs_up, says, says_json, serving
 

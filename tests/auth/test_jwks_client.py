@@ -16,21 +16,21 @@ from backend.auth import (
     Reason,
     SkippedKey,
     StaticKeys,
-    key_cache,
-    refresh,
+    jwks_cache,
+    jwks_client,
+    jwks_refresh,
 )
-from backend.auth import remote_keys as remote_keys_module
 from backend.auth.testing import LocalIssuer
 from tests.auth.scripted import Endpoint, Time, outcome, remote_keys, settle
 
 
 def test_constants_have_their_documented_values() -> None:
-    assert (refresh.REFRESH_EVERY, refresh.JITTER) == (60, 0.1)
-    assert (refresh.MIN_REFRESH, refresh.MAX_REFRESH) == (30, 300)
-    assert (refresh.FIRST_BACKOFF, refresh.MAX_BACKOFF) == (1, 30)
-    assert (refresh.BUDGET, refresh.BUDGET_EVERY) == (2, 5)
-    assert (remote_keys_module.WAIT_TIMEOUT, remote_keys_module.MAX_WAITERS) == (2, 32)
-    assert key_cache.RECHECK_AFTER == 5
+    assert (jwks_refresh.REFRESH_EVERY, jwks_refresh.JITTER) == (60, 0.1)
+    assert (jwks_refresh.MIN_REFRESH, jwks_refresh.MAX_REFRESH) == (30, 300)
+    assert (jwks_refresh.FIRST_BACKOFF, jwks_refresh.MAX_BACKOFF) == (1, 30)
+    assert (jwks_refresh.BUDGET, jwks_refresh.BUDGET_EVERY) == (2, 5)
+    assert (jwks_client.WAIT_TIMEOUT, jwks_client.MAX_WAITERS) == (2, 32)
+    assert jwks_cache.RECHECK_AFTER == 5
 
 
 class TestFreshness:
