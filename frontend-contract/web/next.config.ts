@@ -2,11 +2,11 @@ import { dirname } from "node:path";
 import type { NextConfig } from "next";
 
 const config: NextConfig = {
-  // The workspace: the client and the Better Auth configuration are its other members.
+  // The root of the workspace, which also contains the client and the Better Auth configuration.
   turbopack: { root: dirname(import.meta.dirname) },
-  // `npm run typecheck` does it, and the suite; a build need not do it again.
+  // Types are checked by `npm run typecheck` and the test suite.
   typescript: { ignoreBuildErrors: true },
-  // A build is kept whole; what would only speed up the next one is not worth the wait for it.
+  // Finished builds are cached as a whole, so a cache for incremental builds would only cost time.
   experimental: { turbopackFileSystemCacheForBuild: false },
   poweredByHeader: false,
   devIndicators: false,

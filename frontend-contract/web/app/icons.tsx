@@ -1,7 +1,6 @@
-/** The pictures: one stroke width, one grid, decoration only, so that names stand in the text beside them. */
+/** Paths of the icons, on a 24-pixel grid. Icons are decorative: labels name the action for screen readers. */
 const PATHS = {
   alert: "M12 8v5m0 3.2v.1M12 3 2.5 20h19z",
-  bin: "M4 7h16M9 7V4.5h6V7m-9 0 1 13h10l1-13M10 11v5m4-5v5",
   calendar: "M4.5 6h15v14h-15zM4.5 10.5h15M8.5 3.5V7m7-3.5V7",
   check: "m5 12.5 4.5 4.5L19 7.5",
   circle: "M12 4a8 8 0 1 0 0 16 8 8 0 0 0 0-16z",
@@ -18,6 +17,7 @@ const PATHS = {
   search: "M11 4.5a6.5 6.5 0 1 0 0 13 6.5 6.5 0 0 0 0-13zm4.8 11.3L20 20",
   sun: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zm0-5v1.5m0 15V21M3 12h1.5m15 0H21M5.6 5.6l1.1 1.1m10.6 10.6 1.1 1.1m0-12.8-1.1 1.1M6.7 17.3l-1.1 1.1",
   tag: "M4 4h7.5L20 12.5 12.5 20 4 11.5zM8.3 8.3v-.1",
+  trash: "M4 7h16M9 7V4.5h6V7m-9 0 1 13h10l1-13M10 11v5m4-5v5",
   undo: "M4.5 9.5h10a5 5 0 0 1 0 10H9m-4.5-10L8.5 5.5m-4 4 4 4",
 } as const;
 
@@ -31,7 +31,7 @@ export function Icon({ name }: { name: IconName }) {
   );
 }
 
-/** The app's own. */
+/** The app's logo. */
 export function Mark() {
   return (
     <svg className="mark" viewBox="0 0 24 24" aria-hidden="true">

@@ -6,7 +6,7 @@ import { cookies } from "next/headers";
 import type { ReactNode } from "react";
 import { themeOf } from "@/theme/theme.ts";
 
-export const metadata: Metadata = { title: { default: "Tasks", template: "%s · Tasks" }, description: "What there is to do." };
+export const metadata: Metadata = { title: { default: "Tasks", template: "%s · Tasks" }, description: "A task list." };
 export const viewport: Viewport = { themeColor: [{ media: "(prefers-color-scheme: light)", color: "#fbfbfa" }, { media: "(prefers-color-scheme: dark)", color: "#101113" }] };
 
 export default async function Layout({ children }: { children: ReactNode }) {

@@ -3,7 +3,7 @@ import { Mark } from "@/app/icons.tsx";
 import { ThemeToggle } from "@/theme/toggle.tsx";
 import styles from "./entrance.module.css";
 
-/** The page around the forms: what the app is, in one glance. */
+/** The layout of pages that can be shown without a session, such as the sign-in form. */
 export function Entrance({ title, lead, children, below }: { title: string; lead: string; children: ReactNode; below: ReactNode }) {
   return (
     <div className={styles.page}>

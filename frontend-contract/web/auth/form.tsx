@@ -5,7 +5,7 @@ import { authClient } from "./browser.ts";
 import button from "@/app/button.module.css";
 import styles from "./form.module.css";
 
-/** Signs in, or up; then the page is loaded anew, as that person. */
+/** The form for signing in or signing up. Loads the task list afterwards. */
 export function SignForm({ mode }: { mode: "in" | "up" }) {
   const [failure, setFailure] = useState<string | null>(null);
   const [busy, setBusy] = useState(false);
@@ -22,7 +22,7 @@ export function SignForm({ mode }: { mode: "in" | "up" }) {
           ? await authClient.signUp.email({ name: text("name"), email: text("email"), password: text("password") })
           : await authClient.signIn.email({ email: text("email"), password: text("password") });
       if (!error) return window.location.assign("/");
-      setFailure(error.message ?? "That did not work. Try again.");
+      setFailure(error.message ?? "Something went wrong. Try again.");
     } catch {
       setFailure("The server cannot be reached. Try again.");
     }
@@ -46,7 +46,7 @@ export function SignForm({ mode }: { mode: "in" | "up" }) {
         {failure && <><Icon name="alert" /> {failure}</>}
       </p>
       <button className={button.primary} disabled={busy}>
-        {busy ? "One moment…" : mode === "up" ? "Create account" : "Sign in"}
+        {busy ? "Please wait…" : mode === "up" ? "Create account" : "Sign in"}
       </button>
     </form>
   );

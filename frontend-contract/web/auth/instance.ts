@@ -1,4 +1,4 @@
-/** Better Auth as part of this app: the reference configuration on SQLite. An app of your own has its own here. */
+/** The Better Auth instance of this app: the reference configuration on SQLite. Replace it with your own configuration. */
 import { openReference } from "@frontend-contract/better-auth/reference.ts";
 import { readSettings } from "@frontend-contract/better-auth/settings.ts";
 
@@ -6,7 +6,7 @@ type Auth = Awaited<ReturnType<typeof openReference>>["auth"];
 
 let opened: Promise<Auth> | null = null;
 
-/** The one instance of this server, opened when it is first needed: a build must not make a database. */
+/** Returns the instance; the first call opens it, so that a build does not create a database. */
 export function auth(): Promise<Auth> {
   return (opened ??= open());
 }

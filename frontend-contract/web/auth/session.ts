@@ -1,4 +1,4 @@
-/** Who is asking, for server components: their session, and the API in their name. */
+/** The signed-in user and an API client, for server components. */
 import { createClient, cookieSession, type Client } from "@frontend-contract/client";
 import { headers } from "next/headers";
 import { cache } from "react";
@@ -10,23 +10,23 @@ export interface Person {
   email: string;
 }
 
-/** Null: nobody is signed in. Looked up once for each request. */
+/** The signed-in user, or null without a session. Looked up once per request. */
 export const person = cache(async (): Promise<Person | null> => {
   const session = await (await auth()).api.getSession({ headers: await headers() });
   return session && { id: session.user.id, name: session.user.name, email: session.user.email };
 });
 
-/** One for each request: it speaks for the person whose cookie the request brought. */
+/** An API client for the user of the current request. */
 export async function apiOfPerson(): Promise<Client> {
   const { handler, options } = await auth();
   const token = cookieSession({
     authUrl: `${options.baseURL}/api/auth`,
     cookie: (await headers()).get("cookie") ?? "",
-    // Better Auth is in this very process: no way over the network.
+    // Better Auth runs in this process, so no network request is needed.
     fetch: (input, init) => handler(new Request(input, init)),
   });
   return createClient({ baseUrl: apiUrl(), token, retries: 1, timeout: 10_000 });
 }
 
-/** Where the API is, for this server and for the browser: read when asked for, so that one build serves anywhere. */
+/** The address of the API for this server and the browser. Read at run time, so that one build works in every environment. */
 export const apiUrl = (): string => process.env["API_URL"] || "http://127.0.0.1:8000";

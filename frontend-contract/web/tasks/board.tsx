@@ -25,7 +25,7 @@ export interface BoardProps {
   rendered: number;
 }
 
-/** The whole page: one store, and what shows it. */
+/** The task page: creates the store and renders its state. */
 export function Board({ person, apiUrl, query: first, initial, rendered }: BoardProps) {
   const [{ store, token }] = useState(() => {
     const { api, token } = apiOfBrowser(apiUrl, person.id);
@@ -41,7 +41,7 @@ export function Board({ person, apiUrl, query: first, initial, rendered }: Board
 
   useEffect(() => store.start(), [store]);
   useEffect(() => {
-    const back = () => void store.ask(readQuery(new URLSearchParams(window.location.search)));
+    const back = () => void store.setQuery(readQuery(new URLSearchParams(window.location.search)));
     window.addEventListener("popstate", back);
     return () => window.removeEventListener("popstate", back);
   }, [store]);
@@ -51,18 +51,18 @@ export function Board({ person, apiUrl, query: first, initial, rendered }: Board
     window.location.assign(`/sign-in?reason=${ended}`);
   }, [ended, token]);
   useEffect(() => {
-    // Another person's browser session: the changes cannot be sent, and the page must not stay.
+    // After a change of account the changes cannot be sent, so the page must be left without a warning.
     if (unsent === 0 || ended === "another") return;
     const warn = (event: BeforeUnloadEvent) => event.preventDefault();
     window.addEventListener("beforeunload", warn);
     return () => window.removeEventListener("beforeunload", warn);
   }, [unsent, ended]);
 
-  const ask = useMemo(
+  const setQuery = useMemo(
     () => (next: Query) => {
       window.history.pushState(null, "", href(next));
       document.title = `${titleOf(next)} · Tasks`;
-      void store.ask(next);
+      void store.setQuery(next);
     },
     [store],
   );
@@ -96,15 +96,15 @@ export function Board({ person, apiUrl, query: first, initial, rendered }: Board
 
   return (
     <Rendered value={rendered}>
-      <a className={styles.skip} href="#list-title">Skip to the tasks</a>
+      <a className={styles.skip} href="#list-title">Skip to tasks</a>
       <div className={styles.page} data-unsent={unsent}>
-        <Sidebar person={person} query={query} tags={state.tags} summary={state.summary} ask={ask} onHelp={() => setHelp(true)} />
+        <Sidebar person={person} query={query} tags={state.tags} summary={state.summary} setQuery={setQuery} onHelp={() => setHelp(true)} />
         <main className={styles.main}>
           <Offline reachable={state.reachable} unsent={unsent} />
           <div className={styles.column}>
-            <Filters query={query} ask={ask} search={search} live={state.live && state.reachable} shown={tasks.length} phase={state.phase} />
+            <Filters query={query} setQuery={setQuery} search={search} live={state.live && state.reachable} shown={tasks.length} phase={state.phase} />
             {!query.deleted && <Composer ref={composer} query={query} onAdd={(task) => store.create(task)} />}
-            <TaskList ref={list} state={state} store={store} ask={ask} onOpen={setOpened} onNew={() => composer.current?.focus()} />
+            <TaskList ref={list} state={state} store={store} setQuery={setQuery} onOpen={setOpened} onNew={() => composer.current?.focus()} />
           </div>
         </main>
       </div>

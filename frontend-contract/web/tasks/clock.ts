@@ -1,16 +1,16 @@
 "use client";
-/** What time it is, and where: on the server nobody knows, so that the first paint says UTC and the second is right. */
+/** The current time and time zone. The server does not know the user's time zone, so the first render uses UTC. */
 import { createContext, useContext, useSyncExternalStore } from "react";
 
 export interface Clock {
-  /** Milliseconds, to the minute. */
+  /** Milliseconds since 1970, rounded down to the minute. */
   now: number;
   timeZone: string;
 }
 
 const MINUTE = 60_000;
 
-/** When the server rendered the page. */
+/** Time at which the server rendered the page, in milliseconds. */
 export const Rendered = createContext(0);
 
 export function useClock(): Clock {

@@ -6,7 +6,7 @@ import { quickAdd } from "./quick-add.ts";
 import type { NewTask } from "./store.ts";
 import styles from "./composer.module.css";
 
-/** One line makes a task, with what the view asks for: whoever adds under a tag means that tag. */
+/** Adds a task from one line of text, with the tag, status and priority that the current view filters by. */
 export function Composer({ ref, query, onAdd }: { ref: Ref<HTMLInputElement>; query: Query; onAdd: (task: NewTask) => void }) {
   const [line, setLine] = useState("");
 

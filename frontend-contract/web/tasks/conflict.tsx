@@ -13,7 +13,7 @@ const MEMBERS = { title: "Title", description: "Notes", status: "Status", priori
 type Member = keyof typeof MEMBERS;
 type Side = "mine" | "theirs";
 
-/** Somebody else was there first: both versions side by side, to choose from member by member. */
+/** Shows both versions of a task that was also changed elsewhere, to choose from field by field. */
 export function ConflictDialog({ dispute: { mine, theirs, changed }, onSettle }: { dispute: Dispute; onSettle: (changes: TaskChanges | null) => void }) {
   const clock = useClock();
   const differing = (Object.keys(MEMBERS) as Member[]).filter((name) => !same(name, mine[name], theirs[name]));
@@ -27,12 +27,12 @@ export function ConflictDialog({ dispute: { mine, theirs, changed }, onSettle }:
   }
 
   return (
-    <Dialog title="Two versions of one task" wide onClose={() => onSettle(null)}>
-      <p className={styles.lead}>“{theirs.title}” was changed elsewhere while you were editing it. Choose what it is to say.</p>
+    <Dialog title="Conflicting changes" wide onClose={() => onSettle(null)}>
+      <p className={styles.lead}>“{theirs.title}” was changed elsewhere while you were editing it. Choose which version of each field to keep.</p>
       <div className={styles.versions}>
         <div className={styles.heads}>
-          <button type="button" onClick={() => all("mine")}>Yours <small>Use all of it</small></button>
-          <button type="button" onClick={() => all("theirs")}>Theirs <small>Use all of it</small></button>
+          <button type="button" onClick={() => all("mine")}>Yours <small>Use all</small></button>
+          <button type="button" onClick={() => all("theirs")}>Theirs <small>Use all</small></button>
         </div>
         {differing.map((name) => (
           <fieldset key={name} className={styles.member}>
@@ -47,7 +47,7 @@ export function ConflictDialog({ dispute: { mine, theirs, changed }, onSettle }:
         ))}
       </div>
       <footer className={styles.foot}>
-        <button type="button" className={button.quiet} onClick={() => onSettle(null)}>Discard mine</button>
+        <button type="button" className={button.quiet} onClick={() => onSettle(null)}>Discard my changes</button>
         <button type="button" className={button.primary} onClick={save}>Save this version</button>
       </footer>
     </Dialog>
@@ -60,6 +60,6 @@ function textOf(name: Member, task: Task, clock: Clock): string {
     case "priority": return PRIORITIES[task.priority];
     case "due_at": return task.due_at ? dueText(task.due_at, clock) : "No due date";
     case "tags": return task.tags.join(", ") || "No tags";
-    default: return task[name] || "Nothing";
+    default: return task[name] || "Empty";
   }
 }

@@ -4,14 +4,14 @@ import { Icon } from "@/app/icons.tsx";
 import button from "@/app/button.module.css";
 import styles from "./dialog.module.css";
 
-/** A modal dialog of the browser's own: focus stays in it, Escape closes it, and focus goes back to where it was. */
+/** A native modal dialog: traps focus, closes on Escape, and returns focus when it closes. */
 export function Dialog({ title, wide, sheet, onClose, children }: { title: string; wide?: boolean; sheet?: boolean; onClose: () => void; children: ReactNode }) {
   const dialog = useRef<HTMLDialogElement>(null);
   useEffect(() => {
     const before = document.activeElement;
     dialog.current?.showModal();
     return () => {
-      // What was focused may be gone: then the list takes the focus, not the start of the page.
+      // If the focused element was removed, focus the list instead of the start of the page.
       if (before instanceof HTMLElement && before.isConnected) before.focus();
       else document.getElementById("list-title")?.focus();
     };

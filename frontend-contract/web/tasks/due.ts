@@ -1,9 +1,9 @@
-/** Due times as people say them: today, tomorrow, Friday, 3 Dec. */
+/** Due times as relative dates: today, tomorrow, Friday, 3 Dec. */
 import type { Clock } from "./clock.ts";
 
 const DAY = 86_400_000;
 
-/** The day of a moment in a time zone, as days since 1970. */
+/** The date of a time in a time zone, in days since 1970. */
 function dayOf(moment: number, timeZone: string): number {
   const parts = new Intl.DateTimeFormat("en-CA", { timeZone, year: "numeric", month: "2-digit", day: "2-digit" }).format(moment);
   return Date.parse(`${parts}T00:00:00Z`) / DAY;
@@ -23,7 +23,7 @@ export function dueText(due: string, { now, timeZone }: Clock): string {
 const time = (moment: number, timeZone: string): string =>
   new Intl.DateTimeFormat("en", { timeZone, hour: "numeric", minute: "2-digit" }).format(moment);
 
-/** For an `<input type="datetime-local">`, in the browser's own time zone. */
+/** The value for an `<input type="datetime-local">`, in the browser's time zone. */
 export function toInput(due: string | null): string {
   if (!due) return "";
   const date = new Date(due);
@@ -32,7 +32,7 @@ export function toInput(due: string | null): string {
 
 export const fromInput = (text: string): string | null => (text ? new Date(text).toISOString() : null);
 
-/** At six in the evening, `days` from today. */
+/** 18:00 local time, `days` from today. */
 export function evening(days: number): string {
   const date = new Date();
   date.setDate(date.getDate() + days);

@@ -11,9 +11,9 @@ import button from "@/app/button.module.css";
 import styles from "./editor.module.css";
 
 interface EditorProps {
-  /** As it was when the editor opened: what is saved is saved against this version. */
+  /** The task as it was when the editor opened; changes are saved against this version. */
   task: Task;
-  /** As it is now; null when the list shows it no longer. */
+  /** The task as it is now; null when it is no longer in the list. */
   current: Task | null;
   tags: readonly Tag[];
   store: TaskStore;
@@ -42,7 +42,7 @@ export function Editor({ task, current, tags, store, onClose }: EditorProps) {
         }}
       >
         {current && current.version > task.version && (
-          <p className={styles.changed} role="status"><Icon name="alert" /> Changed elsewhere since you opened it. You will see both versions when you save.</p>
+          <p className={styles.changed} role="status"><Icon name="alert" /> Changed elsewhere since you opened it. You can compare both versions when you save.</p>
         )}
         <label className={styles.field}>
           <span>Title</span>
@@ -60,7 +60,7 @@ export function Editor({ task, current, tags, store, onClose }: EditorProps) {
         </label>
         <TagField tags={chosen} known={tags} onChange={setChosen} />
         <footer className={styles.foot}>
-          <button type="button" className={button.danger} onClick={() => { onClose(); store.remove(task); }}><Icon name="bin" /> Delete</button>
+          <button type="button" className={button.danger} onClick={() => { onClose(); store.remove(task); }}><Icon name="trash" /> Delete</button>
           <button type="button" className={button.quiet} onClick={onClose}>Cancel</button>
           <button className={button.primary}>Save</button>
         </footer>
@@ -85,7 +85,7 @@ function Choice({ name, label, options, value }: { name: string; label: string; 
   );
 }
 
-/** What is other than it was; nothing else is sent, so that it can collide with nothing else. */
+/** The changed members. Unchanged ones are not sent, so that they cannot cause a conflict. */
 function changesIn(form: FormData, tags: string[], task: Task): TaskChanges {
   const text = (name: string) => String(form.get(name) ?? "");
   const due = text("due_at");
@@ -94,7 +94,7 @@ function changesIn(form: FormData, tags: string[], task: Task): TaskChanges {
     description: text("description") || null,
     status: text("status") as Task["status"],
     priority: text("priority") as Task["priority"],
-    // The field has minutes: left alone it means what it was, to the second.
+    // The input has no seconds: if it was not edited, keep the exact time.
     due_at: due === toInput(task.due_at) ? task.due_at : fromInput(due),
     tags,
   };

@@ -8,28 +8,28 @@ import styles from "./filters.module.css";
 
 interface FiltersProps {
   query: Query;
-  ask: (query: Query) => void;
+  setQuery: (query: Query) => void;
   search: RefObject<HTMLInputElement | null>;
   live: boolean;
   shown: number;
   phase: State["phase"];
 }
 
-export function Filters({ query, ask, search, live, shown, phase }: FiltersProps) {
+export function Filters({ query, setQuery, search, live, shown, phase }: FiltersProps) {
   return (
     <header className={styles.head}>
       <div className={styles.title}>
         <h1 id="list-title" tabIndex={-1}>{titleOf(query)}</h1>
-        <span className={styles.live} data-live={live} title={live ? "Changes made elsewhere appear at once" : "Connecting"}>{live ? "Live" : "Connecting"}</span>
+        <span className={styles.live} data-live={live} title={live ? "Changes made elsewhere appear immediately" : "Connecting"}>{live ? "Live" : "Connecting"}</span>
         <span className="unseen" role="status">{phase === "ready" ? `${shown} ${shown === 1 ? "task" : "tasks"} shown` : ""}</span>
       </div>
       <div className={styles.tools} role="search">
-        <Search query={query} ask={ask} field={search} />
-        <select aria-label="Priority" value={query.priority ?? ""} data-set={query.priority !== null} onChange={(event) => ask({ ...query, priority: (event.target.value || null) as Priority | null })}>
+        <Search query={query} setQuery={setQuery} field={search} />
+        <select aria-label="Priority" value={query.priority ?? ""} data-set={query.priority !== null} onChange={(event) => setQuery({ ...query, priority: (event.target.value || null) as Priority | null })}>
           <option value="">Any priority</option>
           {Object.entries(PRIORITIES).map(([name, label]) => <option key={name} value={name}>{label}</option>)}
         </select>
-        <select aria-label="Sort" value={query.sort} onChange={(event) => ask({ ...query, sort: event.target.value as Sort })}>
+        <select aria-label="Sort" value={query.sort} onChange={(event) => setQuery({ ...query, sort: event.target.value as Sort })}>
           {Object.entries(SORTS).map(([name, label]) => <option key={name} value={name}>{label}</option>)}
         </select>
       </div>
@@ -37,22 +37,23 @@ export function Filters({ query, ask, search, live, shown, phase }: FiltersProps
   );
 }
 
-const PAUSE = 250;
+/** Milliseconds. */
+const TYPING_PAUSE = 250;
 
-/** Asks when the typing pauses. */
-function Search({ query, ask, field }: { query: Query; ask: (query: Query) => void; field: RefObject<HTMLInputElement | null> }) {
+/** The search field; runs the query when typing pauses. */
+function Search({ query, setQuery, field }: { query: Query; setQuery: (query: Query) => void; field: RefObject<HTMLInputElement | null> }) {
   const [text, setText] = useState(query.q);
-  const [asked, setAsked] = useState(query.q);
-  if (query.q !== asked) {
-    // Asked for here, or by another view, which then says what stands in the field.
-    setAsked(query.q);
+  const [previous, setPrevious] = useState(query.q);
+  if (query.q !== previous) {
+    // The query changed: unless it was this field's own change, show the new text.
+    setPrevious(query.q);
     if (query.q !== text.trim()) setText(query.q);
   }
   useEffect(() => {
     if (text.trim() === query.q) return;
-    const timer = setTimeout(() => ask({ ...query, q: text.trim() }), PAUSE);
+    const timer = setTimeout(() => setQuery({ ...query, q: text.trim() }), TYPING_PAUSE);
     return () => clearTimeout(timer);
-  }, [text, query, ask]);
+  }, [text, query, setQuery]);
   return (
     <label className={styles.search}>
       <Icon name="search" />

@@ -16,7 +16,7 @@ export function Help({ onClose }: { onClose: () => void }) {
       </dl>
       <label className={styles.setting}>
         <input type="checkbox" defaultChecked={singleKeys()} onChange={(event) => setSingleKeys(event.target.checked)} />
-        Keys of a single character
+        Enable single-key shortcuts
       </label>
     </Dialog>
   );

@@ -12,20 +12,20 @@ interface TaskListProps {
   ref: Ref<HTMLUListElement>;
   state: State;
   store: TaskStore;
-  ask: (query: Query) => void;
+  setQuery: (query: Query) => void;
   onOpen: (task: Task) => void;
   onNew: () => void;
 }
 
-export function TaskList({ ref, state: { query, tasks, phase, more, loadingMore }, store, ask, onOpen, onNew }: TaskListProps) {
-  if (phase === "failed") return <Failed again={() => void store.ask(query)} />;
+export function TaskList({ ref, state: { query, tasks, phase, more, loadingMore }, store, setQuery, onOpen, onNew }: TaskListProps) {
+  if (phase === "failed") return <Failed again={() => void store.setQuery(query)} />;
   if (phase === "loading") return <SkeletonRows />;
-  if (tasks.length === 0) return <Empty query={query} onNew={onNew} onClear={() => ask({ ...EVERYTHING, sort: query.sort })} />;
+  if (tasks.length === 0) return <Empty query={query} onNew={onNew} onClear={() => setQuery({ ...EVERYTHING, sort: query.sort })} />;
   return (
     <>
       <ul ref={ref} className={styles.list} aria-labelledby="list-title">
         {tasks.map((task) => (
-          <Row key={task.id} task={task} store={store} onOpen={onOpen} onTag={(tag) => ask({ ...EVERYTHING, sort: query.sort, tag })} />
+          <Row key={task.id} task={task} store={store} onOpen={onOpen} onTag={(tag) => setQuery({ ...EVERYTHING, sort: query.sort, tag })} />
         ))}
       </ul>
       {more && (

@@ -6,7 +6,7 @@ import type { Notice } from "./store.ts";
 import styles from "./notices.module.css";
 
 export function Offline({ reachable, unsent }: { reachable: boolean; unsent: number }) {
-  const waiting = unsent === 0 ? "What you change is sent when you are back." : `${unsent} ${unsent === 1 ? "change waits" : "changes wait"} to be sent.`;
+  const waiting = unsent === 0 ? "Your changes will be sent when you are online again." : `${unsent} ${unsent === 1 ? "change is" : "changes are"} waiting to be sent.`;
   return (
     <div role="status">
       {!reachable && <p className={styles.offline}><Icon name="offline" /> <b>You are offline.</b> {waiting}</p>}
@@ -14,7 +14,7 @@ export function Offline({ reachable, unsent }: { reachable: boolean; unsent: num
   );
 }
 
-/** What was done, and the way back. Read out, and gone after a while; a key undoes it all the same. */
+/** Notices of recent changes, with an undo button. Announced by screen readers; disappear after LIFETIME milliseconds. */
 export function Notices({ notices, dismiss }: { notices: readonly Notice[]; dismiss: (id: number) => void }) {
   return (
     <div className={styles.notices} role="status" aria-label="Notices">
@@ -23,13 +23,13 @@ export function Notices({ notices, dismiss }: { notices: readonly Notice[]; dism
   );
 }
 
-const STAYS = 8_000;
+const LIFETIME = 8_000;
 
 function Toast({ notice: { text, tone, undo }, dismiss }: { notice: Notice; dismiss: () => void }) {
   const [held, hold] = useState(false);
   useEffect(() => {
     if (held) return;
-    const timer = setTimeout(dismiss, STAYS);
+    const timer = setTimeout(dismiss, LIFETIME);
     return () => clearTimeout(timer);
   }, [held]);
   return (

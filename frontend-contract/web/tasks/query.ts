@@ -1,4 +1,4 @@
-/** Which tasks are shown, and in what order: in the address of the page, for the API, and for a task that just changed. */
+/** Filters and order of the task list: as a page URL, as API parameters, and applied to tasks in the browser. */
 import type { paths, Task } from "@frontend-contract/client";
 
 type ApiQuery = NonNullable<paths["/api/v1/tasks"]["get"]["parameters"]["query"]>;
@@ -21,9 +21,9 @@ export const PRIORITIES = { urgent: "Urgent", high: "High", normal: "Normal", lo
 export const SORTS: Partial<Record<Sort, string>> = {
   "-created_at": "Newest first",
   created_at: "Oldest first",
-  due_at: "Due first",
-  "-priority": "Most important first",
-  "-updated_at": "Last changed first",
+  due_at: "Due soonest first",
+  "-priority": "Highest priority first",
+  "-updated_at": "Recently changed first",
   title: "By title",
 };
 export const EVERYTHING: Query = { status: null, priority: null, tag: null, overdue: false, deleted: false, q: "", sort: "-created_at" };
@@ -43,7 +43,7 @@ export function readQuery(search: URLSearchParams): Query {
   };
 }
 
-/** The address of the page that shows it; what is as usual is left out. */
+/** The page URL for a query, without parameters that have their default value. */
 export function href(query: Query): string {
   const search = new URLSearchParams(
     Object.entries(query).flatMap(([name, value]) => (value === EVERYTHING[name as keyof Query] ? [] : [[name, String(value)]])),
@@ -64,7 +64,7 @@ export function forApi({ status, priority, tag, overdue, deleted, q, sort }: Que
   };
 }
 
-/** Whether the API would list it: a task that has just changed is judged here, before the API is asked again. */
+/** Whether the API would list the task. Applies the filters to a changed task without another request. */
 export function matches(query: Query, task: Task, now: number): boolean {
   const text = query.q.toLowerCase();
   const tag = query.tag?.toLowerCase();
@@ -83,14 +83,14 @@ export const isOverdue = (task: Task, now: number): boolean =>
 
 const RANK: Record<Priority, number> = { low: 0, normal: 1, high: 2, urgent: 3 };
 
-/** The API's order. */
+/** Compares two tasks in the API's order. */
 export function comparing(sort: Sort): (one: Task, other: Task) => number {
   const name = sort.replace("-", "") as "created_at" | "updated_at" | "due_at" | "priority" | "title";
   const direction = sort.startsWith("-") ? -1 : 1;
   const key = (task: Task): string | number => {
     if (name === "priority") return RANK[task.priority];
     if (name === "title") return task.title;
-    // Without a due date they come last, whichever way.
+    // Tasks without a due date come last in both directions.
     return task[name] === null ? direction * Infinity : Date.parse(task[name]);
   };
   return (one, other) => direction * (order(key(one), key(other)) || order(one.id, other.id));

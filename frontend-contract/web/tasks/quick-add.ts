@@ -1,18 +1,18 @@
-/** One line into a task: `Call Ada #work !high @tomorrow`. */
+/** Parses a line such as `Call Ada #work !high @tomorrow` into a task. */
 import { evening } from "./due.ts";
 import { PRIORITIES, type Priority } from "./query.ts";
 import type { NewTask } from "./store.ts";
 
 const DAYS: Record<string, number> = { today: 0, tomorrow: 1 };
-const MARK = /(^|\s)([#!@])([\p{L}\p{N}_-]{1,50})(?=\s|$)/gu;
+const MARKER = /(^|\s)([#!@])([\p{L}\p{N}_-]{1,50})(?=\s|$)/gu;
 
-/** Null: there is no title in it. A mark that means nothing stays in the title. */
+/** Returns null if the line has no title. Unknown markers, such as `!soon`, stay in the title. */
 export function quickAdd(line: string): NewTask | null {
   const task: NewTask = { title: "" };
   const tags: string[] = [];
-  const title = line.replace(MARK, (whole, _space: string, kind: string, word: string) => {
-    const name = word.toLowerCase();
-    if (kind === "#") tags.push(word);
+  const title = line.replace(MARKER, (whole, _space: string, kind: string, text: string) => {
+    const name = text.toLowerCase();
+    if (kind === "#") tags.push(text);
     else if (kind === "!" && Object.hasOwn(PRIORITIES, name)) task.priority = name as Priority;
     else if (kind === "@" && name in DAYS) task.due_at = evening(DAYS[name]!);
     else return whole;

@@ -17,10 +17,10 @@ interface RowProps {
 
 export function Row({ task, store, onOpen, onTag }: RowProps) {
   const clock = useClock();
-  const binned = task.deleted_at !== null;
+  const trashed = task.deleted_at !== null;
   return (
     <li className={styles.row} data-task={task.id} data-status={task.status} data-unsent={task.version === 0 || undefined}>
-      {!binned && (
+      {!trashed && (
         <input
           type="checkbox"
           className={styles.check}
@@ -31,7 +31,7 @@ export function Row({ task, store, onOpen, onTag }: RowProps) {
         />
       )}
       <div className={styles.body}>
-        {binned ? (
+        {trashed ? (
           <span className={styles.title} data-open tabIndex={-1}>{task.title}</span>
         ) : (
           <button type="button" className={styles.title} data-open aria-haspopup="dialog" onClick={() => onOpen(task)}>{task.title}</button>
@@ -55,10 +55,10 @@ export function Row({ task, store, onOpen, onTag }: RowProps) {
           )}
         </span>
       </div>
-      {binned ? (
+      {trashed ? (
         <button type="button" className={button.quiet} aria-label={`Restore: ${task.title}`} onClick={() => store.restore(task)}><Icon name="undo" /> Restore</button>
       ) : (
-        <button type="button" className={`${button.icon} ${styles.remove}`} aria-label={`Delete: ${task.title}`} title="Delete" onClick={() => store.remove(task)}><Icon name="bin" /></button>
+        <button type="button" className={`${button.icon} ${styles.remove}`} aria-label={`Delete: ${task.title}`} title="Delete" onClick={() => store.remove(task)}><Icon name="trash" /></button>
       )}
     </li>
   );

@@ -1,5 +1,5 @@
 "use client";
-/** Keys for the whole page: heard wherever no text is being typed and no dialog is open. */
+/** Page-wide keyboard shortcuts. Inactive while text is being typed or a dialog is open. */
 import { useEffect, useEffectEvent } from "react";
 
 export const SHORTCUTS = [
@@ -8,21 +8,21 @@ export const SHORTCUTS = [
   ["j", "Next task"],
   ["k", "Previous task"],
   ["Enter", "Open the task"],
-  ["x", "Complete, or reopen"],
-  ["Delete", "Delete, or restore from the bin"],
+  ["x", "Complete or reopen"],
+  ["Delete", "Delete, or restore from the trash"],
   ["z", "Undo"],
-  ["?", "These shortcuts"],
+  ["?", "Show keyboard shortcuts"],
 ] as const;
 
 export type Shortcut = (typeof SHORTCUTS)[number][0];
 
 const SETTING = "single-keys";
 
-/** Whoever dictates or misses keys may switch off those of a single character (WCAG 2.1.4). */
+/** Single-character shortcuts can be disabled, for users of speech input (WCAG 2.1.4). */
 export const singleKeys = (): boolean => localStorage.getItem(SETTING) !== "off";
 export const setSingleKeys = (on: boolean): void => localStorage.setItem(SETTING, on ? "on" : "off");
 
-/** act: returns whether the key was of use; then the browser does nothing with it. */
+/** act: handles a key; returns true if it did, to suppress the browser's default action. */
 export function useShortcuts(act: (key: string) => boolean): void {
   const pressed = useEffectEvent((event: KeyboardEvent) => {
     const undo = (event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z";

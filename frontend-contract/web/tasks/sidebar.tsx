@@ -14,14 +14,14 @@ interface SidebarProps {
   query: Query;
   tags: readonly Tag[];
   summary: Summary;
-  ask: (query: Query) => void;
+  setQuery: (query: Query) => void;
   onHelp: () => void;
 }
 
-export function Sidebar({ person, query, tags, summary: { by_status, overdue }, ask, onHelp }: SidebarProps) {
+export function Sidebar({ person, query, tags, summary: { by_status, overdue }, setQuery, onHelp }: SidebarProps) {
   const go = (view: Partial<Query>) => ({ ...EVERYTHING, sort: query.sort, ...view });
   const link = (view: Partial<Query>, icon: IconName, label: string, count?: number, tone?: "late") => (
-    <View to={go(view)} now={query} ask={ask} icon={icon} count={count} tone={tone}>{label}</View>
+    <View to={go(view)} now={query} setQuery={setQuery} icon={icon} count={count} tone={tone}>{label}</View>
   );
   return (
     <div className={styles.sidebar}>
@@ -39,7 +39,7 @@ export function Sidebar({ person, query, tags, summary: { by_status, overdue }, 
           <li>{link({ status: "in_progress" }, "progress", STATUSES.in_progress, by_status.in_progress)}</li>
           <li>{link({ status: "done" }, "done", STATUSES.done, by_status.done)}</li>
           <li>{link({ overdue: true }, "clock", "Overdue", overdue, "late")}</li>
-          <li>{link({ deleted: true }, "bin", "Bin")}</li>
+          <li>{link({ deleted: true }, "trash", "Trash")}</li>
         </ul>
       </nav>
       {tags.length > 0 && (
@@ -67,17 +67,17 @@ export function Sidebar({ person, query, tags, summary: { by_status, overdue }, 
 interface ViewProps {
   to: Query;
   now: Query;
-  ask: (query: Query) => void;
+  setQuery: (query: Query) => void;
   icon: IconName;
   count: number | undefined;
   tone: "late" | undefined;
   children: ReactNode;
 }
 
-function View({ to, now, ask, icon, count, tone, children }: ViewProps) {
+function View({ to, now, setQuery, icon, count, tone, children }: ViewProps) {
   const here = to.status === now.status && to.tag === now.tag && to.overdue === now.overdue && to.deleted === now.deleted;
   return (
-    <a href={href(to)} className={styles.view} aria-current={here ? "page" : undefined} onClick={plainClick(() => ask(to))}>
+    <a href={href(to)} className={styles.view} aria-current={here ? "page" : undefined} onClick={onPlainClick(() => setQuery(to))}>
       <Icon name={icon} />
       <span className={styles.label}>{children}</span>
       {!!count && <span className={styles.count} data-tone={tone}>{count}</span>}
@@ -85,15 +85,15 @@ function View({ to, now, ask, icon, count, tone, children }: ViewProps) {
   );
 }
 
-/** A click that wants another tab is the browser's. */
-const plainClick = (act: () => void) => (event: MouseEvent) => {
+/** Leaves clicks that open a new tab or window to the browser. */
+const onPlainClick = (act: () => void) => (event: MouseEvent) => {
   if (event.metaKey || event.ctrlKey || event.shiftKey || event.button !== 0) return;
   event.preventDefault();
   act();
 };
 
 export function titleOf({ status, tag, overdue, deleted }: Query): string {
-  if (deleted) return "Bin";
+  if (deleted) return "Trash";
   if (overdue) return "Overdue";
   if (tag) return `#${tag}`;
   return status ? STATUSES[status] : "All tasks";

@@ -3,7 +3,7 @@ import { EVERYTHING, type Query } from "./query.ts";
 import button from "@/app/button.module.css";
 import styles from "./states.module.css";
 
-/** The shape of what is coming. */
+/** Placeholders while tasks are loading. */
 export function SkeletonRows() {
   return (
     <div className={styles.skeleton} role="status">
@@ -14,18 +14,18 @@ export function SkeletonRows() {
 }
 
 export function Empty({ query, onNew, onClear }: { query: Query; onNew: () => void; onClear: () => void }) {
-  if (query.deleted) return <State icon="bin" title="The bin is empty" text="What you delete waits here for 30 days." />;
+  if (query.deleted) return <State icon="trash" title="The trash is empty" text="Deleted tasks are kept here for 30 days." />;
   if (query.q || query.priority) {
-    return <State icon="search" title="Nothing matches" text="No task fits these filters." action="Show all tasks" onAction={onClear} />;
+    return <State icon="search" title="No matching tasks" text="No tasks match these filters." action="Show all tasks" onAction={onClear} />;
   }
-  if (query.overdue) return <State icon="done" title="Nothing is overdue" text="You are on top of things." />;
-  if (query.status === "done") return <State icon="done" title="Nothing done yet" text="Completed tasks gather here." />;
+  if (query.overdue) return <State icon="done" title="No overdue tasks" text="No task is past its due date." />;
+  if (query.status === "done") return <State icon="done" title="No completed tasks" text="Completed tasks appear here." />;
   const all = query.status === EVERYTHING.status && query.tag === null;
-  return <State icon="inbox" title={all ? "Nothing to do" : "No tasks here"} text={all ? "Add your first task: one line is enough." : "Add one, and it appears here."} action="Add a task" onAction={onNew} />;
+  return <State icon="inbox" title={all ? "No tasks yet" : "No tasks here"} text={all ? "Add your first task." : "Add a task to this view."} action="Add a task" onAction={onNew} />;
 }
 
 export function Failed({ again }: { again: () => void }) {
-  return <State icon="alert" title="The tasks could not be loaded" text="The server did not answer as it should. Your tasks are safe." action="Try again" onAction={again} alert />;
+  return <State icon="alert" title="The tasks could not be loaded" text="The server could not be reached or returned an error. No tasks were lost." action="Try again" onAction={again} alert />;
 }
 
 interface StateProps {

@@ -1,4 +1,4 @@
-/** The tasks of one page: what the API said, with what was done here laid over it until the API has said that too. */
+/** The state of the task page: tasks from the API, with unconfirmed local changes applied on top. */
 import {
   AnotherPerson,
   ApiError,
@@ -24,7 +24,7 @@ export interface Page {
   next_cursor: string | null;
 }
 
-/** What the server rendered the page with. */
+/** The data that the server rendered the page with. */
 export interface Initial {
   page: Page;
   tags: Tag[];
@@ -38,11 +38,11 @@ export interface Notice {
   undo: (() => void) | null;
 }
 
-/** Two versions of a task, and what was wanted here. */
+/** Two conflicting versions of a task. */
 export interface Dispute {
   mine: Task;
   theirs: Task;
-  /** What was changed here. */
+  /** Names of the members that were changed here. */
   changed: readonly string[];
 }
 
@@ -54,16 +54,17 @@ export interface State {
   loadingMore: boolean;
   tags: readonly Tag[];
   summary: Summary;
-  /** How many changes have not reached the API. */
+  /** Number of changes that the API has not confirmed. */
   unsent: number;
   reachable: boolean;
-  /** Whether changes made elsewhere arrive. */
+  /** Whether the change stream is connected. */
   live: boolean;
   dispute: Dispute | null;
   notices: readonly Notice[];
   ended: "ended" | "suspended" | "another" | null;
 }
 
+/** An optimistic change: applied to the displayed tasks until the API has confirmed it. */
 interface Draft {
   id: string;
   apply: (task: Task | null) => Task | null;
@@ -73,17 +74,17 @@ export class TaskStore {
   readonly #api: Client;
   #state: State;
   readonly #listeners = new Set<() => void>();
-  /** Everything that was heard of, whether or not it is shown. */
-  readonly #known = new Map<string, Task>();
+  /** All tasks received from the API, whether or not they are shown. */
+  readonly #received = new Map<string, Task>();
   #drafts: Draft[] = [];
-  /** The last change of each task: the next one waits for it. */
-  readonly #turns = new Map<string, Promise<unknown>>();
+  /** The last request for each task; the next one waits for it. */
+  readonly #requests = new Map<string, Promise<unknown>>();
   #cursor: string | null = null;
-  /** Where the pages that were read end; what sorts behind it is not known well enough to be shown. */
-  #edge: Task | null = null;
-  #reading = 0;
-  #noticed = 0;
-  #counting: ReturnType<typeof setTimeout> | null = null;
+  /** The last task of the loaded pages. Tasks that sort after it are not shown, because others between may be missing. */
+  #lastLoaded: Task | null = null;
+  #loads = 0;
+  #lastNoticeId = 0;
+  #countTimer: ReturnType<typeof setTimeout> | null = null;
   #stop = new AbortController();
 
   constructor(api: Client, query: Query, initial: Initial) {
@@ -103,8 +104,8 @@ export class TaskStore {
       notices: [],
       ended: null,
     };
-    this.#take(initial.page);
-    this.#show();
+    this.#addPage(initial.page);
+    this.#update();
   }
 
   readonly subscribe = (listener: () => void): (() => void) => {
@@ -114,60 +115,60 @@ export class TaskStore {
 
   readonly state = (): State => this.#state;
 
-  /** Listen for changes made elsewhere until the returned function is called. */
+  /** Follows changes made elsewhere until the returned function is called. */
   start(): () => void {
     this.#stop = new AbortController();
     const { signal } = this.#stop;
     const online = () => this.#set({ reachable: navigator.onLine });
     window.addEventListener("online", online, { signal });
     window.addEventListener("offline", online, { signal });
-    void this.#listen(signal);
+    void this.#followChanges(signal);
     return () => this.#stop.abort();
   }
 
-  /** Show other tasks, or these in another order. */
-  async ask(query: Query): Promise<void> {
+  /** Shows the tasks of another query. */
+  async setQuery(query: Query): Promise<void> {
     this.#set({ query, phase: "loading", tasks: [] });
     await this.reload();
   }
 
-  /** Read what is shown anew. */
+  /** Loads the displayed tasks again. */
   async reload(): Promise<void> {
-    const reading = ++this.#reading;
+    const load = ++this.#loads;
     const { query } = this.#state;
     const limit = Math.min(100, Math.max(PAGE, this.#state.tasks.length));
     try {
       const { data } = await this.#api.GET("/api/v1/tasks", { params: { query: { ...forApi(query), limit } } });
-      if (reading !== this.#reading) return;
-      this.#known.clear();
-      this.#edge = null;
-      this.#take(data);
+      if (load !== this.#loads) return;
+      this.#received.clear();
+      this.#lastLoaded = null;
+      this.#addPage(data);
       this.#set({ phase: "ready", loadingMore: false });
-      this.#show();
-      this.#countSoon(0);
+      this.#update();
+      this.#reloadCounts(0);
     } catch (error) {
-      if (reading !== this.#reading || this.#isOver(error)) return;
+      if (load !== this.#loads || this.#endsSession(error)) return;
       if (this.#state.phase === "loading") this.#set({ phase: "failed" });
     }
   }
 
   async loadMore(): Promise<void> {
-    const reading = this.#reading;
+    const load = this.#loads;
     if (this.#cursor === null || this.#state.loadingMore) return;
     this.#set({ loadingMore: true });
     try {
       const query = { ...forApi(this.#state.query), cursor: this.#cursor };
       const { data } = await this.#api.GET("/api/v1/tasks", { params: { query } });
-      if (reading !== this.#reading) return;
-      this.#take(data);
-      this.#show();
+      if (load !== this.#loads) return;
+      this.#addPage(data);
+      this.#update();
     } catch (error) {
-      if (!this.#isOver(error)) this.#notify("More tasks could not be loaded.", "failed");
+      if (!this.#endsSession(error)) this.#notify("More tasks could not be loaded.", "failed");
     }
-    if (reading === this.#reading) this.#set({ loadingMore: false });
+    if (load === this.#loads) this.#set({ loadingMore: false });
   }
 
-  /** Returns the id, which is made here: the task is there at once. */
+  /** Adds a task, which is displayed immediately. Returns its id, generated here. */
   create(task: NewTask): string {
     const id = uuid();
     const at = new Date().toISOString();
@@ -191,7 +192,7 @@ export class TaskStore {
         const params = { path: { id }, header: { "If-None-Match": "*" } };
         return (await this.#api.PUT("/api/v1/tasks/{id}", { params, body: task })).data;
       } catch (error) {
-        // There already: an answer that was lost.
+        // The task exists: an earlier attempt succeeded and its response was lost.
         if (error instanceof ApiError && error.status === 412) return this.#get(id);
         throw error;
       }
@@ -199,11 +200,11 @@ export class TaskStore {
     return id;
   }
 
-  /** seen: the task as it was when the person began; a later change by somebody else makes a dispute. */
+  /** seen: the task as the user saw it when the edit began. A later change made elsewhere causes a conflict. */
   edit(seen: Task, changes: TaskChanges, { quiet = false, done = "Saved" }: { quiet?: boolean; done?: string } = {}): void {
     const before = Object.fromEntries(Object.keys(changes).map((name) => [name, seen[name as keyof TaskChanges]])) as TaskChanges;
     const undo = () => this.#withCurrent(seen.id, (task) => this.edit(task, before, { quiet: true }));
-    void this.#change(seen.id, (task) => task && withChanges(task, changes), (current) => update(this.#api, newest(seen, current, this.#mine), changes), {
+    void this.#change(seen.id, (task) => task && withChanges(task, changes), (current) => update(this.#api, baseVersion(seen, current, this.#ownVersions), changes), {
       failed: `“${seen.title}” could not be changed.`,
       ...(!quiet && { done, undo }),
       wanted: { mine: withChanges(seen, changes), changed: Object.keys(changes) },
@@ -236,14 +237,14 @@ export class TaskStore {
     );
   }
 
-  /** resolved: what the task is to be; null leaves theirs. */
+  /** Ends a conflict. resolved: changes to apply to their version; null keeps their version. */
   settle(resolved: TaskChanges | null): void {
     const { dispute } = this.#state;
     this.#set({ dispute: null });
     if (dispute && resolved && Object.keys(resolved).length > 0) this.edit(dispute.theirs, resolved, { done: "Conflict resolved" });
   }
 
-  /** The newest thing that can be undone. */
+  /** Undoes the newest change that has an undo action. */
   undo(): void {
     const notice = this.#state.notices.findLast(({ undo }) => undo);
     if (!notice) return;
@@ -255,8 +256,8 @@ export class TaskStore {
     this.#set({ notices: this.#state.notices.filter((notice) => notice.id !== id) });
   }
 
-  /** Versions that this page made itself: to change one's own change is no conflict. */
-  readonly #mine = new Map<string, number>();
+  /** Versions created by this page. Editing one of them is not a conflict. */
+  readonly #ownVersions = new Map<string, number>();
 
   async #change(
     id: string,
@@ -266,34 +267,34 @@ export class TaskStore {
   ): Promise<void> {
     const draft: Draft = { id, apply };
     this.#drafts.push(draft);
-    this.#show();
+    this.#update();
     if (done) this.#notify(done, "done", undo);
-    const turn = (this.#turns.get(id) ?? Promise.resolve()).then(() => this.#patiently(() => send(this.#known.get(id) ?? null)));
-    this.#turns.set(id, turn.catch(() => {}));
+    const request = (this.#requests.get(id) ?? Promise.resolve()).then(() => this.#sendUntilAnswered(() => send(this.#received.get(id) ?? null)));
+    this.#requests.set(id, request.catch(() => {}));
     try {
-      const task = await turn;
+      const task = await request;
       if (task) {
-        this.#put(task);
-        this.#mine.set(id, task.version);
+        this.#addTask(task);
+        this.#ownVersions.set(id, task.version);
       }
     } catch (error) {
       if (error instanceof Conflict && error.current && wanted) {
-        this.#put(error.current);
+        this.#addTask(error.current);
         this.#set({ dispute: { ...wanted, theirs: error.current }, notices: [] });
       } else if (error instanceof Conflict || (error instanceof ApiError && error.status === 404)) {
-        this.#known.delete(id);
+        this.#received.delete(id);
         this.#notify(`${failed} It has been deleted elsewhere.`, "failed");
-      } else if (!this.#isOver(error)) {
+      } else if (!this.#endsSession(error)) {
         this.#notify(`${failed} ${reasonOf(error)}`.trim(), "failed");
       }
     }
     this.#drafts = this.#drafts.filter((other) => other !== draft);
-    this.#show();
-    this.#countSoon(0);
+    this.#update();
+    this.#reloadCounts(0);
   }
 
-  /** Again and again while nobody answers: what is sent does nothing twice. */
-  async #patiently<T>(send: () => Promise<T>): Promise<T> {
+  /** Retries until the server responds. `send` must be safe to repeat. */
+  async #sendUntilAnswered<T>(send: () => Promise<T>): Promise<T> {
     for (;;) {
       try {
         const result = await send();
@@ -307,20 +308,20 @@ export class TaskStore {
     }
   }
 
-  async #listen(signal: AbortSignal): Promise<void> {
+  async #followChanges(signal: AbortSignal): Promise<void> {
     try {
       for await (const change of liveChanges(this.#api, { signal })) {
         this.#set({ live: true, reachable: navigator.onLine });
         if (change.type === "resync") {
           await this.reload();
         } else {
-          this.#put(change.task);
-          this.#show();
-          this.#countSoon(400);
+          this.#addTask(change.task);
+          this.#update();
+          this.#reloadCounts(400);
         }
       }
     } catch (error) {
-      if (!signal.aborted && !this.#isOver(error)) this.#set({ live: false });
+      if (!signal.aborted && !this.#endsSession(error)) this.#set({ live: false });
     }
   }
 
@@ -329,57 +330,57 @@ export class TaskStore {
   }
 
   #withCurrent(id: string, act: (task: Task) => void): void {
-    const task = this.#drafted().find((drafted) => drafted.id === id);
+    const task = this.#withDrafts().find((drafted) => drafted.id === id);
     if (task) act(task);
   }
 
-  #take(page: Page): void {
-    for (const task of page.items) this.#put(task);
+  #addPage(page: Page): void {
+    for (const task of page.items) this.#addTask(task);
     this.#cursor = page.next_cursor;
-    this.#edge = page.items.at(-1) ?? this.#edge;
+    this.#lastLoaded = page.items.at(-1) ?? this.#lastLoaded;
   }
 
-  /** Answers and live changes overtake one another: the higher version is the later one. */
-  #put(task: Task): void {
-    if (task.version >= (this.#known.get(task.id)?.version ?? 0)) this.#known.set(task.id, task);
+  /** Keeps the higher version: responses and live changes can arrive in any order. */
+  #addTask(task: Task): void {
+    if (task.version >= (this.#received.get(task.id)?.version ?? 0)) this.#received.set(task.id, task);
   }
 
-  #drafted(): Task[] {
-    const tasks = new Map<string, Task | null>(this.#known);
+  #withDrafts(): Task[] {
+    const tasks = new Map<string, Task | null>(this.#received);
     for (const { id, apply } of this.#drafts) tasks.set(id, apply(tasks.get(id) ?? null));
     return [...tasks.values()].filter((task) => task !== null);
   }
 
-  #show(): void {
+  #update(): void {
     const { query, phase } = this.#state;
     const compare = comparing(query.sort);
-    const end = this.#cursor === null ? null : this.#edge;
+    const end = this.#cursor === null ? null : this.#lastLoaded;
     const now = Date.now();
-    const tasks = this.#drafted()
+    const tasks = this.#withDrafts()
       .filter((task) => matches(query, task, now) && (!end || compare(task, end) <= 0))
       .map((task) => (task.is_overdue === isOverdue(task, now) ? task : { ...task, is_overdue: isOverdue(task, now) }))
       .sort(compare);
     this.#set({ tasks: phase === "ready" ? tasks : [], more: this.#cursor !== null, unsent: this.#drafts.length });
   }
 
-  /** Tags and numbers follow the tasks, a little later: many changes are one question. */
-  #countSoon(milliseconds: number): void {
-    if (this.#counting !== null) clearTimeout(this.#counting);
-    this.#counting = setTimeout(() => {
-      this.#counting = null;
+  /** Reloads tags and counts after a delay, so that many changes cause one request. */
+  #reloadCounts(milliseconds: number): void {
+    if (this.#countTimer !== null) clearTimeout(this.#countTimer);
+    this.#countTimer = setTimeout(() => {
+      this.#countTimer = null;
       Promise.all([this.#api.GET("/api/v1/tags"), this.#api.GET("/api/v1/tasks/summary")]).then(
         ([tags, summary]) => this.#set({ tags: tags.data.items, summary: summary.data }),
-        (error: unknown) => void this.#isOver(error),
+        (error: unknown) => void this.#endsSession(error),
       );
     }, milliseconds);
   }
 
   #notify(text: string, tone: Notice["tone"], undo: (() => void) | null = null): void {
-    const notice = { id: ++this.#noticed, text, tone, undo };
+    const notice = { id: ++this.#lastNoticeId, text, tone, undo };
     this.#set({ notices: [...this.#state.notices.slice(-2), notice] });
   }
 
-  #isOver(error: unknown): boolean {
+  #endsSession(error: unknown): boolean {
     if (error instanceof SignedOut) this.#set({ ended: "ended" });
     else if (error instanceof AnotherPerson) this.#set({ ended: "another" });
     else if (error instanceof ApiError && (error.status === 401 || error.status === 403)) {
@@ -400,9 +401,9 @@ function withChanges(task: Task, changes: TaskChanges): Task {
   return { ...changed, completed_at };
 }
 
-/** What was seen, unless this page itself has changed it since. */
-function newest(seen: Task, current: Task | null, mine: ReadonlyMap<string, number>): Task {
-  return current && (seen.version === 0 || mine.get(seen.id) === current.version) ? current : seen;
+/** The version to save against: `seen`, or the current one if this page itself has changed the task since. */
+function baseVersion(seen: Task, current: Task | null, ownVersions: ReadonlyMap<string, number>): Task {
+  return current && (seen.version === 0 || ownVersions.get(seen.id) === current.version) ? current : seen;
 }
 
 function reasonOf(error: unknown): string {
@@ -410,9 +411,9 @@ function reasonOf(error: unknown): string {
   return error.errors[0]?.msg ?? error.message;
 }
 
-/** Until the browser says so, or for five seconds. */
+/** Resolves when the browser is online again, at the latest after five seconds. */
 async function reconnected(signal: AbortSignal): Promise<void> {
-  const waking = new AbortController();
-  window.addEventListener("online", () => waking.abort(), { signal: AbortSignal.any([signal, waking.signal]) });
-  await sleep(navigator.onLine ? 1_000 : 5_000, AbortSignal.any([signal, waking.signal])).catch(() => signal.throwIfAborted());
+  const online = new AbortController();
+  window.addEventListener("online", () => online.abort(), { signal: AbortSignal.any([signal, online.signal]) });
+  await sleep(navigator.onLine ? 1_000 : 5_000, AbortSignal.any([signal, online.signal])).catch(() => signal.throwIfAborted());
 }

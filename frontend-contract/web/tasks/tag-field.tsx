@@ -4,7 +4,7 @@ import { Icon } from "@/app/icons.tsx";
 import type { Tag } from "./store.ts";
 import styles from "./editor.module.css";
 
-/** Tags as a row of names: Enter or a comma adds one, Backspace in the empty field takes the last away. */
+/** A tag input: Enter or a comma adds a tag, Backspace in the empty field removes the last one. */
 export function TagField({ tags, known, onChange }: { tags: string[]; known: readonly Tag[]; onChange: (tags: string[]) => void }) {
   const [text, setText] = useState("");
   const has = (name: string) => tags.some((tag) => tag.toLowerCase() === name.toLowerCase());

@@ -1,51 +1,51 @@
-/** Every view passes axe-core in light and in dark, and nothing needs a mouse. */
+/** Accessibility: every view passes axe-core in both themes, and the app can be used with the keyboard alone. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import type { Browser, Page } from "playwright-core";
-import { accessible, add, API_URL, gone, launch, live, PATIENCE, settled, shown, signUp, somebody, title, visitor } from "./browser.ts";
+import { assertAccessible, add, API_URL, gone, launch, live, TIMEOUT, settled, shown, signUp, newPerson, title, visitor } from "./browser.ts";
 
 let browser: Browser;
-before(async () => (browser = await launch()), { timeout: PATIENCE });
+before(async () => (browser = await launch()), { timeout: TIMEOUT });
 after(() => browser.close());
 
-test("every view is free of what axe-core finds", async () => {
+test("every view passes axe-core", async () => {
   const context = await visitor(browser);
   const page = await context.newPage();
   for (const path of ["/sign-in", "/sign-in?reason=suspended", "/sign-up", "/nowhere"]) {
     await page.goto(path);
     await shown(page.getByRole("heading", { level: 1 }));
-    await accessible(page, path);
+    await assertAccessible(page, path);
   }
   await page.goto("/sign-in");
-  await page.getByLabel("Email").fill("nobody@example.com");
-  await page.getByLabel("Password").fill("whatever");
+  await page.getByLabel("Email").fill("unknown@example.com");
+  await page.getByLabel("Password").fill("wrong-password");
   await page.getByRole("button", { name: "Sign in" }).click();
   await shown(page.getByRole("alert").getByText("Invalid"));
-  await accessible(page, "a refused sign-in");
+  await assertAccessible(page, "a failed sign-in");
   await page.close();
 
-  const tasks = await signUp(context, somebody("Axe"));
-  await accessible(tasks, "no tasks");
+  const tasks = await signUp(context, newPerson("Axe"));
+  await assertAccessible(tasks, "no tasks");
   for (const line of ["Urgent #a !urgent @today", "High #b !high @tomorrow", "Low !low", "Finished"]) await add(tasks, line);
   await settled(tasks);
   await tasks.getByLabel("Done: Finished").click();
-  await accessible(tasks, "tasks, and a notice");
+  await assertAccessible(tasks, "tasks, and a notice");
   await title(tasks, "Urgent").click();
-  await accessible(tasks, "the editor");
+  await assertAccessible(tasks, "the editor");
   await tasks.keyboard.press("Escape");
   await tasks.getByRole("button", { name: "Keyboard shortcuts" }).click();
-  await accessible(tasks, "the shortcuts");
+  await assertAccessible(tasks, "the shortcuts");
   await tasks.keyboard.press("Escape");
   await tasks.getByRole("button", { name: "Delete: Low" }).click();
   await settled(tasks);
   await tasks.goto("/?deleted=true");
   await shown(tasks.locator("[data-open]", { hasText: "Low" }));
-  await accessible(tasks, "the bin");
-  await tasks.getByLabel("Search").fill("nothing has this");
-  await shown(tasks.getByText("The bin is empty"));
-  await accessible(tasks, "the empty bin");
+  await assertAccessible(tasks, "the trash");
+  await tasks.getByLabel("Search").fill("no such task");
+  await shown(tasks.getByText("The trash is empty"));
+  await assertAccessible(tasks, "the empty trash");
 
-  // The API's answer is held back: the list shows that it is on its way; then it never comes.
+  // Delay the API's response to see the loading state, then fail it.
   await tasks.goto("/");
   await live(tasks);
   let fail = () => {};
@@ -55,17 +55,17 @@ test("every view is free of what axe-core finds", async () => {
   });
   await tasks.getByLabel("Sort").selectOption("By title");
   await shown(tasks.getByText("Loading…"));
-  await accessible(tasks, "loading");
+  await assertAccessible(tasks, "loading");
   fail();
   await shown(tasks.getByText("The tasks could not be loaded"));
-  await accessible(tasks, "an error");
+  await assertAccessible(tasks, "an error");
   await tasks.unroute(`${API_URL}/api/v1/tasks?*`);
   await tasks.getByRole("button", { name: "Try again" }).click();
   await shown(title(tasks, "Urgent"));
 
   await tasks.setViewportSize({ width: 390, height: 800 });
-  await accessible(tasks, "on a phone");
-  assert.ok(await tasks.evaluate(() => document.documentElement.scrollWidth <= window.innerWidth), "it scrolls sideways on a phone");
+  await assertAccessible(tasks, "on a phone");
+  assert.ok(await tasks.evaluate(() => document.documentElement.scrollWidth <= window.innerWidth), "the page scrolls horizontally on a phone");
   await context.close();
 });
 
@@ -74,10 +74,10 @@ const press = async (page: Page, ...keys: string[]): Promise<void> => {
   for (const key of keys) await page.keyboard.press(key);
 };
 
-test("all of it works with the keyboard alone", async () => {
+test("the app can be used with the keyboard alone", async () => {
   const context = await visitor(browser);
   const page = await context.newPage();
-  const kim = somebody("Kim");
+  const kim = newPerson("Kim");
   await page.goto("/sign-up");
   await page.waitForFunction(() => document.activeElement?.getAttribute("name") === "name");
   await page.keyboard.type(kim.name);
@@ -89,7 +89,7 @@ test("all of it works with the keyboard alone", async () => {
   await live(page);
 
   await press(page, "Tab");
-  assert.equal(await focused(page), "Skip to the tasks");
+  assert.equal(await focused(page), "Skip to tasks");
   await press(page, "n");
   await page.keyboard.type("First");
   await press(page, "Enter");
@@ -125,7 +125,7 @@ test("all of it works with the keyboard alone", async () => {
 
   await press(page, "?");
   await shown(page.getByRole("dialog", { name: "Keyboard shortcuts" }));
-  // Single characters can be switched off; then they do nothing, and Tab still leads there.
+  // Single-character shortcuts can be disabled; the dialog is still reachable with Tab.
   await press(page, "Tab", "Space", "Escape");
   await gone(page.getByRole("dialog"));
   await press(page, "?", "n");

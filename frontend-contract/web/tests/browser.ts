@@ -1,10 +1,10 @@
-/** A real Chromium against the real servers: pages of people who have just signed up, and what every view is held to. */
+/** Helpers for the browser tests, which run Chromium against the real servers. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { type Browser, type BrowserContext, type BrowserContextOptions, chromium, type Locator, type Page } from "playwright-core";
 
-/** WEB_URL: the app. API_URL: the API. CHROMIUM: the browser. */
+/** Addresses of the app and the API, and the path of the browser. */
 export const { WEB_URL = "", API_URL = "", CHROMIUM = "" } = process.env;
 
 const FLAGS = [
@@ -16,16 +16,16 @@ const FLAGS = [
   "--disable-component-update",
   "--disable-sync",
 ];
-/** Milliseconds until something that has to happen has not: generous, since the machine may have much else to do. */
-export const PATIENCE = 60_000;
+/** Milliseconds. Generous, since the machine may be busy. */
+export const TIMEOUT = 60_000;
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
-export const launch = (): Promise<Browser> => chromium.launch({ executablePath: CHROMIUM, headless: true, args: FLAGS, timeout: PATIENCE });
+export const launch = (): Promise<Browser> => chromium.launch({ executablePath: CHROMIUM, headless: true, args: FLAGS, timeout: TIMEOUT });
 
-/** A browser of its own for one person: cookies are shared with nobody. */
+/** A new browser context, with its own cookies. */
 export async function visitor(browser: Browser, options: BrowserContextOptions = {}): Promise<BrowserContext> {
   const context = await browser.newContext({ baseURL: WEB_URL, locale: "en-GB", reducedMotion: "reduce", ...options });
-  context.setDefaultTimeout(PATIENCE);
+  context.setDefaultTimeout(TIMEOUT);
   return context;
 }
 
@@ -38,13 +38,13 @@ export interface Person {
 let made = 0;
 const run = Math.random().toString(36).slice(2, 10);
 
-export const somebody = (name: string): Person => ({
+export const newPerson = (name: string): Person => ({
   name,
   email: `${name.toLowerCase()}-${run}-${made++}@example.com`,
   password: "long-enough-for-a-test",
 });
 
-/** Signs up by the form; the page shows the person's tasks. */
+/** Signs up with the form and waits for the task list. */
 export async function signUp(context: BrowserContext, person: Person): Promise<Page> {
   const page = await context.newPage();
   await page.goto("/sign-up");
@@ -64,10 +64,10 @@ export async function signIn(page: Page, { email, password }: Person): Promise<v
   await live(page);
 }
 
-/** A sign-out ends the tokens of its own second, too, so a sign-in within it would get one that is over. */
+/** Waits for the next second: a sign-out also revokes the tokens issued within the same second. */
 export const nextSecond = (): Promise<void> => new Promise((resolve) => setTimeout(resolve, 1000 - (Date.now() % 1000)));
 
-/** The page listens for changes made elsewhere. */
+/** Waits until the page is connected to the change stream. */
 export const live = (page: Page): Promise<void> => page.getByText("Live", { exact: true }).waitFor();
 
 export async function add(page: Page, line: string): Promise<void> {
@@ -78,7 +78,7 @@ export async function add(page: Page, line: string): Promise<void> {
 export const row = (page: Page, title: string): Locator => page.getByRole("listitem").filter({ hasText: title });
 export const title = (page: Page, text: string): Locator => page.getByRole("button", { name: text, exact: true });
 
-/** Waits until the page has told the API everything. */
+/** Waits until the page has sent all changes. */
 export const settled = (page: Page): Promise<void> => page.locator("[data-unsent='0']").waitFor();
 
 export const shown = (locator: Locator): Promise<void> => locator.first().waitFor({ state: "visible" });
@@ -89,11 +89,11 @@ interface Found {
 }
 
 const STANDARDS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
-/** What dark colours can change. */
+/** Rules that depend on colours. */
 const COLOURS = ["color-contrast", "link-in-text-block"];
 
-/** Fails when axe-core finds anything on the page as it stands, in light or in dark. */
-export async function accessible(page: Page, view: string): Promise<void> {
+/** Asserts that axe-core finds no violation on the page, in the light and the dark theme. */
+export async function assertAccessible(page: Page, view: string): Promise<void> {
   if (!(await page.evaluate("'axe' in window"))) await page.evaluate(AXE);
   for (const [colorScheme, runOnly] of [["light", STANDARDS], ["dark", COLOURS]] as const) {
     await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
@@ -104,7 +104,7 @@ export async function accessible(page: Page, view: string): Promise<void> {
   await page.emulateMedia({ colorScheme: "light" });
 }
 
-/** A JWT of the person whose browser it is. */
+/** A JWT of the user who is signed in. */
 export async function tokenOf(context: BrowserContext): Promise<string> {
   const response = await context.request.get("/api/auth/token");
   return ((await response.json()) as { token: string }).token;

@@ -1,17 +1,17 @@
-/** One person's way through the app, from the first visit to the last. */
+/** The main features of the app, as one user. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import type { Browser, BrowserContext, Page } from "playwright-core";
-import { add, gone, launch, live, nextSecond, PATIENCE, row, settled, shown, signIn, signUp, somebody, title, tokenOf, visitor, API_URL } from "./browser.ts";
+import { add, gone, launch, live, nextSecond, TIMEOUT, row, settled, shown, signIn, signUp, newPerson, title, tokenOf, visitor, API_URL } from "./browser.ts";
 
 let browser: Browser;
-before(async () => (browser = await launch()), { timeout: PATIENCE });
+before(async () => (browser = await launch()), { timeout: TIMEOUT });
 after(() => browser.close());
 
 const view = (page: Page, name: string) => page.getByRole("navigation").getByRole("link", { name: new RegExp(`^${name}`) });
 const titles = (page: Page): Promise<string[]> => page.locator("[data-open]").allTextContents();
 
-/** The titles, once they are these: the list follows a little later. */
+/** Waits until the list shows these titles. */
 async function lists(page: Page, ...wanted: string[]): Promise<void> {
   await page.waitForFunction(
     (wanted) => JSON.stringify([...document.querySelectorAll("[data-open]")].map(({ textContent }) => textContent)) === wanted,
@@ -19,7 +19,7 @@ async function lists(page: Page, ...wanted: string[]): Promise<void> {
   ).catch(async () => assert.deepEqual(await titles(page), wanted));
 }
 
-/** The newest thing that was done. */
+/** Undoes the newest change. */
 const undo = (page: Page) => page.getByRole("status", { name: "Notices" }).getByRole("button", { name: "Undo" }).last().click();
 
 async function makeMany(context: BrowserContext, many: number): Promise<void> {
@@ -32,11 +32,11 @@ async function makeMany(context: BrowserContext, many: number): Promise<void> {
   assert.equal(response.status, 200);
 }
 
-test("from signing up to signing in again", async () => {
-  const ada = somebody("Ada");
+test("tasks can be added, filtered, edited, deleted and restored between sign-up and the next sign-in", async () => {
+  const ada = newPerson("Ada");
   const context = await visitor(browser);
   const page = await signUp(context, ada);
-  await shown(page.getByText("Nothing to do"));
+  await shown(page.getByText("No tasks yet"));
 
   await add(page, "Buy milk #home !high");
   await add(page, "Write the report #work @tomorrow");
@@ -44,7 +44,7 @@ test("from signing up to signing in again", async () => {
   await lists(page, "Call Grace", "Write the report", "Buy milk");
   await settled(page);
 
-  await page.getByLabel("Sort").selectOption("Most important first");
+  await page.getByLabel("Sort").selectOption("Highest priority first");
   await lists(page, "Call Grace", "Buy milk", "Write the report");
   await page.getByLabel("Priority").selectOption("High");
   await lists(page, "Buy milk");
@@ -56,7 +56,7 @@ test("from signing up to signing in again", async () => {
   await lists(page, "Call Grace", "Buy milk", "Write the report");
   await page.getByLabel("Search").fill("REPORT");
   await lists(page, "Write the report");
-  await page.getByLabel("Search").fill("nowhere to be found");
+  await page.getByLabel("Search").fill("no such task");
   await page.getByRole("button", { name: "Show all tasks" }).click();
   await lists(page, "Call Grace", "Buy milk", "Write the report");
 
@@ -76,7 +76,7 @@ test("from signing up to signing in again", async () => {
   await shown(view(page, "Overdue 1"));
 
   await page.getByLabel("Done: Buy oat milk").click();
-  await shown(page.getByText("Nothing is overdue"));
+  await shown(page.getByText("No overdue tasks"));
   await undo(page);
   await lists(page, "Buy oat milk");
 
@@ -87,10 +87,10 @@ test("from signing up to signing in again", async () => {
   await lists(page, "Call Grace", "Buy oat milk", "Write the report");
   await page.getByRole("button", { name: "Delete: Call Grace" }).click();
   await settled(page);
-  await view(page, "Bin").click();
+  await view(page, "Trash").click();
   await lists(page, "Call Grace");
   await page.getByRole("button", { name: "Restore: Call Grace" }).click();
-  await shown(page.getByText("The bin is empty"));
+  await shown(page.getByText("The trash is empty"));
   await settled(page);
 
   await page.getByRole("button", { name: "Sign out" }).click();
@@ -99,7 +99,7 @@ test("from signing up to signing in again", async () => {
   await page.goto("/");
   await page.waitForURL("**/sign-in");
   await page.getByLabel("Email").fill(ada.email);
-  await page.getByLabel("Password").fill("not that one");
+  await page.getByLabel("Password").fill("wrong-password");
   await page.getByRole("button", { name: "Sign in" }).click();
   await shown(page.getByRole("alert").getByText("Invalid email or password"));
   await signIn(page, ada);
@@ -107,18 +107,18 @@ test("from signing up to signing in again", async () => {
   await context.close();
 });
 
-test("the first page comes from the server with the tasks in it", async () => {
+test("the server renders the first page with the tasks", async () => {
   const context = await visitor(browser);
-  const page = await signUp(context, somebody("Grace"));
+  const page = await signUp(context, newPerson("Grace"));
   await add(page, "Rendered on the server");
   await settled(page);
   assert.match(await (await context.request.get("/")).text(), />Rendered on the server</);
   await context.close();
 });
 
-test("more tasks than a page holds are loaded on demand, and stay in order", async () => {
+test("further pages are loaded on demand and in order", async () => {
   const context = await visitor(browser);
-  const page = await signUp(context, somebody("Many"));
+  const page = await signUp(context, newPerson("Many"));
   await makeMany(context, 70);
   await page.reload();
   await live(page);

@@ -1,27 +1,27 @@
-/** Who may see what, and what becomes of somebody who is signed in when that changes. */
+/** Isolation of users, and bans and key rotation during a session. */
 import assert from "node:assert/strict";
 import { DatabaseSync } from "node:sqlite";
 import { after, before, test } from "node:test";
 import type { Browser, Page } from "playwright-core";
-import { add, launch, live, PATIENCE, settled, shown, signUp, somebody, title, visitor, WEB_URL } from "./browser.ts";
+import { add, launch, live, TIMEOUT, settled, shown, signUp, newPerson, title, visitor, WEB_URL } from "./browser.ts";
 
-/** ISSUER_DATABASE: Better Auth's SQLite file. ADMIN_EMAIL: who signs up with it is an administrator. */
+/** ISSUER_DATABASE: Better Auth's SQLite file. ADMIN_EMAIL: the address whose account is an administrator. */
 const { ISSUER_DATABASE = "", ADMIN_EMAIL = "" } = process.env;
 
 let browser: Browser;
-before(async () => (browser = await launch()), { timeout: PATIENCE });
+before(async () => (browser = await launch()), { timeout: TIMEOUT });
 after(() => browser.close());
 
-test("two people in two browsers never see each other's tasks", async () => {
+test("users do not see each other's tasks", async () => {
   const [ada, grace] = [await visitor(browser), await visitor(browser)];
-  const [hers, others] = [await signUp(ada, somebody("Ada")), await signUp(grace, somebody("Grace"))];
-  await add(hers, "Ada's secret #hers");
-  await add(others, "Grace's secret #others");
-  await Promise.all([settled(hers), settled(others)]);
-  for (const [page, own, foreign] of [[hers, "Ada's", "Grace's"], [others, "Grace's", "Ada's"]] as const) {
-    // As the browser shows it, and as the server renders it.
-    for (const again of [async () => {}, () => page.reload()]) {
-      await again();
+  const [adas, graces] = [await signUp(ada, newPerson("Ada")), await signUp(grace, newPerson("Grace"))];
+  await add(adas, "Ada's secret #ada");
+  await add(graces, "Grace's secret #grace");
+  await Promise.all([settled(adas), settled(graces)]);
+  for (const [page, own, foreign] of [[adas, "Ada's", "Grace's"], [graces, "Grace's", "Ada's"]] as const) {
+    // As rendered in the browser, and as rendered on the server.
+    for (const prepare of [async () => {}, () => page.reload()]) {
+      await prepare();
       await live(page);
       await shown(title(page, `${own} secret`));
       assert.ok(!(await page.content()).includes(`${foreign} secret`));
@@ -48,9 +48,9 @@ const post = (path: string, body?: object, bearer?: string): Promise<Response> =
     ...(body && { body: JSON.stringify(body) }),
   });
 
-test("whoever is banned while signed in is shown out at once, and cannot come back", async () => {
+test("a banned user is signed out immediately and cannot sign in again", async () => {
   const context = await visitor(browser);
-  const eve = somebody("Eve");
+  const eve = newPerson("Eve");
   const page = await signUp(context, eve);
   await add(page, "One last task");
   await settled(page);
@@ -68,16 +68,16 @@ test("whoever is banned while signed in is shown out at once, and cannot come ba
   await context.close();
 });
 
-/** The id of the key that signed the token of the next request to the API. */
+/** The `kid` of the token in the next request to the API. */
 async function keyOfNext(page: Page, act: () => Promise<unknown>): Promise<string> {
   const [request] = await Promise.all([page.waitForRequest((request) => Boolean(request.headers()["authorization"])), act()]);
   const [head = ""] = (request.headers()["authorization"] ?? "").replace("Bearer ", "").split(".");
   return (JSON.parse(Buffer.from(head, "base64url").toString()) as { kid: string }).kid;
 }
 
-test("whoever is signed in notices nothing when the keys are rotated", async () => {
+test("a session continues when the signing keys are rotated", async () => {
   const context = await visitor(browser);
-  const page = await signUp(context, somebody("Kay"));
+  const page = await signUp(context, newPerson("Kay"));
   const before = await keyOfNext(page, () => add(page, "Before the rotation"));
   await settled(page);
   const database = new DatabaseSync(ISSUER_DATABASE);

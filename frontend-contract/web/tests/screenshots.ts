@@ -1,7 +1,7 @@
-/** Pictures for the README, of a running app: `npm run screenshots` beside `make web`. */
+/** Takes the screenshots for the README from a running app: `make web`, then `npm run screenshots`. */
 import { fileURLToPath } from "node:url";
 import type { Page } from "playwright-core";
-import { API_URL, launch, live, settled, shown, signUp, somebody, title, tokenOf, visitor } from "./browser.ts";
+import { API_URL, launch, live, settled, shown, signUp, newPerson, title, tokenOf, visitor } from "./browser.ts";
 
 const FOLDER = fileURLToPath(new URL("../../../docs/images/", import.meta.url));
 
@@ -31,7 +31,7 @@ async function picture(page: Page, name: string): Promise<void> {
 
 const browser = await launch();
 const context = await visitor(browser, { viewport: { width: 1200, height: 760 } });
-const page = await signUp(context, { ...somebody("Ada"), name: "Ada Lovelace", email: `ada@${Date.now().toString(36)}.example` });
+const page = await signUp(context, { ...newPerson("Ada"), name: "Ada Lovelace", email: `ada@${Date.now().toString(36)}.example` });
 const response = await fetch(`${API_URL}/api/v1/tasks/batch`, {
   method: "POST",
   headers: { Authorization: `Bearer ${await tokenOf(context)}`, "Content-Type": "application/json" },

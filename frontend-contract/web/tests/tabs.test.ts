@@ -1,23 +1,23 @@
-/** Several tabs of one browser, and a network that goes away. */
+/** Several tabs of one browser, conflicts, and working offline. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import type { Browser, BrowserContext, Page, Route } from "playwright-core";
-import { accessible, add, API_URL, gone, launch, live, nextSecond, PATIENCE, row, settled, shown, signUp, somebody, title, visitor, WEB_URL } from "./browser.ts";
+import { assertAccessible, add, API_URL, gone, launch, live, nextSecond, TIMEOUT, row, settled, shown, signUp, newPerson, title, visitor, WEB_URL } from "./browser.ts";
 
 let browser: Browser;
-before(async () => (browser = await launch()), { timeout: PATIENCE });
+before(async () => (browser = await launch()), { timeout: TIMEOUT });
 after(() => browser.close());
 
 async function twoTabs(name: string): Promise<{ context: BrowserContext; one: Page; other: Page }> {
   const context = await visitor(browser);
-  const one = await signUp(context, somebody(name));
+  const one = await signUp(context, newPerson(name));
   const other = await context.newPage();
   await other.goto("/");
   await live(other);
   return { context, one, other };
 }
 
-test("what one tab does, the other shows", async () => {
+test("changes in one tab appear in the other", async () => {
   const { context, one, other } = await twoTabs("Tabs");
   await add(one, "Seen in both #shared");
   await shown(title(other, "Seen in both"));
@@ -31,7 +31,7 @@ test("what one tab does, the other shows", async () => {
   await context.close();
 });
 
-test("two tabs that edit one task: both versions are shown, and merged", async () => {
+test("a conflict between two tabs shows both versions and can be merged", async () => {
   const { context, one, other } = await twoTabs("Conflict");
   await add(one, "Plan the trip");
   await shown(title(other, "Plan the trip"));
@@ -54,16 +54,16 @@ test("two tabs that edit one task: both versions are shown, and merged", async (
     editor.getByRole("button", { name: "Save" }).click(),
   ]);
   assert.equal(refusal.status(), 412);
-  const dispute = one.getByRole("dialog", { name: "Two versions of one task" });
-  await shown(dispute);
+  const conflict = one.getByRole("dialog", { name: "Conflicting changes" });
+  await shown(conflict);
   for (const text of ["Yours: Plan the trip to Oslo", "Theirs: Plan the trip to Rome", "Yours: By train", "Theirs: Urgent"]) {
-    await shown(dispute.getByLabel(text));
+    await shown(conflict.getByLabel(text));
   }
-  await accessible(one, "conflict");
-  // Theirs for the title; what only one of them touched is already as that one wanted it.
-  await dispute.getByRole("group", { name: "Title" }).getByLabel("Theirs: Plan the trip to Rome").check();
-  await dispute.getByRole("button", { name: "Save this version" }).click();
-  await gone(dispute);
+  await assertAccessible(one, "conflict");
+  // Take their title. Members changed on one side only are already selected.
+  await conflict.getByRole("group", { name: "Title" }).getByLabel("Theirs: Plan the trip to Rome").check();
+  await conflict.getByRole("button", { name: "Save this version" }).click();
+  await gone(conflict);
   await settled(one);
   for (const page of [one, other]) {
     await shown(row(page, "Plan the trip to Rome").getByText("Urgent"));
@@ -74,7 +74,7 @@ test("two tabs that edit one task: both versions are shown, and merged", async (
   await context.close();
 });
 
-test("without a network the person is told, goes on, and loses nothing", async () => {
+test("changes made offline are sent after reconnecting", async () => {
   const { context, one, other } = await twoTabs("Offline");
   await add(one, "Made with a network");
   await settled(one);
@@ -83,8 +83,8 @@ test("without a network the person is told, goes on, and loses nothing", async (
   await add(one, "Made without a network");
   await one.getByLabel("Done: Made with a network").click();
   await shown(title(one, "Made without a network"));
-  await shown(one.getByText("2 changes wait to be sent."));
-  await accessible(one, "offline");
+  await shown(one.getByText("2 changes are waiting to be sent."));
+  await assertAccessible(one, "offline");
   await context.setOffline(false);
   await gone(one.getByText("You are offline."));
   await settled(one);
@@ -93,7 +93,7 @@ test("without a network the person is told, goes on, and loses nothing", async (
   await context.close();
 });
 
-/** The people in whose names a page has sent something to the API. */
+/** The names of the users in the tokens of a page's requests to the API. */
 function senders(page: Page): Set<string> {
   const names = new Set<string>();
   page.on("request", (request) => {
@@ -103,15 +103,15 @@ function senders(page: Page): Set<string> {
   return names;
 }
 
-test("what one person has not sent is not sent as the next who signs in in another tab", async () => {
+test("unsent changes are discarded when another account signs in in another tab", async () => {
   const context = await visitor(browser);
-  const [alice, bob] = [somebody("Alice"), somebody("Bob")];
+  const [alice, bob] = [newPerson("Alice"), newPerson("Bob")];
   const one = await signUp(context, alice);
   await add(one, "Alice's task");
   await settled(one);
   await one.route(`${API_URL}/**`, (route) => route.abort());
   for (const line of ["Alice's draft", "Alice's other draft"]) await add(one, line);
-  await shown(one.getByText("2 changes wait to be sent."));
+  await shown(one.getByText("2 changes are waiting to be sent."));
 
   const other = await context.newPage();
   await other.goto("/");
@@ -120,36 +120,36 @@ test("what one person has not sent is not sent as the next who signs in in anoth
   await other.waitForURL("**/sign-in");
   await nextSecond();
   await other.close();
-  const his = await signUp(context, bob);
+  const bobs = await signUp(context, bob);
   const names = senders(one);
   await one.unroute(`${API_URL}/**`);
 
   await Promise.race([one.waitForURL("**/sign-in?reason=*"), settled(one)]);
   assert.ok(!names.has("Bob"), "the page sent something as Bob");
   await one.waitForURL("**/sign-in?reason=another");
-  await shown(one.getByText("A different account has signed in in this browser."));
+  await shown(one.getByText("This browser is now signed in to a different account."));
   await shown(one.getByRole("link", { name: "Continue as Bob" }));
-  await accessible(one, "another person");
+  await assertAccessible(one, "a change of account");
   assert.ok(!names.has("Bob"), "the page sent something as Bob");
-  await his.reload();
-  await live(his);
-  await shown(his.getByText("Nothing to do"));
+  await bobs.reload();
+  await live(bobs);
+  await shown(bobs.getByText("No tasks yet"));
   await one.getByRole("link", { name: "Continue as Bob" }).click();
   await live(one);
-  await shown(one.getByText("Nothing to do"));
+  await shown(one.getByText("No tasks yet"));
   assert.ok(!(await one.content()).includes("Alice"));
   await context.close();
 });
 
-test("a page that was made for one person does not become another's", async () => {
+test("a page rendered for one account sends no request as another", async () => {
   const context = await visitor(browser);
-  const [alice, bob] = [somebody("Alice"), somebody("Bob")];
+  const [alice, bob] = [newPerson("Alice"), newPerson("Bob")];
   await (await signUp(context, bob)).close();
   await context.clearCookies();
   const one = await signUp(context, alice);
   await add(one, "Alice's task");
   await settled(one);
-  // Bob's sign-in replaces the cookie after the server has rendered the page, and before the page takes a token.
+  // Bob's sign-in replaces the cookie after the server has rendered the page and before the page gets its first token.
   const names = senders(one);
   const replaceCookie = async (route: Route): Promise<void> => {
     const { email, password } = bob;

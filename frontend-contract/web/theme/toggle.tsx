@@ -4,7 +4,7 @@ import { Icon } from "@/app/icons.tsx";
 import { setTheme } from "./theme.ts";
 import button from "@/app/button.module.css";
 
-/** Between light and dark, whichever is not shown now. */
+/** Switches between the light and the dark theme. */
 export function ThemeToggle() {
   const dark = useSyncExternalStore(subscribe, isDark, () => false);
   const next = dark ? "light" : "dark";

@@ -2,7 +2,7 @@ import { redirect } from "next/navigation";
 import type { ReactNode } from "react";
 import { person } from "@/auth/session.ts";
 
-/** Here and not in the page alone: this runs before anything is sent, so that a stranger gets a redirect and no skeleton. */
+/** Redirects here as well as in the page: the layout runs before `loading.tsx` is sent, so that no skeleton is shown first. */
 export default async function Layout({ children }: { children: ReactNode }) {
   if (!(await person())) redirect("/sign-in");
   return children;

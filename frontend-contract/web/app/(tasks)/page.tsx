@@ -8,16 +8,16 @@ import type { Initial } from "@/tasks/store.ts";
 
 type Search = Promise<Record<string, string | string[] | undefined>>;
 
-/** The tasks, rendered on the server as the person who asks; from then on the browser speaks to the API itself. */
+/** Renders the user's tasks on the server. From then on the browser calls the API directly. */
 export default async function Page({ searchParams }: { searchParams: Search }) {
-  const somebody = await person();
-  if (!somebody) redirect("/sign-in");
-  const words = Object.entries(await searchParams).filter((entry): entry is [string, string] => typeof entry[1] === "string");
-  const query = readQuery(new URLSearchParams(words));
+  const user = await person();
+  if (!user) redirect("/sign-in");
+  const parameters = Object.entries(await searchParams).filter((entry): entry is [string, string] => typeof entry[1] === "string");
+  const query = readQuery(new URLSearchParams(parameters));
   const initial = await read(query);
-  // A person whom the API turns away, though Better Auth knows them: suspended there.
+  // Better Auth accepts the session, but the API answers 403: the account is suspended.
   if (!initial) return <Suspended />;
-  return <Board person={somebody} apiUrl={apiUrl()} query={query} initial={initial} rendered={now()} />;
+  return <Board person={user} apiUrl={apiUrl()} query={query} initial={initial} rendered={now()} />;
 }
 
 async function read(query: ReturnType<typeof readQuery>): Promise<Initial | null> {

@@ -8,17 +8,17 @@ import { person } from "@/auth/session.ts";
 export const metadata: Metadata = { title: "Sign in" };
 
 const REASONS: Record<string, string> = {
-  ended: "Your session has ended. Sign in again to go on.",
-  suspended: "This account has been suspended. Ask an administrator.",
-  another: "A different account has signed in in this browser. Any changes that had not been sent were discarded.",
+  ended: "Your session has ended. Sign in again to continue.",
+  suspended: "This account has been suspended. Contact an administrator.",
+  another: "This browser is now signed in to a different account. Unsent changes were discarded.",
 };
 
 export default async function SignIn({ searchParams }: { searchParams: Promise<Record<string, string | string[] | undefined>> }) {
   const { reason } = await searchParams;
   const present = await person();
-  // A page that was opened for one account is not replaced by the tasks of another without a word.
+  // Explain the change of account before showing the other account's tasks.
   if (present && reason !== "another") redirect("/");
-  const lead = (typeof reason === "string" && REASONS[reason]) || "Good to see you again.";
+  const lead = (typeof reason === "string" && REASONS[reason]) || "Welcome back.";
   const below = present
     ? <a href="/">Continue as {present.name}</a>
     : <>New here? <Link href="/sign-up">Create an account</Link></>;

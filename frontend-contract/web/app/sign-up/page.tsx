@@ -12,8 +12,8 @@ export default async function SignUp() {
   return (
     <Entrance
       title="Create your account"
-      lead="A quiet place for what there is to do."
-      below={<>Have an account? <Link href="/sign-in">Sign in</Link></>}
+      lead="Manage your tasks in one place."
+      below={<>Already have an account? <Link href="/sign-in">Sign in</Link></>}
     >
       <SignForm mode="up" />
     </Entrance>
