@@ -1,7 +1,7 @@
-/** The typed client of the API: a token of Better Auth's on each request, errors as exceptions, nothing done twice. */
+/** The typed client of the API: adds a Better Auth token to each request, throws errors, and retries safely. */
 import createFetchClient, { type FetchOptions } from "openapi-fetch";
 import { ApiError } from "./client/errors.ts";
-import { buffered, PATIENCE, type Patience, persist } from "./client/retry.ts";
+import { buffered, type Patience, RETRY_DEFAULTS, withRetries } from "./client/retry.ts";
 import { onePerson, type TokenSource } from "./client/tokens.ts";
 import { uuid } from "./client/uuid.ts";
 import type { components, paths } from "./schema.d.ts";
@@ -26,21 +26,25 @@ export { uuid } from "./client/uuid.ts";
 export type { components, paths };
 
 export interface ClientOptions extends Partial<Patience> {
-  /** Where the API is, such as `https://api.example.com`. */
+  /** The API's origin, such as `https://api.example.com`. */
   baseUrl: string;
   token: TokenSource;
-  /** Instead of the global one: in a test, or with what a framework adds to it. */
+  /** Replaces the global `fetch`, for example in tests. */
   fetch?: (input: string, init?: RequestInit) => Promise<Response>;
 }
 
-/** As in openapi-fetch, but a refusal is thrown: whoever has an answer has its data. */
+/** The methods of openapi-fetch, except that error responses are thrown, so that `data` is always defined. */
 export interface Client {
   GET: Method<"get">;
   PUT: Method<"put">;
   POST: Method<"post">;
   PATCH: Method<"patch">;
   DELETE: Method<"delete">;
-  /** Any path, untyped, under the same promises; with `stream` the body is not read yet. Throws like the others. */
+  /**
+   * An untyped request to any path, with the same authentication, retries and errors.
+   *
+   * With `stream`, the response's body has not been read.
+   */
   fetch(path: string, init?: RawInit): Promise<Response>;
 }
 
@@ -54,14 +58,14 @@ export interface RawInit {
 
 type Verb = "get" | "put" | "post" | "patch" | "delete";
 type PathWith<M extends Verb> = { [P in keyof paths]: paths[P] extends Record<M, object> ? P : never }[keyof paths];
-// Not a type parameter of the method: then a member too many would go unnoticed.
+// Not a type parameter of the method, because then excess properties would not be reported.
 type Init<T> = FetchOptions<T>;
 type Method<M extends Verb> = <P extends PathWith<M>>(
   path: P,
   ...init: object extends Init<paths[P][M]> ? [init?: Init<paths[P][M]>] : [init: Init<paths[P][M]>]
 ) => Promise<{ data: Data<paths[P][M]>; response: Response }>;
 
-/** What an operation answers when all is well. */
+/** The data of an operation's successful response. */
 export type Data<T> = T extends { responses: infer R }
   ? {
       [S in keyof R]: S extends 200 | 201 | 202 | 204
@@ -74,42 +78,43 @@ type TakesKey<P extends keyof paths> = paths[P] extends { post: { parameters: { 
   ? H extends { "Idempotency-Key"?: unknown } ? P : never
   : never;
 
-/** Each request to one of these gets a key, unless it brings its own. The compiler sees to it that none is left out. */
+/** POST operations that accept an Idempotency-Key; requests without one get a random key. The type requires the list to be complete. */
 const KEYED: { readonly [P in keyof paths as TakesKey<P>]: true } = {
   "/api/v1/tasks": true,
   "/api/v1/tasks/batch": true,
 };
 
 /**
- * A client for one person: that of the first token, for as long as the client lives. When `token` gives a token of
- * another person, the call throws AnotherPerson and nothing is sent.
+ * Creates a client for one user, determined by the first token. If `token` later returns a token of another user, calls
+ * throw AnotherPerson and send nothing.
  *
- * A request that is lost, or is told to come back later, is sent again when that does nothing twice: GET, PUT and DELETE
- * always, POST with its Idempotency-Key, PATCH with an If-Match. A 401 is followed by one more attempt with a new token.
- * Each call throws ApiError, SignedOut, AnotherPerson, IssuerError, TimedOut, what `fetch` throws, or the reason of its
- * signal.
+ * Retries requests without a response, and responses with 429, 502, 503 or 504, when repeating is safe: GET, PUT and
+ * DELETE always, POST with an Idempotency-Key, PATCH with an If-Match; a 429 with any method. Also retries a 409 that
+ * says that an earlier attempt is still being processed. After a 401, retries once with a new token.
+ * Calls throw ApiError, SignedOut, AnotherPerson, IssuerError, TimedOut, errors of `fetch`, or the signal's abort reason.
  */
 export function createClient({ baseUrl, token, fetch = globalThis.fetch, ...patience }: ClientOptions): Client {
   const base = baseUrl.replace(/\/+$/, "");
-  const options = { ...PATIENCE, ...patience };
-  // Any object may be a TokenSource, so the client does not rely on the source's own check.
-  const checked = onePerson();
+  const limits = { ...RETRY_DEFAULTS, ...patience };
+  // Applications can implement TokenSource themselves, so the client checks the subject, too.
+  const checkSubject = onePerson();
 
   async function send(url: string, init: RequestInit & { headers: Headers }, stream: boolean): Promise<Response> {
     const { signal, headers } = init;
-    const ask = async (jwt: string) => {
+    const sendWith = async (jwt: string) => {
       headers.set("Authorization", `Bearer ${jwt}`);
       const once = async (signal: AbortSignal) => {
-        // A token goes nowhere but where it was meant to go.
+        // Never follow a redirect with the token.
         const response = await fetch(url, { ...init, headers, signal, redirect: "error", credentials: "omit" });
         return stream && response.ok ? response : buffered(response);
       };
-      return persist(once, { again: repeatable(init.method ?? "GET", headers), signal: signal ?? undefined, patience: options });
+      const repeatable = isRepeatable(init.method ?? "GET", headers);
+      return withRetries(once, { repeatable, signal: signal ?? undefined, limits });
     };
-    const waiting = signal ? { signal } : {};
-    const jwt = checked(await token.token(waiting));
-    let response = await ask(jwt);
-    if (response.status === 401) response = await ask(checked(await token.token({ ...waiting, refused: jwt })));
+    const options = signal ? { signal } : {};
+    const jwt = checkSubject(await token.token(options));
+    let response = await sendWith(jwt);
+    if (response.status === 401) response = await sendWith(checkSubject(await token.token({ ...options, refused: jwt })));
     if (!response.ok) throw await ApiError.of(response);
     return response;
   }
@@ -117,7 +122,7 @@ export function createClient({ baseUrl, token, fetch = globalThis.fetch, ...pati
   const typed = createFetchClient<paths>({
     baseUrl: base,
     async fetch(request) {
-      // Taken apart, because a body that is a stream could be sent only once.
+      // Read the body here: a stream could be sent only once.
       const { url, method, headers, signal, cache } = request;
       const body = await request.text();
       return send(url, { method, headers, signal, cache, ...(body !== "" && { body }) }, false);
@@ -137,7 +142,7 @@ export function createClient({ baseUrl, token, fetch = globalThis.fetch, ...pati
 
 const KEY = "Idempotency-Key";
 
-function repeatable(method: string, headers: Headers): boolean {
+function isRepeatable(method: string, headers: Headers): boolean {
   if (method === "POST") return headers.has(KEY);
   return method !== "PATCH" || headers.has("If-Match");
 }

@@ -1,55 +1,57 @@
-/** What happens to a person's tasks, as it happens: over a stream, or by asking where streams are missing. */
+/** Live changes of a user's tasks: over server-sent events, or by polling where `fetch` cannot stream. */
 import type { Client } from "../client.ts";
 import { AnotherPerson, ApiError, IssuerError, SignedOut, type Task } from "./errors.ts";
 import { EventStream } from "./event-stream.ts";
 import { backoff, sleep, within } from "./retry.ts";
 
 /**
- * `task`: as it is now; `deleted_at` says that it went into the bin. `token` is where to go on, as `since`, another time.
+ * `task`: the current version of a changed task; `deleted_at` is set when it is in the trash. Pass `token` as `since` to
+ * resume after this change.
  *
- * `resync`: read anew what you show; every later change follows. It comes first where nobody said `since`, and whenever
- * the server can no longer tell what was missed.
+ * `resync`: reload all displayed data; later changes follow. Sent first if there is no `since`, and whenever the server
+ * cannot determine the missed changes.
  */
 export type Change = { type: "task"; task: Task; token: string } | { type: "resync" };
 
 export interface LiveOptions {
-  /** The token of the last change that was seen, or of the last page of `/tasks/changes`. */
+  /** The token of the last processed change, or of the last page of `/tasks/changes`. Without it, starts with a resync. */
   since?: string;
   /** Ends the iteration. */
   signal?: AbortSignal;
-  /** Whether `fetch` gives a body while it arrives; found out unless given. */
+  /** Whether `fetch` can stream response bodies. Detected by default. */
   streaming?: boolean;
-  /** Milliseconds between two questions where it does not. */
+  /** Milliseconds between two requests when polling. */
   pollEvery?: number;
-  /** Milliseconds without a sign of life until a connection is given up. The server sends one every 15 s. */
+  /** Milliseconds without data after which a connection counts as lost. The server sends a heartbeat every 15 s. */
   silence?: number;
 }
 
 const EVENTS = "/api/v1/tasks/events";
 
 /**
- * Every change from now on, or since `since`, through lost connections, restarts and expired tokens.
+ * Yields every change from now on, or since `since`. Reconnects after lost connections, restarts and expired tokens.
  *
- * Ends when `signal` is aborted. Throws SignedOut, AnotherPerson, and ApiError when the API refuses for good.
+ * Ends when `signal` is aborted. Throws SignedOut, AnotherPerson, and ApiError or IssuerError for errors that a retry
+ * cannot fix.
  */
 export async function* changes(client: Client, options: LiveOptions = {}): AsyncGenerator<Change, void, undefined> {
   const { signal } = options;
   const position: Position = { token: options.since ?? null };
-  const round = options.streaming ?? canStream() ? stream : poll;
+  const follow = options.streaming ?? canStream() ? stream : poll;
   for (let failures = 0; !signal?.aborted; ) {
     try {
-      for await (const change of round(client, position, options)) {
+      for await (const change of follow(client, position, options)) {
         failures = 0;
         yield change;
       }
       failures = 0;
     } catch (error) {
       if (signal?.aborted) return;
-      if (lost(error) && position.token !== null) {
+      if (isTokenLost(error) && position.token !== null) {
         position.token = null;
         continue;
       }
-      if (final(error, failures)) throw error;
+      if (isFinal(error, failures)) throw error;
       failures++;
     }
     const pause = position.retry ?? 1_000;
@@ -58,26 +60,26 @@ export async function* changes(client: Client, options: LiveOptions = {}): Async
 }
 
 interface Position {
-  /** Null: from now on, and whatever came before is unknown. */
+  /** Null: start from now, with a resync. */
   token: string | null;
   retry?: number;
 }
 
-// The token is too old (410), or is no token of this feed's (422).
-const LOST = ["sync_token_expired", "invalid_sync_token"];
-const lost = (error: unknown): boolean => error instanceof ApiError && LOST.includes(error.code);
+// The token is too old (410), or is not a token of this feed (422).
+const LOST_TOKEN_CODES = ["sync_token_expired", "invalid_sync_token"];
+const isTokenLost = (error: unknown): boolean => error instanceof ApiError && LOST_TOKEN_CODES.includes(error.code);
 
-// A token of the very second of a revocation is refused with the old ones; the next is not.
-const REFUSALS = 3;
+// A token issued within the second of a revocation is rejected with the older ones; the next token is accepted.
+const MAX_UNAUTHORIZED = 3;
 
-function final(error: unknown, failures: number): boolean {
+function isFinal(error: unknown, failures: number): boolean {
   if (error instanceof SignedOut || error instanceof AnotherPerson) return true;
   if (!(error instanceof ApiError || error instanceof IssuerError)) return false;
-  if (error instanceof ApiError && error.status === 401) return failures >= REFUSALS;
+  if (error instanceof ApiError && error.status === 401) return failures >= MAX_UNAUTHORIZED;
   return error.status < 500 && error.status !== 429 && error.status !== 408;
 }
 
-/** One connection: from its opening to its end. */
+/** Yields the changes of one connection. */
 async function* stream(client: Client, position: Position, options: LiveOptions): AsyncGenerator<Change, void, undefined> {
   const { signal, silence = 45_000 } = options;
   const since = position.token;
@@ -86,7 +88,7 @@ async function* stream(client: Client, position: Position, options: LiveOptions)
     stream: true,
     signal,
   });
-  if (!response.body) throw new TypeError("this fetch gives no streams");
+  if (!response.body) throw new TypeError("fetch returned no response body");
   if (since === null) yield { type: "resync" };
   const arrived: Change[] = [];
   const events = new EventStream(({ type, data }) => {
@@ -107,18 +109,18 @@ async function* stream(client: Client, position: Position, options: LiveOptions)
   }
 }
 
-/** Question after question: from the first to the first that fails. */
+/** Yields the changes of repeated requests, until one fails. */
 async function* poll(client: Client, position: Position, options: LiveOptions): AsyncGenerator<Change, void, undefined> {
   const { signal, pollEvery = 15_000 } = options;
   if (position.token === null) {
     let token: string | null = null;
-    for (let more = true; more; ) ({ next: token, more } = await ask(client, token, signal));
+    for (let more = true; more; ) ({ next: token, more } = await fetchChanges(client, token, signal));
     position.token = token;
     yield { type: "resync" };
   }
   while (position.token !== null) {
-    const { items, next, more } = await ask(client, position.token, signal);
-    // Between two items of a page there is no token: who stops there gets the page again.
+    const { items, next, more } = await fetchChanges(client, position.token, signal);
+    // The API gives one token per page: a consumer that stops within a page gets that page again.
     const before = position.token;
     for (const [i, task] of items.entries()) yield { type: "task", task, token: i === items.length - 1 ? next : before };
     position.token = next;
@@ -126,12 +128,12 @@ async function* poll(client: Client, position: Position, options: LiveOptions): 
   }
 }
 
-async function ask(client: Client, since: string | null, signal: AbortSignal | undefined) {
+async function fetchChanges(client: Client, since: string | null, signal: AbortSignal | undefined) {
   const params = { query: since === null ? {} : { since } };
   return (await client.GET("/api/v1/tasks/changes", { params, ...(signal && { signal }) })).data;
 }
 
-// React Native's own fetch collects the whole body first, and a stream of events has no end.
+// React Native's fetch waits for the whole body, which never ends for an event stream.
 function canStream(): boolean {
   return typeof ReadableStream === "function" && typeof Response === "function" && "body" in Response.prototype;
 }

@@ -1,37 +1,37 @@
-/** What can go wrong, as classes: a program decides by them and by `code`, a person reads `message`. */
+/** Error classes of the client. */
 import type { components } from "../schema.d.ts";
 
 export type Problem = components["schemas"]["Problem"];
 export type ProblemError = components["schemas"]["ProblemError"];
 export type Task = components["schemas"]["TaskRead"];
 
-/** The API's refusal (RFC 9457). `code` is stable, and listed in docs/errors.md. */
+/** An error response of the API (RFC 9457). `code` is stable and listed in docs/errors.md. */
 export class ApiError extends Error {
   override readonly name: string = "ApiError";
   readonly status: number;
-  /** `status_<number>` when the answer is not the API's own, but a proxy's. */
+  /** The API's error code; `status_<number>` if the response came from a proxy. */
   readonly code: string;
-  /** What is wrong with which member. */
+  /** The invalid members of the request. */
   readonly errors: readonly ProblemError[];
-  /** Finds the request in the API's log. */
+  /** Identifies the request in the API's log. */
   readonly requestId: string | null;
-  /** Seconds until it may be worth asking again. */
+  /** Seconds to wait before a retry, from Retry-After. */
   readonly retryAfter: number | null;
 
-  constructor(refusal: Pick<ApiError, "message" | "status" | "code" | "errors" | "requestId" | "retryAfter">) {
-    super(refusal.message);
-    this.status = refusal.status;
-    this.code = refusal.code;
-    this.errors = refusal.errors;
-    this.requestId = refusal.requestId;
-    this.retryAfter = refusal.retryAfter;
+  constructor(error: Pick<ApiError, "message" | "status" | "code" | "errors" | "requestId" | "retryAfter">) {
+    super(error.message);
+    this.status = error.status;
+    this.code = error.code;
+    this.errors = error.errors;
+    this.requestId = error.requestId;
+    this.retryAfter = error.retryAfter;
   }
 
-  /** Of an answer that is not a success. */
+  /** Creates an error from an error response. */
   static async of(response: Response): Promise<ApiError> {
     const problem = await problemOf(response);
     return new ApiError({
-      message: problem.detail ?? problem.title ?? `the API answered ${response.status}`,
+      message: problem.detail ?? problem.title ?? `the API responded with status ${response.status}`,
       status: response.status,
       code: problem.code ?? `status_${response.status}`,
       errors: problem.errors ?? [],
@@ -41,19 +41,19 @@ export class ApiError extends Error {
   }
 }
 
-/** Somebody else changed the task since it was read. */
+/** The task was changed or deleted after it was read. */
 export class Conflict extends ApiError {
   override readonly name = "Conflict";
-  /** As it is now; null when it is gone, or in the bin. */
+  /** The current task; null if it was deleted. */
   readonly current: Task | null;
 
-  constructor(refusal: ApiError, current: Task | null) {
-    super(refusal);
+  constructor(error: ApiError, current: Task | null) {
+    super(error);
     this.current = current;
   }
 }
 
-/** Better Auth knows no session here: the person has to sign in again. */
+/** There is no valid Better Auth session: the user has to sign in again. */
 export class SignedOut extends Error {
   override readonly name = "SignedOut";
 
@@ -63,20 +63,20 @@ export class SignedOut extends Error {
 }
 
 /**
- * The token, the stored data or the session belongs to a person other than the one this client works for.
+ * The token, the stored data or the session belongs to a different user than this client.
  *
- * Also thrown when a token does not say whose it is. Nothing is sent with such a token. Discard the client, and make a
- * new one for the person who is signed in now; in a browser, load the page anew.
+ * Also thrown for a token without a readable subject. Nothing is sent with such a token. Discard the client and create a
+ * new one for the user who is signed in now; in a browser, reload the page.
  */
 export class AnotherPerson extends Error {
   override readonly name = "AnotherPerson";
 
-  constructor(message = "the token is for a different person: make a new client") {
+  constructor(message = "the token belongs to a different user: create a new client") {
     super(message);
   }
 }
 
-/** Better Auth gives no token, and not because of who asks. */
+/** Better Auth returned no token, for a reason other than a missing session. */
 export class IssuerError extends Error {
   override readonly name = "IssuerError";
   readonly status: number;
@@ -84,14 +84,14 @@ export class IssuerError extends Error {
   readonly retryAfter: number | null;
 
   constructor(response: Response) {
-    const hint = response.status === 404 ? ": is the jwt plugin on, and authUrl its base address?" : "";
-    super(`the issuer answered ${response.status} to a request for a token${hint}`);
+    const hint = response.status === 404 ? ": check that the jwt plugin is enabled and authUrl is Better Auth's base URL" : "";
+    super(`the issuer responded with status ${response.status} to a token request${hint}`);
     this.status = response.status;
     this.retryAfter = retryAfter(response);
   }
 }
 
-/** No answer in time. */
+/** There was no response within the timeout. */
 export class TimedOut extends Error {
   override readonly name = "TimedOut";
 }
@@ -110,7 +110,7 @@ export function retryAfter({ headers }: Response): number | null {
   const text = headers.get("Retry-After") ?? headers.get("X-Retry-After");
   if (text === null) return null;
   if (/^\d+$/.test(text)) return Number(text);
-  // Both times are the server's, so that a device whose clock is wrong waits no longer than it should.
+  // Compare with the server's Date, so that a wrong clock on the device does not matter.
   const seconds = (Date.parse(text) - (Date.parse(headers.get("Date") ?? "") || Date.now())) / 1000;
   return Number.isNaN(seconds) ? null : Math.max(0, seconds);
 }

@@ -1,18 +1,18 @@
-/** Server-sent events out of a stream of bytes, as the HTML standard reads them (section 9.2.6). */
+/** A parser for server-sent events (HTML standard, section 9.2.6). */
 
 export interface StreamEvent {
   type: string;
   data: string;
 }
 
-/** Characters of one event: more is no event of ours. */
-const LONGEST = 1024 * 1024;
+/** Maximum length of an event, in characters. */
+const MAX_EVENT_LENGTH = 1024 * 1024;
 
-/** Push what arrives; what is complete is handed to `event`. */
+/** Parses the bytes given to `push` and calls `event` for each complete event. */
 export class EventStream {
-  /** `id` of the last event, also of one without data. */
+  /** The `id` of the last event, including events without data. */
   lastEventId: string;
-  /** Milliseconds, once the server has asked for it. */
+  /** The reconnection time set by the server, in milliseconds. */
   retry: number | null = null;
   readonly #decoder = new TextDecoder();
   readonly #event: (event: StreamEvent) => void;
@@ -28,10 +28,10 @@ export class EventStream {
     this.lastEventId = this.#id = lastEventId;
   }
 
-  /** Throws RangeError when an event has no end. */
+  /** Throws RangeError if an event exceeds the maximum length. */
   push(bytes: Uint8Array): void {
     let text = this.#decoder.decode(bytes, { stream: true });
-    // A line end of two characters may come in two parts.
+    // A CRLF may be split between two chunks.
     if (this.#afterReturn && text !== "") {
       if (text.startsWith("\n")) text = text.slice(1);
       this.#afterReturn = false;
@@ -40,7 +40,7 @@ export class EventStream {
     const lines = (this.#rest + text).split(/\r\n|\r|\n/);
     this.#rest = lines.pop()!;
     for (const line of lines) this.#line(line);
-    if (this.#length + this.#rest.length > LONGEST) throw new RangeError("an event without an end");
+    if (this.#length + this.#rest.length > MAX_EVENT_LENGTH) throw new RangeError("the event is too long");
   }
 
   #line(line: string): void {

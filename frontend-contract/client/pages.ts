@@ -1,17 +1,17 @@
-/** Listings as what they are to a program: one item after the other, page by page. */
+/** Iteration over paginated listings. */
 import type { Client, Data, paths } from "../client.ts";
 
 type Page = { items: readonly unknown[]; next_cursor: string | null };
-/** The paths whose GET answers in pages. */
+/** The paths with a paginated GET. */
 export type Paged = { [P in keyof paths]: paths[P] extends { get: infer O } ? (Data<O> extends Page ? P : never) : never }[keyof paths];
 type Get<P extends Paged> = paths[P] extends { get: infer O } ? O : never;
 type Item<P extends Paged> = Data<Get<P>> extends { items: (infer I)[] } ? I : never;
 type Query<P extends Paged> = Get<P> extends { parameters: { query?: infer Q } } ? NonNullable<Q> : never;
 
 /**
- * Every item of a listing; the next page is fetched when it is reached.
+ * Yields every item of a listing. Fetches each page when it is reached.
  *
- * query: filters, sort, and `limit`: how many on a page. Throws like `client.GET`.
+ * query: filters, sort, and `limit`, the page size. Throws the same errors as `client.GET`.
  */
 export async function* pages<P extends Paged>(
   client: Client,
@@ -19,7 +19,7 @@ export async function* pages<P extends Paged>(
   query: Omit<Query<P>, "cursor" | "count"> = {} as Query<P>,
   { signal }: { signal?: AbortSignal } = {},
 ): AsyncGenerator<Item<P>, void, undefined> {
-  // What the path says of it is lost on a compiler that cannot know which path it is.
+  // The compiler cannot resolve the response type of a generic path.
   const get = client.GET as (path: P, init: object) => Promise<{ data: Page }>;
   let cursor: string | null = null;
   do {

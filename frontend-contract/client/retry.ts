@@ -1,65 +1,67 @@
-/** Asks again when that can help and does nothing twice, for a bounded time, until the caller no longer wants it. */
+/** Retries with backoff, timeouts and cancellation. */
 import { retryAfter, TimedOut } from "./errors.ts";
 
 export interface Patience {
-  /** How often a request is sent again at most. */
+  /** Maximum number of retries of a request. */
   retries: number;
-  /** Milliseconds until a request without an answer counts as lost. */
+  /** Milliseconds after which a request without a response counts as lost. */
   timeout: number;
-  /** Milliseconds: who is told to wait for longer is told so at once. */
+  /** Maximum wait before a retry, in milliseconds. If Retry-After is longer, the response is returned at once. */
   longestWait: number;
 }
 
-export const PATIENCE: Patience = { retries: 3, timeout: 30_000, longestWait: 30_000 };
+export const RETRY_DEFAULTS: Patience = { retries: 3, timeout: 30_000, longestWait: 30_000 };
 
-// 429: refused before it was looked at. 409 with this code: our own first attempt is still at work.
+// A 409 with this code: the first attempt with the same key is still being processed.
 const KEY_IN_USE = "idempotency_key_in_use";
 
 /**
- * The first answer that is final, or else the last one.
+ * Sends a request until the response is final or the retries are used up, and returns the last response.
  *
- * once: sends the request, and reads the whole answer unless it is a stream.
- * again: whether sending it twice does no more than sending it once.
- * Throws what the last attempt threw, or what `signal` was aborted with.
+ * once: sends the request and reads the whole response, unless it is a stream.
+ * repeatable: whether repeating the request has no further effect.
+ * Throws the error of the last attempt, or the abort reason of `signal`.
  */
-export async function persist(
+export async function withRetries(
   once: (signal: AbortSignal) => Promise<Response>,
-  { again, signal, patience }: { again: boolean; signal: AbortSignal | undefined; patience: Patience },
+  { repeatable, signal, limits }: { repeatable: boolean; signal: AbortSignal | undefined; limits: Patience },
 ): Promise<Response> {
   for (let attempt = 0; ; attempt++) {
-    const last = attempt >= patience.retries;
+    const last = attempt >= limits.retries;
     let wait = backoff(attempt, 300, 5_000);
     try {
-      const response = await within(once, patience.timeout, signal);
-      if (last || !(await passing(response, again))) return response;
-      const told = retryAfter(response);
-      if (told !== null) wait = told * 1000 + Math.random() * 250;
-      if (wait > patience.longestWait) return response;
+      const response = await within(once, limits.timeout, signal);
+      if (last || !(await isTransient(response, repeatable))) return response;
+      const seconds = retryAfter(response);
+      if (seconds !== null) wait = seconds * 1000 + Math.random() * 250;
+      if (wait > limits.longestWait) return response;
     } catch (error) {
-      if (last || !again || signal?.aborted) throw error;
+      if (last || !repeatable || signal?.aborted) throw error;
     }
     await sleep(wait, signal);
   }
 }
 
-async function passing(response: Response, again: boolean): Promise<boolean> {
+async function isTransient(response: Response, repeatable: boolean): Promise<boolean> {
+  // A rate-limited request was not processed, so even one that is not repeatable can be sent again.
   if (response.status === 429) return true;
-  if (!again) return false;
+  if (!repeatable) return false;
   if (response.status === 409) return (await response.clone().text()).includes(`"${KEY_IN_USE}"`);
   return response.status === 502 || response.status === 503 || response.status === 504;
 }
 
-/** The answer with its whole body at hand: a connection that breaks in the middle of it fails here and not later. */
+/** Reads the whole body, so that a connection lost within it fails here, where it can be retried. */
 export async function buffered(response: Response): Promise<Response> {
   const body = await response.text();
   return new Response(body === "" ? null : body, response);
 }
 
-/** Milliseconds: exponential, with full jitter, so that many clients do not come back at once. */
+/** Exponential backoff with full jitter: a random wait up to `first * 2 ** attempt`, at most `most` milliseconds. */
 export function backoff(attempt: number, first: number, most: number): number {
   return Math.random() * Math.min(most, first * 2 ** attempt);
 }
 
+/** Resolves after the given time. Rejects with the abort reason if `signal` is aborted. */
 export function sleep(milliseconds: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
     const end = () => {
@@ -74,7 +76,7 @@ export function sleep(milliseconds: number, signal?: AbortSignal): Promise<void>
   });
 }
 
-/** What `work` comes to, unless the caller aborts or the time is over: then `work` is told, and not waited for. */
+/** Returns the result of `work`. On a timeout (TimedOut) or an abort, aborts the signal of `work` without waiting for it. */
 export function within<T>(work: (signal: AbortSignal) => Promise<T>, milliseconds: number, outer?: AbortSignal): Promise<T> {
   return new Promise((resolve, reject) => {
     const inner = new AbortController();
@@ -88,7 +90,7 @@ export function within<T>(work: (signal: AbortSignal) => Promise<T>, millisecond
       inner.abort(error);
     };
     const abort = () => fail(reasonOf(outer!));
-    const timer = setTimeout(() => fail(new TimedOut(`no answer within ${milliseconds / 1000} s`)), milliseconds);
+    const timer = setTimeout(() => fail(new TimedOut(`no response within ${milliseconds / 1000} s`)), milliseconds);
     if (outer?.aborted) return abort();
     outer?.addEventListener("abort", abort);
     work(inner.signal).then((value) => {
@@ -98,7 +100,7 @@ export function within<T>(work: (signal: AbortSignal) => Promise<T>, millisecond
   });
 }
 
-// React Native's signals carry no reason.
+// AbortSignal has no reason in React Native.
 function reasonOf(signal: AbortSignal): unknown {
   return signal.reason ?? Object.assign(new Error("aborted"), { name: "AbortError" });
 }

@@ -1,55 +1,55 @@
-/** JWTs from Better Auth: one request in flight however many callers wait, renewed in time, kept in memory alone. */
+/** JWTs from Better Auth, cached in memory and renewed before they expire. */
 import { AnotherPerson, IssuerError, SignedOut } from "./errors.ts";
-import { buffered, PATIENCE, persist, within } from "./retry.ts";
+import { buffered, RETRY_DEFAULTS, within, withRetries } from "./retry.ts";
 
-/** The tokens of one person. Several clients of that person may share a source; another person needs a new one. */
+/** The tokens of one user. Clients of the same user may share a source; each user needs their own. */
 export interface TokenSource {
   /**
-   * A JWT that is good for a while; never `refused`, which the API has just turned down.
+   * Returns a valid JWT. Never returns `refused`, a token that the API has just rejected.
    *
-   * Throws SignedOut, AnotherPerson, IssuerError, or what `fetch` throws when nobody answers.
+   * Throws SignedOut, AnotherPerson, IssuerError, TimedOut, or errors of `fetch`.
    */
   token(options?: { refused?: string; signal?: AbortSignal }): Promise<string>;
-  /** Discards the token, for example at sign-out. The source remains bound to the same person. */
+  /** Discards the token, for example at sign-out. The source stays bound to the same user. */
   clear(): void;
 }
 
 type Fetch = (input: string, init?: RequestInit) => Promise<Response>;
 
 interface PersonOptions {
-  /** The `sub` that every token must have, the first one included. Without it, the first token decides. */
+  /** The `sub` that every token must have. Defaults to the `sub` of the first token. */
   subject?: string | undefined;
 }
 
 interface SessionOptions extends PersonOptions {
-  /** Better Auth's base address, such as `https://app.example.com/api/auth`. */
+  /** Better Auth's base URL, such as `https://app.example.com/api/auth`. */
   authUrl: string;
   fetch?: Fetch;
 }
 
-/** Seconds before its end at which a token is renewed; of a token that lives for less than two minutes, half its life. */
-const MARGIN = 60;
+/** Seconds before expiry at which a token is renewed; half the lifetime for tokens of less than two minutes. */
+const RENEWAL_MARGIN = 60;
 
-interface Kept {
+interface Cached {
   jwt: string;
-  /** Seconds from `exp - iat`; 0 when they cannot be read, and then the token serves those who wait for it alone. */
+  /** Lifetime in seconds, `exp - iat`; 0 if unknown, and then the token is not cached. */
   life: number;
-  /** When it was asked for, on both clocks: milliseconds. */
+  /** Time of the request for the token, on both clocks, in milliseconds. */
   since: Moment;
 }
 
-type Moment = readonly [running: number, wall: number];
+type Moment = readonly [monotonic: number, wall: number];
 
-// A device's clock may be wrong and be put right at any moment; the running clock may stand still while it sleeps.
-// Neither is believed to have gone slower than the other.
+// The wall clock can be adjusted, and the monotonic clock may stop while the device sleeps. A token's age is therefore
+// the larger of the two.
 const now = (): Moment => [performance.now(), Date.now()];
-const age = ([running, wall]: Moment): number => Math.max(performance.now() - running, Math.abs(Date.now() - wall)) / 1000;
+const age = ([monotonic, wall]: Moment): number => Math.max(performance.now() - monotonic, Math.abs(Date.now() - wall)) / 1000;
 
 /**
- * A check for the tokens of one person: it returns the token, and throws AnotherPerson for a token of anyone else.
+ * Creates a function that returns a token of one user, and throws AnotherPerson for any other token.
  *
- * A person is an issuer and a subject (RFC 7519, sections 4.1.1 and 4.1.2). Without `subject`, the first token that
- * names a subject decides; from then on a token that names none is refused, too.
+ * A user is identified by issuer and subject (RFC 7519, sections 4.1.1 and 4.1.2). Without `subject`, the first token
+ * with a subject determines the user; after it, tokens without a subject are rejected.
  */
 export function onePerson(subject?: string): (jwt: string) => string {
   let first: Claims | null = null;
@@ -65,61 +65,61 @@ export function onePerson(subject?: string): (jwt: string) => string {
   };
 }
 
-/** A source that keeps what `fetchToken` returns for as long as it lives, and accepts tokens of one person alone. */
+/** A source that caches the tokens returned by `fetchToken`. Throws AnotherPerson if one belongs to a different user. */
 export function tokenSource(fetchToken: () => Promise<string>, { subject }: PersonOptions = {}): TokenSource {
-  const checked = onePerson(subject);
-  let kept: Kept | null = null;
-  let flight: Promise<Kept> | null = null;
+  const checkSubject = onePerson(subject);
+  let cached: Cached | null = null;
+  let pending: Promise<Cached> | null = null;
 
-  const renew = (): Promise<Kept> => {
-    if (flight) return flight;
+  const renew = (): Promise<Cached> => {
+    if (pending) return pending;
     const since = now();
-    const mine = fetchToken()
+    const request = fetchToken()
       .then((jwt) => {
-        const fresh = { jwt: checked(jwt), life: claimsOf(jwt).life, since };
-        // The token may have been discarded meanwhile.
-        if (flight === mine) kept = fresh;
+        const fresh = { jwt: checkSubject(jwt), life: claimsOf(jwt).life, since };
+        // `clear` may have been called meanwhile.
+        if (pending === request) cached = fresh;
         return fresh;
       })
       .finally(() => {
-        if (flight === mine) flight = null;
+        if (pending === request) pending = null;
       });
-    flight = mine;
-    return mine;
+    pending = request;
+    return request;
   };
 
   return {
     async token({ refused, signal } = {}) {
-      const left = kept && kept.jwt !== refused ? kept.life - age(kept.since) : 0;
-      if (kept && left > Math.min(MARGIN, kept.life / 2)) return kept.jwt;
-      const inReserve = left > 0 ? kept : null;
+      const left = cached && cached.jwt !== refused ? cached.life - age(cached.since) : 0;
+      if (cached && left > Math.min(RENEWAL_MARGIN, cached.life / 2)) return cached.jwt;
+      const fallback = left > 0 ? cached : null;
       try {
-        return (await within(renew, 2 * PATIENCE.timeout, signal)).jwt;
+        return (await within(renew, 2 * RETRY_DEFAULTS.timeout, signal)).jwt;
       } catch (error) {
-        // Not renewed in time is not yet too late, unless the session is gone.
+        // If renewal fails, use the old token until it expires, unless the session has ended.
         const ended = error instanceof SignedOut || error instanceof AnotherPerson;
-        if (inReserve && inReserve === kept && !ended && !signal?.aborted) return inReserve.jwt;
-        if (ended) kept = null;
+        if (fallback && fallback === cached && !ended && !signal?.aborted) return fallback.jwt;
+        if (ended) cached = null;
         throw error;
       }
     },
     clear() {
-      kept = flight = null;
+      cached = pending = null;
     },
   };
 }
 
 /**
- * The session cookie of a browser; or of a request to a server, whose `Cookie` header is handed on.
+ * Gets tokens with the session cookie: of the browser, or given as `cookie`, the Cookie header of a request to a server.
  *
- * On a server make one for each request: it speaks for the person whose cookie it was given.
+ * On a server, create a source for each request, because it is bound to the user of that cookie.
  */
 export function cookieSession({ authUrl, cookie, subject, fetch }: SessionOptions & { cookie?: string }): TokenSource {
   const headers: Record<string, string> = cookie === undefined ? {} : { Cookie: cookie };
   return tokenSource(() => exchange({ authUrl, fetch }, { headers, credentials: "include" }), { subject });
 }
 
-/** The session token of a client without cookies, asked for each time: it may come from secure storage. */
+/** Gets tokens with a session token, for clients without cookies. `sessionToken` is called for each token and may read secure storage. */
 export function bearerSession({
   authUrl,
   sessionToken,
@@ -139,9 +139,9 @@ async function exchange(
   { headers, credentials }: { headers: Record<string, string>; credentials: RequestCredentials },
 ): Promise<string> {
   const init: RequestInit = { headers: { Accept: "application/json", ...headers }, credentials, cache: "no-store" };
-  const response = await persist(
+  const response = await withRetries(
     async (signal) => buffered(await fetch(`${authUrl.replace(/\/+$/, "")}/token`, { ...init, signal })),
-    { again: true, signal: undefined, patience: PATIENCE },
+    { repeatable: true, signal: undefined, limits: RETRY_DEFAULTS },
   );
   if (response.status === 401) throw new SignedOut();
   const { token } = response.ok ? ((await response.json().catch(() => ({}))) as { token?: unknown }) : {};
@@ -150,14 +150,14 @@ async function exchange(
 }
 
 interface Claims {
-  /** Undefined when the token cannot be read, or names no subject. */
+  /** Undefined if the token cannot be parsed or has no subject. */
   sub: string | undefined;
   iss: unknown;
-  /** Seconds between `iat` and `exp`: the issuer's own clock says both, so the device's need not be right. */
+  /** `exp - iat` in seconds: does not depend on the device's clock. */
   life: number;
 }
 
-/** What a JWT says. The signature is not checked: the API does that, and the token came from the issuer itself. */
+/** Parses the claims of a JWT without verifying the signature, which the API does. */
 function claimsOf(jwt: string): Claims {
   try {
     const bytes = atob(jwt.split(".")[1]!.replace(/-/g, "+").replace(/_/g, "/"));

@@ -1,15 +1,15 @@
-/** Changing a task only if nobody else has changed it since it was read. */
+/** Updates of a task with conflict detection. */
 import type { Client, components } from "../client.ts";
 import { ApiError, Conflict, type Task } from "./errors.ts";
 
 export type TaskChanges = components["schemas"]["TaskUpdate"];
 
 /**
- * The task with the changes made.
+ * Changes a task if its version is still that of `task`, and returns the changed task.
  *
- * task: as it was read; its version goes with the request as If-Match.
- * Throws Conflict, with the task as it is now, when somebody else was there first. An answer that was lost is no conflict:
- * what is found to be just as it should be counts as done.
+ * task: the task as it was read; its version is sent as If-Match.
+ * Throws Conflict, with the current task, if it was changed or deleted since. If the current task already has the
+ * requested values, for example after a lost response, it is returned instead.
  */
 export async function update(
   client: Client,
@@ -25,7 +25,7 @@ export async function update(
   } catch (error) {
     if (!(error instanceof ApiError) || (error.status !== 412 && error.status !== 404)) throw error;
     const current = error.status === 404 ? null : await read(client, path, options);
-    if (current && agrees(current, changes)) return current;
+    if (current && hasValues(current, changes)) return current;
     throw new Conflict(error, current);
   }
 }
@@ -41,14 +41,14 @@ async function read(client: Client, path: { id: string }, options: { signal?: Ab
 
 const DEFAULTS: Partial<Task> = { status: "todo", priority: "normal", tags: [], description: null, due_at: null };
 
-function agrees(task: Task, changes: TaskChanges): boolean {
+function hasValues(task: Task, changes: TaskChanges): boolean {
   return Object.entries(changes).every(([name, value]) => {
     const member = name as keyof TaskChanges;
     return same(member, task[member], value ?? DEFAULTS[member] ?? null);
   });
 }
 
-/** Whether two values of a member are one to the API: times in any zone, tags in any order and case. */
+/** Whether the API treats two values of a member as equal: times in any time zone, tags in any order and case. */
 export function same(member: keyof TaskChanges, one: unknown, other: unknown): boolean {
   if (member === "due_at" && one && other) return Date.parse(one as string) === Date.parse(other as string);
   if (member === "tags") return tagSet(one) === tagSet(other);

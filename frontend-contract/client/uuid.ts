@@ -1,9 +1,9 @@
-/** Version 4 UUIDs (RFC 9562), also where `crypto` is wanting: React Native, and pages that are not from https. */
+/** Returns a version 4 UUID (RFC 9562). Also works without `crypto`: in React Native, and on pages without HTTPS. */
 export function uuid(): string {
   const { crypto } = globalThis;
   if (crypto?.randomUUID) return crypto.randomUUID();
   const bytes = new Uint8Array(16);
-  // They have to differ, not to be unguessable: an id or a key opens nothing to anybody else.
+  // Ids and idempotency keys must be unique but need not be unguessable, so Math.random is enough.
   if (crypto?.getRandomValues) crypto.getRandomValues(bytes);
   else bytes.forEach((_, i) => (bytes[i] = Math.random() * 256));
   bytes[6] = (bytes[6]! & 0x0f) | 0x40;

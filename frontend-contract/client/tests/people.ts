@@ -1,7 +1,7 @@
-/** People of a real Better Auth server, for tests. */
+/** Users of a real Better Auth server, for tests. */
 import { uuid } from "../uuid.ts";
 
-/** Somebody new, signed in: the cookie of a browser, the session token of a phone. */
+/** Signs up a new user. Returns the session cookie, the session token (`bearer`) and a function that signs out. */
 export async function signUp(authUrl: string) {
   const headers = { "Content-Type": "application/json", Origin: new URL(authUrl).origin };
   const body = JSON.stringify({ email: `${uuid()}@example.com`, password: "long-enough-for-a-test", name: "Ada" });

@@ -1,4 +1,4 @@
-/** Against the real issuer and the real API, whose addresses are in the environment: `AUTH_URL`, `API_URL`. */
+/** Tests with a real issuer and a real API, at `AUTH_URL` and `API_URL`. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { AnotherPerson, ApiError, bearerSession, changes, Conflict, cookieSession, createClient, pages, SignedOut, update, uuid } from "../../client.ts";
@@ -12,14 +12,14 @@ async function signedIn() {
   return { ...session, token, api: createClient({ baseUrl, token }) };
 }
 
-test("a browser's cookie and a phone's session token speak for one person", async () => {
+test("the session cookie and the session token identify the same user", async () => {
   const { api, bearer } = await signedIn();
   const phone = createClient({ baseUrl, token: bearerSession({ authUrl, sessionToken: () => bearer }) });
   const [one, other] = await Promise.all([api.GET("/api/v1/users/me"), phone.GET("/api/v1/users/me")]);
   assert.equal(one.data.id, other.data.id);
 });
 
-test("a task is made, read, changed, deleted and restored", async () => {
+test("a task can be created, changed, deleted, restored and replaced", async () => {
   const { api } = await signedIn();
   const { data: task, response } = await api.POST("/api/v1/tasks", { body: { title: "Buy milk", tags: ["home"] } });
   assert.equal(response.status, 201);
@@ -28,19 +28,19 @@ test("a task is made, read, changed, deleted and restored", async () => {
   assert.equal(done.version, 2);
   await assert.rejects(update(api, task, { status: "in_progress" }), (error) =>
     error instanceof Conflict && error.current?.version === 2);
-  assert.equal((await update(api, task, { status: "done", tags: ["HOME"] })).version, 2, "as it should be, so no conflict");
+  assert.equal((await update(api, task, { status: "done", tags: ["HOME"] })).version, 2, "the task already has these values, so there is no conflict");
   assert.equal((await api.DELETE("/api/v1/tasks/{id}", { params })).data, undefined);
   await assert.rejects(update(api, done, { title: "x" }), (error) => error instanceof Conflict && error.current === null);
   assert.equal((await api.POST("/api/v1/tasks/{id}/restore", { params })).data.title, "Buy milk");
   assert.equal((await api.PUT("/api/v1/tasks/{id}", { params, body: { title: "Buy tea" } })).data.status, "todo");
 });
 
-test("a request that is sent again is done once, also when the first answer was lost", async () => {
+test("a retried request is executed once, also after a lost response", async () => {
   const { token } = await signedIn();
   let sent = 0;
   const losing = async (input: string, init?: RequestInit) => {
     const response = await fetch(input, init);
-    if (init?.method === "POST" && ++sent < 3) throw new TypeError("the answer was lost");
+    if (init?.method === "POST" && ++sent < 3) throw new TypeError("the response was lost");
     return response;
   };
   const api = createClient({ baseUrl, token, fetch: losing });
@@ -53,7 +53,7 @@ test("a request that is sent again is done once, also when the first answer was 
   assert.equal((await api.GET("/api/v1/tasks")).data.items.length, 3);
 });
 
-test("pages hold everything, in order", async () => {
+test("pages yields every task in order", async () => {
   const { api } = await signedIn();
   const operations = Array.from({ length: 25 }, (_, i) => ({ op: "create" as const, task: { title: `task ${String(i).padStart(2, "0")}` } }));
   await api.POST("/api/v1/tasks/batch", { body: { operations } });
@@ -62,7 +62,7 @@ test("pages hold everything, in order", async () => {
   assert.deepEqual(titles, operations.map(({ task }) => task.title));
 });
 
-test("what is wrong is named", async () => {
+test("an error contains the code and the invalid member", async () => {
   const { api } = await signedIn();
   await assert.rejects(api.POST("/api/v1/tasks", { body: { title: "" } }), (error) => {
     assert.ok(error instanceof ApiError);
@@ -70,11 +70,11 @@ test("what is wrong is named", async () => {
     assert.ok(error.requestId);
     return true;
   });
-  const nobody = createClient({ baseUrl, token: { token: async () => "a.b.c", clear() {} } });
-  await assert.rejects(nobody.GET("/api/v1/tasks"), (error) => error instanceof ApiError && error.code === "invalid_token");
+  const invalid = createClient({ baseUrl, token: { token: async () => "a.b.c", clear() {} } });
+  await assert.rejects(invalid.GET("/api/v1/tasks"), (error) => error instanceof ApiError && error.code === "invalid_token");
 });
 
-test("a sign-out at the issuer shows when the next token is due", async () => {
+test("after a sign-out, the next token request throws SignedOut", async () => {
   const { api, token, signOut } = await signedIn();
   await api.GET("/api/v1/tasks");
   await signOut();
@@ -83,35 +83,35 @@ test("a sign-out at the issuer shows when the next token is due", async () => {
   await assert.rejects(api.GET("/api/v1/tasks"), SignedOut);
 });
 
-test("what one person has not sent is never sent as the next who signs in in the same browser", async () => {
+test("requests are not sent as another user who signs in in the same browser", async () => {
   const [alice, bob] = [await signUp(authUrl), await signUp(authUrl)];
   let { cookie } = alice;
   const browser = (input: string, init?: RequestInit) => fetch(input, { ...init, headers: { ...init?.headers, Cookie: cookie } });
   const token = cookieSession({ authUrl, fetch: browser });
   const api = createClient({ baseUrl, token });
   await api.POST("/api/v1/tasks", { body: { title: "Alice's" } });
-  // Bob's sign-in replaces the cookie; the next token is due.
+  // Bob's sign-in replaces the cookie, and the token has to be renewed.
   ({ cookie } = bob);
   token.clear();
   await assert.rejects(api.POST("/api/v1/tasks", { body: { title: "Alice's draft" } }), AnotherPerson);
   await assert.rejects(changes(api)[Symbol.asyncIterator]().next(), AnotherPerson);
-  const his = createClient({ baseUrl, token: cookieSession({ authUrl, cookie }) });
-  assert.deepEqual((await his.GET("/api/v1/tasks")).data.items, []);
+  const bobs = createClient({ baseUrl, token: cookieSession({ authUrl, cookie }) });
+  assert.deepEqual((await bobs.GET("/api/v1/tasks")).data.items, []);
   ({ cookie } = alice);
   await api.POST("/api/v1/tasks", { body: { title: "Alice's draft" } });
   assert.equal((await api.GET("/api/v1/tasks")).data.items.length, 2);
 });
 
-test("a token that the API turns down is replaced by one that it takes", async () => {
+test("a rejected token is replaced", async () => {
   const { token } = await signedIn();
-  let asked = 0;
-  const stale = { token: (options?: { refused?: string }) => (asked++ ? token.token(options) : Promise.resolve("a.b.c")), clear() {} };
+  let requested = 0;
+  const stale = { token: (options?: { refused?: string }) => (requested++ ? token.token(options) : Promise.resolve("a.b.c")), clear() {} };
   const api = createClient({ baseUrl, token: stale });
   assert.deepEqual((await api.GET("/api/v1/tasks")).data.items, []);
-  assert.equal(asked, 2);
+  assert.equal(requested, 2);
 });
 
-test("raw requests keep the same promises", async () => {
+test("raw requests are authenticated and throw the same errors", async () => {
   const { api } = await signedIn();
   const response = await api.fetch("/api/v1/tasks", { method: "POST", body: '{"title": "x"}', headers: { "Content-Type": "application/json" } });
   assert.equal(response.status, 201);
@@ -119,27 +119,27 @@ test("raw requests keep the same promises", async () => {
 });
 
 for (const streaming of "body" in Response.prototype ? [true, false] : [false]) {
-  test(`what others do arrives ${streaming ? "as it happens" : "where there are no streams"}`, async () => {
+  test(`changes made elsewhere arrive ${streaming ? "over a stream" : "by polling"}`, async () => {
     const { api } = await signedIn();
     const { data: before } = await api.POST("/api/v1/tasks", { body: { title: "before" } });
-    const said: string[] = [];
+    const changed: string[] = [];
     let token = "";
     for await (const change of changes(api, { streaming, pollEvery: 20 })) {
       if (change.type === "resync") {
         await api.POST("/api/v1/tasks", { body: { title: "after" } });
         await api.DELETE("/api/v1/tasks/{id}", { params: { path: { id: before.id } } });
       } else {
-        said.push(`${change.task.title}${change.task.deleted_at ? " is gone" : ""}`);
+        changed.push(`${change.task.title}${change.task.deleted_at ? " deleted" : ""}`);
         token = change.token;
-        if (said.length === 2) break;
+        if (changed.length === 2) break;
       }
     }
-    assert.deepEqual(said, ["after", "before is gone"]);
+    assert.deepEqual(changed, ["after", "before deleted"]);
     await update(api, (await api.GET("/api/v1/tasks")).data.items[0]!, { title: "later" });
     for await (const change of changes(api, { streaming, pollEvery: 20, since: token })) {
-      if (change.type === "task") said.push(change.task.title);
-      if (change.type === "resync" || said.includes("later")) break;
+      if (change.type === "task") changed.push(change.task.title);
+      if (change.type === "resync" || changed.includes("later")) break;
     }
-    assert.equal(said.at(-1), "later");
+    assert.equal(changed.at(-1), "later");
   });
 }

@@ -1,4 +1,4 @@
-/** A real server on loopback that does what a test says, and the tokens of an issuer. */
+/** An HTTP server with scripted responses, and unsigned tokens. */
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import type { TestContext } from "node:test";
@@ -9,8 +9,8 @@ export interface Request {
   url: string;
   headers: IncomingMessage["headers"];
   body: string;
-  /** When the client has gone away. */
-  gone: Promise<void>;
+  /** Resolves when the connection is closed. */
+  closed: Promise<void>;
 }
 
 export type Script = (request: Request, response: ServerResponse) => void | Promise<void>;
@@ -20,8 +20,8 @@ export async function serve(t: TestContext, script: Script) {
   const server = createServer(async (incoming, response) => {
     let body = "";
     for await (const chunk of incoming) body += chunk;
-    const gone = new Promise<void>((resolve) => response.on("close", resolve));
-    const request = { method: incoming.method!, url: incoming.url!, headers: incoming.headers, body, gone };
+    const closed = new Promise<void>((resolve) => response.on("close", resolve));
+    const request = { method: incoming.method!, url: incoming.url!, headers: incoming.headers, body, closed };
     requests.push(request);
     await script(request, response);
   });
@@ -33,12 +33,12 @@ export async function serve(t: TestContext, script: Script) {
   return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, requests };
 }
 
-let made = 0;
+let tokens = 0;
 
-/** A JWT's shape, with a life in seconds, an issuer's clock that may be wrong by as many, and other claims. */
+/** An unsigned JWT. life: lifetime in seconds. ahead: seconds by which the issuer's clock is fast. */
 export function jwt({ life = 900, ahead = 0, ...claims }: { life?: number; ahead?: number; sub?: unknown; iss?: string } = {}): string {
   const iat = Math.floor(Date.now() / 1000) + ahead;
-  const payload = { sub: "ä", iat, exp: iat + life, jti: ++made, ...claims };
+  const payload = { sub: "ä", iat, exp: iat + life, jti: ++tokens, ...claims };
   return `e30.${Buffer.from(JSON.stringify(payload)).toString("base64url")}.c2ln`;
 }
 
@@ -50,7 +50,7 @@ export function json(response: ServerResponse, status: number, body: unknown, he
 export const problem = (response: ServerResponse, status: number, code: string, headers: Record<string, string> = {}) =>
   json(response, status, { type: "about:blank", title: "No", status, detail: "No.", code, request_id: "r1" }, headers);
 
-/** A client of a scripted API whose issuer gives a new token to whoever asks. */
+/** A client of a scripted API. Its issuer returns a new token to each request. */
 export async function client(t: TestContext, script: Script, options: Partial<ClientOptions> = {}): Promise<Scripted> {
   const { url, requests } = await serve(t, (request, response) => {
     if (request.url !== "/api/auth/token") return script(request, response);
@@ -66,7 +66,7 @@ export async function client(t: TestContext, script: Script, options: Partial<Cl
 
 export type Scripted = Client & { url: string; calls: () => Request[]; exchanges: () => number };
 
-/** Each request is answered by the next of these, and then by the last for ever. */
+/** Uses one script per request, then repeats the last one. */
 export function inTurn(...scripts: Script[]): Script {
   let turn = 0;
   return (request, response) => scripts[Math.min(turn++, scripts.length - 1)]!(request, response);

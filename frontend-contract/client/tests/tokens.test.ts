@@ -3,11 +3,11 @@ import { test, type TestContext } from "node:test";
 import { AnotherPerson, ApiError, bearerSession, cookieSession, createClient, IssuerError, SignedOut, type TokenSource, tokenSource, uuid } from "../../client.ts";
 import { client, empty, inTurn, json, jwt, lost, problem, type Script, serve } from "./scripted.ts";
 
-/** Moves the device's clocks: seconds of time that pass, and of time that somebody merely set. */
+/** Controls both clocks. pass: seconds that elapse. set: seconds by which the wall clock is adjusted. */
 function clocks(t: TestContext) {
   let [passed, set] = [0, 0];
-  const [running, wall] = [performance.now(), Date.now()];
-  t.mock.method(performance, "now", () => running + passed * 1000);
+  const [monotonic, wall] = [performance.now(), Date.now()];
+  t.mock.method(performance, "now", () => monotonic + passed * 1000);
   t.mock.method(Date, "now", () => wall + (passed + set) * 1000);
   return {
     pass: (seconds: number) => void (passed += seconds),
@@ -15,19 +15,19 @@ function clocks(t: TestContext) {
   };
 }
 
-const living = (life: number, ahead = 0) => tokenSource(async () => jwt({ life, ahead }));
+const sourceOf = (life: number, ahead = 0) => tokenSource(async () => jwt({ life, ahead }));
 
-test("one request for a token, however many callers wait", async (t) => {
+test("concurrent callers share one token request", async (t) => {
   const api = await client(t, empty);
   await Promise.all(Array.from({ length: 50 }, () => api.GET("/api/v1/tasks")));
   assert.equal(api.exchanges(), 1);
   assert.equal(new Set(api.calls().map(({ headers }) => headers.authorization)).size, 1);
 });
 
-test("a token is renewed a minute before its end, on clocks of its own", async (t) => {
+test("a token is renewed a minute before it expires, even if the clocks differ", async (t) => {
   for (const ahead of [0, -86_400, 86_400]) {
     const time = clocks(t);
-    const source = living(900, ahead);
+    const source = sourceOf(900, ahead);
     const first = await source.token();
     time.pass(839);
     assert.equal(await source.token(), first);
@@ -38,9 +38,9 @@ test("a token is renewed a minute before its end, on clocks of its own", async (
   }
 });
 
-test("a clock that is put right costs a token at most, and never keeps one past its end", async (t) => {
+test("adjusting the clock causes at most one extra renewal, and no expired token is used", async (t) => {
   const time = clocks(t);
-  const source = living(900);
+  const source = sourceOf(900);
   const first = await source.token();
   time.set(-3600);
   const second = await source.token();
@@ -50,21 +50,21 @@ test("a clock that is put right costs a token at most, and never keeps one past 
   assert.notEqual(await source.token(), second);
 });
 
-test("a token of a short life is used for half of it, one that says nothing of it once", async (t) => {
+test("a short-lived token is used for half its lifetime, a token of unknown lifetime once", async (t) => {
   const time = clocks(t);
-  const short = living(20);
+  const short = sourceOf(20);
   const first = await short.token();
   time.pass(9);
   assert.equal(await short.token(), first);
   time.pass(2);
   assert.notEqual(await short.token(), first);
-  let asked = 0;
-  const opaque = tokenSource(async () => `opaque-${++asked}`);
+  let requested = 0;
+  const opaque = tokenSource(async () => `opaque-${++requested}`);
   assert.equal(await opaque.token(), "opaque-1");
   assert.equal(await opaque.token(), "opaque-2");
 });
 
-test("while it cannot be renewed, the old one serves to its end", async (t) => {
+test("if renewal fails, the old token is used until it expires", async (t) => {
   const time = clocks(t);
   let up = true;
   const source = tokenSource(async () => {
@@ -80,7 +80,7 @@ test("while it cannot be renewed, the old one serves to its end", async (t) => {
   await assert.rejects(source.token(), TypeError);
 });
 
-test("after a 401 there is one more attempt, with a new token that all who were refused share", async (t) => {
+test("after a 401, requests are retried once and share one new token", async (t) => {
   const refused = new Set<string>();
   const api = await client(t, ({ headers }, response) => {
     const token = headers.authorization!;
@@ -94,13 +94,13 @@ test("after a 401 there is one more attempt, with a new token that all who were 
   assert.equal(api.exchanges(), 2);
 });
 
-test("a second 401 is the answer", async (t) => {
+test("a second 401 is thrown", async (t) => {
   const api = await client(t, (_, response) => problem(response, 401, "invalid_token"));
   await assert.rejects(api.GET("/api/v1/tasks"), (error) => error instanceof ApiError && error.code === "invalid_token");
   assert.deepEqual([api.calls().length, api.exchanges()], [2, 2]);
 });
 
-test("without a session there is nobody to speak for, and nothing is sent", async (t) => {
+test("without a session, SignedOut is thrown and nothing is sent to the API", async (t) => {
   const { url, requests } = await serve(t, (_, response) => json(response, 401, { code: "UNAUTHORIZED" }));
   const byCookie = createClient({ baseUrl: url, token: cookieSession({ authUrl: `${url}/api/auth/` }) });
   await assert.rejects(byCookie.GET("/api/v1/tasks"), SignedOut);
@@ -109,7 +109,7 @@ test("without a session there is nobody to speak for, and nothing is sent", asyn
   assert.deepEqual(requests.map((request) => request.url), ["/api/auth/token"]);
 });
 
-test("a sign-out that shows at a renewal ends the old token, too", async (t) => {
+test("SignedOut during a renewal also discards the old token", async (t) => {
   const time = clocks(t);
   const answers = [async () => jwt(), async () => Promise.reject(new SignedOut()), async () => Promise.reject(new TypeError())];
   const source = tokenSource(() => answers.shift()!());
@@ -119,34 +119,34 @@ test("a sign-out that shows at a renewal ends the old token, too", async (t) => 
   await assert.rejects(source.token(), TypeError);
 });
 
-test("what was asked for before a sign-out is not kept after it", async () => {
+test("a token requested before clear is not cached after it", async () => {
   const waiting: ((token: string) => void)[] = [];
   const source = tokenSource(() => new Promise((resolve) => waiting.push(resolve)));
   const early = source.token();
   source.clear();
   const late = source.token();
-  const [his, hers] = [jwt(), jwt()];
-  waiting[1]!(hers);
-  assert.equal(await late, hers);
-  waiting[0]!(his);
-  assert.equal(await early, his);
-  assert.equal(await source.token(), hers);
+  const [old, fresh] = [jwt(), jwt()];
+  waiting[1]!(fresh);
+  assert.equal(await late, fresh);
+  waiting[0]!(old);
+  assert.equal(await early, old);
+  assert.equal(await source.token(), fresh);
 });
 
-test("one who no longer waits does not take the token from the others", async () => {
+test("an aborted caller does not cancel the token request of others", async () => {
   let give: (token: string) => void = () => {};
   const source = tokenSource(() => new Promise((resolve) => (give = resolve)));
-  const impatient = new AbortController();
-  const first = source.token({ signal: impatient.signal });
+  const abort = new AbortController();
+  const first = source.token({ signal: abort.signal });
   const second = source.token();
-  impatient.abort(new Error("never mind"));
-  await assert.rejects(first, /never mind/);
+  abort.abort(new Error("cancelled"));
+  await assert.rejects(first, /cancelled/);
   const token = jwt();
   give(token);
   assert.equal(await second, token);
 });
 
-test("the cookie is handed on from a server, the session token of a phone is a bearer", async (t) => {
+test("the cookie and the session token are sent to the issuer", async (t) => {
   const { url, requests } = await serve(t, (_, response) => json(response, 200, { token: jwt() }));
   await cookieSession({ authUrl: url, cookie: "better-auth.session_token=s.h" }).token();
   await bearerSession({ authUrl: url, sessionToken: async () => "s.h" }).token();
@@ -154,7 +154,7 @@ test("the cookie is handed on from a server, the session token of a phone is a b
   assert.equal(requests[1]!.headers.authorization, "Bearer s.h");
 });
 
-test("an issuer that stumbles is asked again, one that is not Better Auth is named", async (t) => {
+test("transient errors of the issuer are retried, others throw IssuerError", async (t) => {
   const { url } = await serve(t, inTurn(
     lost,
     (_, response) => void response.writeHead(429, { "X-Retry-After": "0" }).end(),
@@ -171,7 +171,7 @@ test("an issuer that stumbles is asked again, one that is not Better Auth is nam
   await assert.rejects(source.token(), (error) => error instanceof IssuerError && error.status === 200);
 });
 
-/** An API whose issuer gives a token of `person.now`, as a browser does whose cookie another tab may replace. */
+/** A client whose issuer returns tokens of `person.now`: simulates a cookie that another tab can replace. */
 async function shared(t: TestContext, script: Script) {
   const person = { now: "alice" };
   const { url, requests } = await serve(t, (request, response) => {
@@ -179,19 +179,19 @@ async function shared(t: TestContext, script: Script) {
     else return script(request, response);
   });
   const token = cookieSession({ authUrl: `${url}/api/auth` });
-  const sentAs = () => requests.flatMap(({ headers }) => headers.authorization?.split(" ")[1] ?? []).map(subject);
-  return { person, token, api: createClient({ baseUrl: url, token, retries: 0 }), sentAs };
+  const senders = () => requests.flatMap(({ headers }) => headers.authorization?.split(" ")[1] ?? []).map(subject);
+  return { person, token, api: createClient({ baseUrl: url, token, retries: 0 }), senders };
 }
 
 const subject = (token: string) => (JSON.parse(Buffer.from(token.split(".")[1]!, "base64url").toString()) as { sub: string }).sub;
 
-test("a token of another person ends the source, until there is one of the same person again", async (t) => {
+test("another user's token throws AnotherPerson until a token of the first user is returned", async (t) => {
   const time = clocks(t);
   const people = ["alice", "bob", "bob", "alice", "alice"];
   const source = tokenSource(async () => jwt({ sub: people.shift()! }));
   const first = await source.token();
   time.pass(870);
-  // The old token would be good for another 30 seconds.
+  // The old token would be valid for another 30 seconds.
   await assert.rejects(source.token(), AnotherPerson);
   await assert.rejects(source.token(), AnotherPerson);
   const again = await source.token();
@@ -201,7 +201,7 @@ test("a token of another person ends the source, until there is one of the same 
   assert.equal(subject(await source.token()), "alice");
 });
 
-test("a person is an issuer and a subject, and a token has to name them", async () => {
+test("a user is identified by issuer and subject, and tokens must contain both", async () => {
   const first = jwt({ sub: "alice", iss: "https://one.test" });
   const others = [
     jwt({ sub: "bob", iss: "https://one.test" }),
@@ -222,7 +222,7 @@ test("a person is an issuer and a subject, and a token has to name them", async 
   }
 });
 
-test("a subject that is named in advance holds for the first token, too", async (t) => {
+test("the subject option also applies to the first token", async (t) => {
   for (const token of [jwt({ sub: "bob" }), "opaque", jwt({ sub: undefined })]) {
     const api = await client(t, empty, { token: tokenSource(async () => token, { subject: "alice" }) });
     await assert.rejects(api.GET("/api/v1/tasks"), AnotherPerson);
@@ -238,18 +238,18 @@ test("a subject that is named in advance holds for the first token, too", async 
   await assert.rejects(tokenSource(async () => jwt(), { subject: "" }).token(), AnotherPerson);
 });
 
-test("a write that is refused is not sent again as another person", async (t) => {
-  const { person, api, sentAs } = await shared(t, (request, response) =>
+test("a write is not retried as another user after a 401", async (t) => {
+  const { person, api, senders } = await shared(t, (request, response) =>
     request.method === "GET" ? empty(request, response) : problem(response, 401, "invalid_token"));
   await api.GET("/api/v1/tasks");
   person.now = "bob";
   await assert.rejects(api.POST("/api/v1/tasks", { body: { title: "Alice's draft" } }), AnotherPerson);
   await assert.rejects(api.fetch("/api/v1/tasks", { method: "POST", body: "{}" }), AnotherPerson);
-  assert.deepEqual(sentAs(), ["alice", "alice"]);
+  assert.deepEqual(senders(), ["alice", "alice"]);
 });
 
-test("all who wait for a token are told that it is another person's", async (t) => {
-  const { person, token, api, sentAs } = await shared(t, empty);
+test("all callers waiting for another user's token get AnotherPerson", async (t) => {
+  const { person, token, api, senders } = await shared(t, empty);
   await api.GET("/api/v1/tasks");
   token.clear();
   person.now = "bob";
@@ -258,10 +258,10 @@ test("all who wait for a token are told that it is another person's", async (t) 
     assert.equal(status, "rejected");
     assert.ok(reason instanceof AnotherPerson);
   }
-  assert.deepEqual(sentAs(), ["alice"]);
+  assert.deepEqual(senders(), ["alice"]);
 });
 
-test("a late answer to an earlier question does not change the person", async () => {
+test("a late response to an earlier token request does not change the user", async () => {
   const waiting: ((token: string) => void)[] = [];
   const source = tokenSource(() => new Promise((resolve) => waiting.push(resolve)));
   const early = source.token();
@@ -273,7 +273,7 @@ test("a late answer to an earlier question does not change the person", async ()
   await assert.rejects(early, AnotherPerson);
 });
 
-test("a client sends as one person, whatever its source does", async (t) => {
+test("a client sends as one user, even if its source returns tokens of several", async (t) => {
   let now = "alice";
   const token: TokenSource = { token: async () => jwt({ sub: now }), clear() {} };
   const api = await client(t, inTurn(empty, empty, (_, response) => void ((now = "bob"), problem(response, 401, "invalid_token"))), { token });
@@ -286,7 +286,7 @@ test("a client sends as one person, whatever its source does", async (t) => {
   assert.equal(api.calls().length, 3);
 });
 
-test("what was handed on from one cookie is never answered for another", async (t) => {
+test("sources with different cookies do not share tokens", async (t) => {
   const { url } = await serve(t, ({ headers }, response) => json(response, 200, { token: jwt({ sub: headers.cookie! }) }));
   const sources = ["alice", "bob", "alice"].map((cookie) => cookieSession({ authUrl: url, cookie }));
   const tokens = await Promise.all(sources.map((source) => source.token()));

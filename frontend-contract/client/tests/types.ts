@@ -1,4 +1,4 @@
-/** Compiled and never run: what is right compiles, what is wrong does not. */
+/** Compile-time tests of the client's types; never executed. */
 import { type Client, type components, pages, update } from "../../client.ts";
 
 export async function typed(api: Client): Promise<void> {
@@ -28,14 +28,14 @@ export async function typed(api: Client): Promise<void> {
   await api.GET("/api/v1/tasks", { params: { query: { state: "todo" } } });
   // @ts-expect-error not a member of a task
   data.titel;
-  // @ts-expect-error null brings a default back, a title has none
+  // @ts-expect-error null resets a member to its default, and a title has none
   await update(api, data, { title: null });
-  // @ts-expect-error belongs to the server
+  // @ts-expect-error set by the server
   await update(api, data, { version: 2 });
-  // @ts-expect-error tags do not come in pages
+  // @ts-expect-error the listing of tags is not paginated
   pages(api, "/api/v1/tags");
   // @ts-expect-error no such sort
   pages(api, "/api/v1/tasks", { sort: "colour" });
-  // @ts-expect-error the cursor is the iterator's
+  // @ts-expect-error the iterator sets the cursor
   pages(api, "/api/v1/tasks", { cursor: "x" });
 }
