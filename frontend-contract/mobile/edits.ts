@@ -1,13 +1,13 @@
-/** What a person does to a task before the server knows: how it looks meanwhile, and how it meets what others did. */
+/** Local edits of tasks: how they are displayed, combined, and merged with remote changes. */
 import { type components, same, type Task, type TaskChanges } from "../client.ts";
 
 export type NewTask = components["schemas"]["TaskCreate"];
-/** Members with their values spelled out: no null that stands for a default. */
+/** The editable members of a task, with explicit values: defaults are never written as null. */
 export type Members = Pick<Task, (typeof MEMBERS)[number]>;
 
 export type Edit =
   | { op: "create"; id: string; task: Members }
-  /** `base` is what each changed member was when the person saw it. */
+  /** `base`: the values of the changed members before the edit. */
   | { op: "update"; id: string; changes: Partial<Members>; base: Partial<Members> }
   | { op: "delete"; id: string };
 
@@ -15,20 +15,22 @@ export const MEMBERS = ["title", "description", "status", "priority", "due_at", 
 
 const DEFAULTS: Omit<Members, "title"> = { description: null, status: "todo", priority: "normal", due_at: null, tags: [] };
 
+/** The given members, with null replaced by the default value. */
 export function members(task: NewTask | TaskChanges): Partial<Members> {
   const given = MEMBERS.filter((name) => task[name] !== undefined);
-  const spelled = given.map((name) => [name, task[name] ?? (name === "title" ? null : DEFAULTS[name])]);
-  return Object.fromEntries(spelled) as Partial<Members>;
+  const explicit = given.map((name) => [name, task[name] ?? (name === "title" ? null : DEFAULTS[name])]);
+  return Object.fromEntries(explicit) as Partial<Members>;
 }
 
+/** All members of a new task, with defaults for missing ones. */
 export const complete = (task: NewTask): Members => ({ ...DEFAULTS, title: task.title, ...members(task) });
 
-/** What would change: the members whose value is another one. */
+/** The changes that differ from the task's current values. */
 export function differing(task: Members, changes: Partial<Members>): Partial<Members> {
   return pick(changes, (name) => !same(name, task[name], changes[name]));
 }
 
-/** The earlier of two edits of one task with the later one in it. A delete of what was never made costs no request. */
+/** Combines two unsent edits of a task into one. */
 export function combined(earlier: Edit, later: Edit): Edit {
   if (later.op !== "update") return later;
   if (earlier.op === "create") return { ...earlier, task: { ...earlier.task, ...later.changes } };
@@ -37,17 +39,18 @@ export function combined(earlier: Edit, later: Edit): Edit {
 }
 
 /**
- * A local change beside what the task has become: the members to send, and those where somebody else was first.
+ * Merges a local update with the current remote task, member by member.
  *
- * Member by member: who changed one that nobody else touched gets it; where both did, the server's value stays.
+ * send: changed members whose remote value is still that of `base`. lost: members that were also changed remotely; the
+ * remote value wins.
  */
 export function merged(current: Members, edit: Edit & { op: "update" }): { send: Partial<Members>; lost: Partial<Members> } {
   const open = differing(current, edit.changes);
-  const untouched = (name: keyof Members) => same(name, current[name], edit.base[name]);
-  return { send: pick(open, untouched), lost: pick(open, (name) => !untouched(name)) };
+  const unchanged = (name: keyof Members) => same(name, current[name], edit.base[name]);
+  return { send: pick(open, unchanged), lost: pick(open, (name) => !unchanged(name)) };
 }
 
-/** How a task looks with an edit that is on its way. */
+/** The task as displayed with a pending edit; undefined if it is deleted or missing. */
 export function shown(task: Task | undefined, edit: Edit, now = Date.now()): Task | undefined {
   if (edit.op === "delete") return undefined;
   const changes = edit.op === "create" ? edit.task : edit.changes;

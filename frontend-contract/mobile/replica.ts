@@ -1,45 +1,48 @@
-/** One person's tasks on a phone: readable and editable without a network, and in the end what the server has. */
+/** A local copy of a user's tasks that can be read and edited offline and is synchronized with the server. */
 import { AnotherPerson, ApiError, backoff, type Client, type components, type Data, type paths, type ProblemError, SignedOut, sleep, type Task, type TaskChanges, uuid } from "../client.ts";
 import { combined, complete, differing, type Edit, type Members, members, merged, type NewTask, shown } from "./edits.ts";
 import type { Store } from "./store.ts";
 
-/** What could not be done as the person wanted, kept until they decide. */
+/** A local edit that could not be applied. Kept until the user accepts or dismisses it. */
 export interface Offer {
   id: string;
-  /** `changed`: somebody else was first, and theirs stands. `deleted`: the task is gone. `refused`: `errors` says why. */
+  /**
+   * `changed`: the members were also changed remotely, and the remote values were kept. `deleted`: the task was deleted
+   * remotely. `refused`: the API rejected the edit; see `errors`.
+   */
   reason: "changed" | "deleted" | "refused";
-  /** What they wanted. */
+  /** The local values that were not applied. */
   changes: Partial<Members>;
   errors: readonly ProblemError[];
 }
 
 export interface Shown extends Task {
-  /** Not yet known to be at the server. */
+  /** Whether an edit has not been confirmed by the server. */
   pending: boolean;
 }
 
-/** There is no such task here. */
+/** The replica has no task with this id. */
 export class NotHere extends Error {
   override readonly name = "NotHere";
 }
 
 type Operation = components["schemas"]["Batch"]["operations"][number];
 
-/** A request that was, or is about to be, sent: the same each time, under the same key, until its answer is known. */
+/** A batch request that may have been sent. Repeated unchanged, with the same key, until the response is known. */
 interface Shipment {
   key: string;
   operations: Operation[];
-  /** The numbers of the writes that it carries. */
+  /** The numbers of the edits in this batch. */
   writes: number[];
-  /** What was answered. It stays until the change feed, which tells what became of it, has been read to the end. */
+  /** The outcome. The shipment is kept until the change feed, which contains its effects, has been read to the end. */
   answer: "done" | "refused" | null;
 }
 
 interface State {
   person: string;
-  /** Of the change feed; null: from the start. */
+  /** Sync token of the change feed; null: read from the start. */
   token: string | null;
-  /** Counts the readings from the start. Tasks that the present one has not brought go when it ends. */
+  /** Number of full reads of the feed. When one ends, tasks that it did not contain are removed. */
   reading: number;
   complete: boolean;
   nextWrite: number;
@@ -49,11 +52,11 @@ interface State {
 type Feed = Data<paths["/api/v1/tasks/changes"]["get"]>;
 type Changes = Map<string, unknown>;
 
-const LARGEST = 100;
-/** Characters; at most three bytes each, which keeps below the 1 MiB that a batch may have. */
-const LONGEST = 300_000;
-/** Refusals in a row that change nothing here: then something else is wrong. */
-const PATIENCE = 50;
+const MAX_OPERATIONS = 100;
+/** Characters of a batch. Each takes at most three bytes, and a batch may have 1 MiB. */
+const MAX_LENGTH = 300_000;
+/** Rejected batches in a row after which `sync` gives up. */
+const MAX_REJECTIONS = 50;
 
 export class Replica {
   #client: Client;
@@ -62,7 +65,7 @@ export class Replica {
   readonly #tasks = new Map<string, { task: Task; reading: number }>();
   readonly #writes = new Map<number, Edit>();
   readonly #offers = new Map<string, Offer>();
-  #turn: Promise<unknown> = Promise.resolve();
+  #lastCommit: Promise<unknown> = Promise.resolve();
   #syncing: Promise<void> | null = null;
   #shown: ReadonlyMap<string, Shown> | null = null;
   readonly #listeners = new Set<() => void>();
@@ -73,23 +76,24 @@ export class Replica {
   }
 
   /**
-   * What the store has of this person. A store for each person keeps their edits apart.
+   * Opens the replica in a store. Use one store per user.
    *
-   * client: with `session.tokenOf(person)`, so that edits cannot be sent as a different person.
-   * Throws AnotherPerson when the store holds the data of another person.
+   * client: created with `session.tokenOf(person)`, so that edits cannot be sent as a different user.
+   * person: the user's id.
+   * Throws AnotherPerson if the store contains another user's data.
    */
   static async open({ client, store, person }: { client: Client; store: Store; person: string }): Promise<Replica> {
     const replica = new Replica(client, store);
-    const kept = [...(await store.load())];
-    // In the order of their numbers, which for writes is that in which they were made.
-    kept.sort(([one], [other]) => one.localeCompare(other, "en", { numeric: true }));
-    for (const [key, text] of kept) replica.#apply(key, JSON.parse(text));
+    const stored = [...(await store.load())];
+    // Order edits by number, that is, in the order in which they were made.
+    stored.sort(([one], [other]) => one.localeCompare(other, "en", { numeric: true }));
+    for (const [key, text] of stored) replica.#apply(key, JSON.parse(text));
     replica.#state ??= { person, token: null, reading: 1, complete: false, nextWrite: 1, shipment: null };
-    if (replica.#state.person !== person) throw new AnotherPerson("the store belongs to a different person");
+    if (replica.#state.person !== person) throw new AnotherPerson("the store belongs to a different user");
     return replica;
   }
 
-  /** All tasks as the person left them, in no order; the same object until something changes. */
+  /** All tasks with pending edits applied, unordered. Returns the same object until something changes. */
   tasks(): ReadonlyMap<string, Shown> {
     if (!this.#shown) {
       const tasks = new Map<string, Shown>();
@@ -104,79 +108,84 @@ export class Replica {
     return this.#shown;
   }
 
+  /** The edits that could not be applied. */
   offers(): Offer[] {
     return [...this.#offers.values()];
   }
 
-  /** How many edits have not been answered yet. */
+  /** Number of edits that the server has not confirmed. */
   get unsent(): number {
     return this.#writes.size;
   }
 
-  /** Call `listener` after each change; returns what ends that. */
+  /** Calls `listener` after each change. Returns a function that unsubscribes. */
   subscribe(listener: () => void): () => void {
     this.#listeners.add(listener);
     return () => void this.#listeners.delete(listener);
   }
 
-  /** Kept when the promise resolves, whatever happens to the app then. Returns the id, which is for good. */
+  /** Creates a task and returns its permanent id. The edit is stored when the promise resolves. */
   async create(task: NewTask): Promise<string> {
     const id = uuid();
-    await this.#change(() => this.#queue({ op: "create", id, task: complete(task) }));
+    await this.#commit(() => this.#addEdit({ op: "create", id, task: complete(task) }));
     return id;
   }
 
-  /** Throws NotHere. */
+  /** Changes members of a task. Throws NotHere. */
   async update(id: string, changes: TaskChanges): Promise<void> {
-    await this.#change(() => {
+    await this.#commit(() => {
       const task = this.#find(id);
       const wanted = differing(task, members(changes));
       const base = Object.fromEntries(Object.keys(wanted).map((name) => [name, task[name as keyof Members]]));
-      return Object.keys(wanted).length ? this.#queue({ op: "update", id, changes: wanted, base }) : new Map();
+      return Object.keys(wanted).length ? this.#addEdit({ op: "update", id, changes: wanted, base }) : new Map();
     });
   }
 
-  /** Throws NotHere. */
+  /** Deletes a task. Throws NotHere. */
   async delete(id: string): Promise<void> {
-    await this.#change(() => {
+    await this.#commit(() => {
       this.#find(id);
-      return this.#queue({ op: "delete", id }).set(`offer/${id}`, null);
+      return this.#addEdit({ op: "delete", id }).set(`offer/${id}`, null);
     });
   }
 
-  /** Do what was not done, over what others did; a task that is gone is made anew. */
+  /** Applies an offer over the remote values. Creates a deleted task again. */
   async accept(offer: Offer): Promise<void> {
     if (this.tasks().has(offer.id)) await this.update(offer.id, offer.changes);
     else await this.create({ title: "", ...offer.changes });
     await this.dismiss(offer);
   }
 
+  /** Discards an offer. */
   async dismiss({ id }: Pick<Offer, "id">): Promise<void> {
-    await this.#change(() => new Map([[`offer/${id}`, null]]));
+    await this.#commit(() => new Map([[`offer/${id}`, null]]));
   }
 
   /**
-   * After an anonymous person's account was linked: tasks and edits belong to the new account from now on.
+   * Moves tasks and edits to another account, after an anonymous account was linked to it.
    *
-   * client: for the new account, since the previous one throws AnotherPerson from now on.
+   * client: for the new account, since the previous client now throws AnotherPerson.
    */
   async adopt(person: string, client: Client): Promise<void> {
-    await this.#change(() => new Map([["state", { ...this.#state, person }]]));
+    await this.#commit(() => new Map([["state", { ...this.#state, person }]]));
     this.#client = client;
   }
 
   /**
-   * Fetch what others did, send what was done here, until both sides are equal. One at a time: who calls meanwhile waits
-   * for it.
+   * Fetches remote changes and sends local edits until both sides are equal. Concurrent calls share one run.
    *
-   * Throws what the client throws; then nothing is lost, and the next call goes on from there.
+   * Throws the errors of the client. No edits are lost then, and the next call continues.
    */
   sync({ signal }: { signal?: AbortSignal } = {}): Promise<void> {
     this.#syncing ??= this.#sync(signal).finally(() => (this.#syncing = null));
     return this.#syncing;
   }
 
-  /** Sync after each edit, and every `every` milliseconds, until aborted. Throws SignedOut, AnotherPerson, and ApiError for good. */
+  /**
+   * Syncs after each edit, and every `every` milliseconds, until `signal` is aborted. Retries after errors.
+   *
+   * Throws SignedOut, AnotherPerson, and ApiError with status 403.
+   */
   async keepSynced({ signal, every = 15_000 }: { signal: AbortSignal; every?: number }): Promise<void> {
     for (let failures = 0; !signal.aborted; ) {
       try {
@@ -200,13 +209,13 @@ export class Replica {
   }
 
   async #sync(signal: AbortSignal | undefined): Promise<void> {
-    for (let refusals = 0; ; ) {
+    for (let rejections = 0; ; ) {
       await this.#pull(signal);
-      const shipment = await this.#load();
+      const shipment = await this.#nextShipment();
       if (!shipment) return;
       const sent = await this.#send(shipment, signal);
-      refusals = sent ? 0 : refusals + 1;
-      if (refusals > PATIENCE) throw new Error("the server keeps refusing what it should accept");
+      rejections = sent ? 0 : rejections + 1;
+      if (rejections > MAX_REJECTIONS) throw new Error(`the server rejected ${rejections} batches in a row`);
     }
   }
 
@@ -218,19 +227,19 @@ export class Replica {
         const params = { query: token === null ? {} : { since: token } };
         feed = (await this.#client.GET("/api/v1/tasks/changes", { params, ...(signal && { signal }) })).data;
       } catch (error) {
-        const lost = error instanceof ApiError && ["sync_token_expired", "invalid_sync_token"].includes(error.code);
-        if (!lost || token === null) throw error;
+        const isTokenLost = error instanceof ApiError && ["sync_token_expired", "invalid_sync_token"].includes(error.code);
+        if (!isTokenLost || token === null) throw error;
         const reading = this.#state.reading + 1;
-        await this.#change(() => new Map([["state", { ...this.#state, token: null, reading, complete: false }]]));
+        await this.#commit(() => new Map([["state", { ...this.#state, token: null, reading, complete: false }]]));
         continue;
       }
       more = feed.more;
-      await this.#change(() => this.#take(feed));
+      await this.#commit(() => this.#applyPage(feed));
     }
   }
 
-  /** A page of the feed, with all that follows from it. */
-  #take({ items, next, more }: Feed): Changes {
+  /** The changes of state that follow from a page of the feed. */
+  #applyPage({ items, next, more }: Feed): Changes {
     const changes: Changes = new Map();
     if (next === this.#state.token && !items.length && this.#state.complete && !this.#state.shipment) return changes;
     const state = { ...this.#state, token: next };
@@ -249,9 +258,9 @@ export class Replica {
     return changes.set("state", state);
   }
 
-  /** The request to send next: the one that was sent before if its answer is not known; none if there is nothing to say. */
-  async #load(): Promise<Shipment | null> {
-    await this.#change(() => {
+  /** The batch to send next: the previous one if its response is unknown, else a new one; null without edits to send. */
+  async #nextShipment(): Promise<Shipment | null> {
+    await this.#commit(() => {
       if (this.#state.shipment) return new Map();
       const changes: Changes = new Map();
       const operations: Operation[] = [];
@@ -259,12 +268,12 @@ export class Replica {
       const seen = new Set<string>();
       let length = 0;
       for (const [number, edit] of this.#writes) {
-        // The second edit of a task is decided on when it is known what the first has made of it.
+        // A second edit of a task depends on the result of the first.
         if (seen.has(edit.id)) continue;
         const operation = this.#operation(number, edit, changes);
         if (!operation) continue;
         length += JSON.stringify(operation).length;
-        if (operations.length && (operations.length === LARGEST || length > LONGEST)) break;
+        if (operations.length && (operations.length === MAX_OPERATIONS || length > MAX_LENGTH)) break;
         operations.push(operation);
         writes.push(number);
         seen.add(edit.id);
@@ -276,29 +285,29 @@ export class Replica {
     return this.#state.shipment;
   }
 
-  /** An edit as it has to be sent now that the server's side is known; nothing when there is nothing left of it. */
+  /** The operation for an edit, merged with the current remote task; null if there is nothing to send. Adds offers to `changes`. */
   #operation(number: number, edit: Edit, changes: Changes): Operation | null {
     const current = this.#tasks.get(edit.id)?.task;
     if (edit.op === "create" && !current) return { op: "create", id: edit.id, task: edit.task };
     if (edit.op === "delete" && current) return { op: "delete", id: edit.id };
     if (edit.op === "update" && current) {
       const { send, lost } = merged(current, edit);
-      if (Object.keys(lost).length) this.#offer(changes, { id: edit.id, reason: "changed", changes: lost, errors: [] });
+      if (Object.keys(lost).length) this.#addOffer(changes, { id: edit.id, reason: "changed", changes: lost, errors: [] });
       if (Object.keys(send).length) {
-        // What was given up is not to be shown any longer.
+        // Stop displaying the values that lost.
         changes.set(`write/${number}`, { ...edit, changes: send });
         return { op: "update", id: edit.id, changes: send, if_match: `"${current.version}"` };
       }
     }
     if (edit.op === "update" && !current) {
-      this.#offer(changes, { id: edit.id, reason: "deleted", changes: { ...edit.base, ...edit.changes }, errors: [] });
+      this.#addOffer(changes, { id: edit.id, reason: "deleted", changes: { ...edit.base, ...edit.changes }, errors: [] });
     }
-    // Otherwise it is as it should be: made already, gone already, changed to just that already.
+    // Otherwise the remote task already has the result of the edit.
     changes.set(`write/${number}`, null);
     return null;
   }
 
-  /** Whether it was done. If not, what stood in the way is out of it, or will be after the next look at the feed. */
+  /** Sends a batch. Returns false if it was rejected; the cause is then removed, or will be after the next read of the feed. */
   async #send(shipment: Shipment, signal: AbortSignal | undefined): Promise<boolean> {
     try {
       await this.#client.POST("/api/v1/tasks/batch", {
@@ -308,14 +317,14 @@ export class Replica {
       });
     } catch (error) {
       if (!(error instanceof ApiError) || ![404, 412, 422].includes(error.status)) throw error;
-      await this.#change(() => this.#refused(shipment, error));
+      await this.#commit(() => this.#reject(shipment, error));
       return false;
     }
-    await this.#change(() => new Map([["state", { ...this.#state, shipment: { ...shipment, answer: "done" } }]]));
+    await this.#commit(() => new Map([["state", { ...this.#state, shipment: { ...shipment, answer: "done" } }]]));
     return true;
   }
 
-  #refused(shipment: Shipment, error: ApiError): Changes {
+  #reject(shipment: Shipment, error: ApiError): Changes {
     const changes: Changes = new Map([["state", { ...this.#state, shipment: { ...shipment, answer: "refused" } }]]);
     const loc = error.errors[0]?.loc ?? [];
     const number = loc[1] === "operations" ? shipment.writes[Number(loc[2])] : undefined;
@@ -323,17 +332,17 @@ export class Replica {
     if (!edit) return changes;
     if (error.status === 422) {
       const wanted = edit.op === "create" ? edit.task : edit.op === "update" ? edit.changes : {};
-      this.#offer(changes, { id: edit.id, reason: "refused", changes: wanted, errors: error.errors });
+      this.#addOffer(changes, { id: edit.id, reason: "refused", changes: wanted, errors: error.errors });
       changes.set(`write/${number}`, null);
     } else if (edit.op !== "update") {
-      // To be made, and there already or in the bin by now; to be deleted, and gone for good. Both have happened.
+      // A create of a task that already exists or is in the trash, or a delete of a purged task: nothing left to do.
       changes.set(`write/${number}`, null);
     }
     return changes;
   }
 
-  /** Behind what is there, or into the edit of the same task that has not been sent. */
-  #queue(edit: Edit): Changes {
+  /** Adds an edit to the queue, or combines it with an unsent edit of the same task. */
+  #addEdit(edit: Edit): Changes {
     const sent = new Set(this.#state.shipment?.writes);
     const waiting = [...this.#writes].find(([number, { id }]) => id === edit.id && !sent.has(number));
     const number = this.#state.nextWrite;
@@ -342,20 +351,20 @@ export class Replica {
     return changes.set(`write/${waiting[0]}`, combined(waiting[1], edit));
   }
 
-  #offer(changes: Changes, offer: Offer): void {
+  #addOffer(changes: Changes, offer: Offer): void {
     const earlier = this.#offers.get(offer.id)?.changes;
     changes.set(`offer/${offer.id}`, { ...offer, changes: { ...earlier, ...offer.changes } });
   }
 
   #find(id: string): Shown {
     const task = this.tasks().get(id);
-    if (!task) throw new NotHere("there is no such task here");
+    if (!task) throw new NotHere("the replica has no task with this id");
     return task;
   }
 
-  /** One change after the other, each decided on what the last one left, and seen here only when it is kept. */
-  #change(decide: () => Changes): Promise<void> {
-    const mine = this.#turn.then(async () => {
+  /** Applies changes one at a time: `decide` sees the result of earlier ones, and memory is updated after the store. */
+  #commit(decide: () => Changes): Promise<void> {
+    const commit = this.#lastCommit.then(async () => {
       const changes = decide();
       if (!changes.size) return;
       const texts = [...changes].map(([key, value]) => [key, value === null ? null : JSON.stringify(value)] as const);
@@ -363,8 +372,8 @@ export class Replica {
       for (const [key, value] of changes) this.#apply(key, value);
       for (const listener of this.#listeners) listener();
     });
-    this.#turn = mine.catch(() => {});
-    return mine;
+    this.#lastCommit = commit.catch(() => {});
+    return commit;
   }
 
   #apply(key: string, value: unknown): void {

@@ -1,14 +1,14 @@
-/** Who is signed in on this phone: Better Auth's session token in secure storage, and a JWT for it when one is needed. */
+/** Sign-in with Better Auth on a phone. The session token is stored in secure storage; JWTs are stored in memory only. */
 import { bearerSession, type TokenSource } from "../client.ts";
 
-/** The keychain or the keystore: expo-secure-store, react-native-keychain. */
+/** Access to the keychain or keystore, for example with expo-secure-store or react-native-keychain. */
 export interface SecureStorage {
   get(key: string): Promise<string | null>;
   set(key: string, value: string): Promise<void>;
   delete(key: string): Promise<void>;
 }
 
-/** Better Auth's refusal to sign somebody in; `code` is its own, such as INVALID_EMAIL_OR_PASSWORD. */
+/** Better Auth rejected a sign-in or sign-up. `code` is Better Auth's, such as INVALID_EMAIL_OR_PASSWORD. */
 export class SignInRefused extends Error {
   override readonly name = "SignInRefused";
   readonly status: number;
@@ -23,7 +23,7 @@ export class SignInRefused extends Error {
 
 type Fetch = (input: string, init?: RequestInit) => Promise<Response>;
 
-interface Kept {
+interface Stored {
   sessionToken: string;
   person: string;
 }
@@ -43,61 +43,67 @@ export class Session {
   }
 
   /**
-   * For `createClient`: the tokens of this person, whose id `person()` and the sign-in return.
+   * Returns the token source of one user, for `createClient`. person: the id returned by `person()` and the sign-in.
    *
-   * Throws SignedOut while no one is signed in on this phone, and AnotherPerson while another person is.
+   * Its `token()` throws SignedOut while no user is signed in, and AnotherPerson while another user is.
    */
   tokenOf(person: string): TokenSource {
     let source = this.#sources.get(person);
     if (!source) {
-      const sessionToken = async () => (await this.#kept())?.sessionToken ?? null;
+      const sessionToken = async () => (await this.#stored())?.sessionToken ?? null;
       source = bearerSession({ authUrl: this.#authUrl, fetch: this.#fetch, sessionToken, subject: person });
       this.#sources.set(person, source);
     }
     return source;
   }
 
-  /** The id of who is signed in, also without a network; null when nobody is. */
+  /** The id of the signed-in user, or null. Works offline. */
   async person(): Promise<string | null> {
-    return (await this.#kept())?.person ?? null;
+    return (await this.#stored())?.person ?? null;
   }
 
-  /** Throws SignInRefused. Returns the id of the person. */
+  /** Signs in and returns the user's id. Throws SignInRefused, or errors of `fetch`. */
   signIn(email: string, password: string): Promise<string> {
-    return this.#begin("/sign-in/email", { email, password });
+    return this.#start("/sign-in/email", { email, password });
   }
 
+  /** Creates an account and returns the user's id. Throws like `signIn`. */
   signUp(email: string, password: string, name: string): Promise<string> {
-    return this.#begin("/sign-up/email", { email, password, name });
+    return this.#start("/sign-up/email", { email, password, name });
   }
 
+  /** Creates an anonymous account and returns the user's id. Throws like `signIn`. */
   signInAnonymously(): Promise<string> {
-    return this.#begin("/sign-in/anonymous", {});
+    return this.#start("/sign-in/anonymous", {});
   }
 
-  /** Signed out on this phone whatever happens; without a network the session at the issuer lives on until it expires. */
+  /**
+   * Deletes the session token, then ends the session at Better Auth.
+   *
+   * Throws errors of `fetch`. The user is signed out on this phone even then, but the session stays valid until it expires.
+   */
   async signOut(): Promise<void> {
-    const kept = await this.#kept();
+    const stored = await this.#stored();
     await this.#storage.delete(KEY);
     this.#clear();
-    if (kept) await this.#post("/sign-out", {}, kept.sessionToken);
+    if (stored) await this.#post("/sign-out", {}, stored.sessionToken);
   }
 
-  async #begin(path: string, body: object): Promise<string> {
-    const response = await this.#post(path, body, (await this.#kept())?.sessionToken);
+  async #start(path: string, body: object): Promise<string> {
+    const response = await this.#post(path, body, (await this.#stored())?.sessionToken);
     const answer = (await response.json().catch(() => ({}))) as { user?: { id: string }; code?: string; message?: string };
     const sessionToken = response.headers.get("set-auth-token");
     if (!response.ok || !answer.user || !sessionToken) {
       const code = answer.code ?? (response.ok ? "NO_BEARER_PLUGIN" : "UNKNOWN");
-      throw new SignInRefused(response.status, code, answer.message ?? `Better Auth answered ${response.status}`);
+      throw new SignInRefused(response.status, code, answer.message ?? `Better Auth responded with status ${response.status}`);
     }
-    const kept: Kept = { sessionToken, person: answer.user.id };
-    await this.#storage.set(KEY, JSON.stringify(kept));
+    const stored: Stored = { sessionToken, person: answer.user.id };
+    await this.#storage.set(KEY, JSON.stringify(stored));
     this.#clear();
-    return kept.person;
+    return stored.person;
   }
 
-  // No cookies are wanted, but React Native may send those that it kept on its own; then Better Auth asks for an Origin.
+  // React Native may send stored cookies despite `omit`, and Better Auth requires an Origin with cookies.
   #post(path: string, body: object, sessionToken?: string): Promise<Response> {
     const origin = /^https?:\/\/[^/]+/.exec(this.#authUrl)?.[0] ?? "";
     return this.#fetch(this.#authUrl + path, {
@@ -116,8 +122,8 @@ export class Session {
     for (const source of this.#sources.values()) source.clear();
   }
 
-  async #kept(): Promise<Kept | null> {
+  async #stored(): Promise<Stored | null> {
     const text = await this.#storage.get(KEY);
-    return text === null ? null : (JSON.parse(text) as Kept);
+    return text === null ? null : (JSON.parse(text) as Stored);
   }
 }

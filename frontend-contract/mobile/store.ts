@@ -1,13 +1,13 @@
-/** What a phone remembers between two starts of the app. */
+/** Persistent storage of a replica. */
 
-/** Texts under keys. An implementation has to keep one promise: a commit is there as a whole after a crash, or not at all. */
+/** A key-value store of strings. Commits must be atomic, also when the app crashes. */
 export interface Store {
   load(): Promise<ReadonlyMap<string, string>>;
-  /** null removes. */
+  /** Writes all changes, or none. null removes a key. */
   commit(changes: ReadonlyMap<string, string | null>): Promise<void>;
 }
 
-/** The part of expo-sqlite's `SQLiteDatabase` that a store needs. */
+/** The methods of expo-sqlite's `SQLiteDatabase` that the store uses. */
 export interface SQLite {
   execSync(source: string): void;
   runSync(source: string, ...params: string[]): unknown;

@@ -9,7 +9,7 @@ from tests.contract.packages import CONTRACT, TYPESCRIPT_TESTS, passed, run
 
 MOBILE = CONTRACT / "mobile"
 # A failure at each request of a sync. The recipe's own tests also try it, against a fake API.
-EACH_FAILURE = "each request of a sync may fail"
+EACH_FAILURE = "a sync completes after a failure of any request"
 
 
 def test_the_tests_of_the_recipe_pass() -> None:

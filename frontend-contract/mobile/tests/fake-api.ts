@@ -1,4 +1,4 @@
-/** The part of the API that a phone uses, in memory: quick enough for hundreds of simulations. The real one has the last word. */
+/** An in-memory fake of the API, fast enough for hundreds of simulations. `real.ts` uses the real API. */
 import { type Task, uuid } from "../../client.ts";
 import { complete, differing, members } from "../edits.ts";
 
@@ -25,21 +25,21 @@ export class FakeApi {
     return new Response(body === undefined ? null : JSON.stringify(body), { status, headers: { "Content-Type": type } });
   };
 
-  /** What the bin holds is gone, and tokens from before cannot go on. */
+  /** Purges the trash and expires earlier sync tokens. */
   purge(): void {
     for (const [id, row] of this.#rows) if (row.deleted_at) this.#rows.delete(id);
     this.#floor = this.#n;
   }
 
-  /** A day goes by. */
+  /** Expires all idempotency keys. */
   forgetKeys(): void {
     this.#answers.clear();
   }
 
   #answer(method: string, { pathname, searchParams }: URL, { headers, body }: RequestInit): Answer {
     const key = new Headers(headers).get("Idempotency-Key");
-    const kept = key && this.#answers.get(key);
-    if (kept) return kept;
+    const replayed = key && this.#answers.get(key);
+    if (replayed) return replayed;
     const [before, n] = [structuredClone(this.#rows), this.#n];
     try {
       const answer = this.#route(`${method} ${pathname}`, searchParams, body ? JSON.parse(body as string) : undefined);
@@ -75,7 +75,7 @@ export class FakeApi {
     return { status: 204 };
   }
 
-  /** Pages of three, so that there are many. A token says up to where, and under which floor a first reading began. */
+  /** Pages of three tasks, so that there are many. A token holds the position and, in a full read, the floor at its start. */
   #changes(since: string | null): Answer {
     const [after, began] = since === null ? [0, this.#floor] : (since.split(".").map(Number) as [number, number?]);
     if (began === undefined ? after < this.#floor : began < this.#floor) throw new Refusal(410);

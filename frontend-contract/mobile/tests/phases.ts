@@ -1,24 +1,24 @@
-/** One sync of a phone that has much to say and much to hear, with the network failing at each of its requests in turn. */
+/** One sync with local and remote changes, in which the network fails at each request in turn. */
 import assert from "node:assert/strict";
 import { type Client, type components, createClient, pages, type Task, type TokenSource, uuid } from "../../client.ts";
 import { Replica } from "../replica.ts";
 import type { Store } from "../store.ts";
 import { essence, type Fetch, Flash, torn } from "./world.ts";
 
-/** When it fails, seen from the request; `dies`: the app does, too, and starts again with what it has kept. */
-export const FAULTS = ["before it is sent", "before its answer", "in the middle of its answer"].flatMap((when) =>
+/** Points of a request at which the network fails. `dies`: the app is killed, too, and restarted from its store. */
+export const FAULTS = ["before it is sent", "before its response", "in the middle of its response"].flatMap((when) =>
   [false, true].map((dies) => ({ when, dies })),
 );
 export type Fault = (typeof FAULTS)[number];
 
 class Lost extends TypeError {}
 
-/** A network that fails at the requests that `plan` names by their numbers; what was asked for, in order. */
+/** A network that fails at the requests whose numbers are in `plan`. Records all requests. */
 export class Network {
-  readonly asked: string[] = [];
+  readonly requests: string[] = [];
   readonly #fetch: Fetch;
   readonly #plan: ReadonlyMap<number, Fault>;
-  /** Told that the app dies. */
+  /** Called when the app is killed. */
   die = () => {};
 
   constructor(fetch: Fetch, plan: ReadonlyMap<number, Fault>) {
@@ -26,18 +26,18 @@ export class Network {
     this.#plan = plan;
   }
 
-  /** How many of the planned faults have struck. */
+  /** Number of planned faults that have occurred. */
   get struck(): number {
-    return [...this.#plan.keys()].filter((number) => number < this.asked.length).length;
+    return [...this.#plan.keys()].filter((number) => number < this.requests.length).length;
   }
 
   readonly fetch: Fetch = async (input, init) => {
-    const fault = this.#plan.get(this.asked.length);
-    this.asked.push(`${init?.method ?? "GET"} ${new URL(input).pathname}`);
+    const fault = this.#plan.get(this.requests.length);
+    this.requests.push(`${init?.method ?? "GET"} ${new URL(input).pathname}`);
     if (fault?.when === "before it is sent") throw this.#lost(fault);
     const response = await this.#fetch(input, init);
     if (!fault) return response;
-    if (fault.when === "before its answer") {
+    if (fault.when === "before its response") {
       await response.body?.cancel();
       throw this.#lost(fault);
     }
@@ -54,37 +54,37 @@ export interface Place {
   baseUrl: string;
   /** The real network. */
   fetch: Fetch;
-  /** How this phone gets its tokens, over its own network. */
+  /** Creates the phone's token source, which uses the given network. */
   session(fetch: Fetch): TokenSource;
-  /** Another device of the same person, always online. */
+  /** Another device of the same user, always online. */
   web: Client;
-  /** What the phone remembers from one journey to the next. */
+  /** The phone's store, kept between journeys. */
   flash: Flash;
-  /** How many tasks are made elsewhere meanwhile: more than go on a page. */
+  /** Number of tasks created remotely, more than fit on a page. */
   news: number;
 }
 
 /**
- * Edits without a network, edits elsewhere, then sync until it is done. What was asked for of the network.
+ * Makes edits offline and remote changes, then syncs until it succeeds. Returns the requests.
  *
- * Whatever fails on the way: all is done, once, and the phone is what the server is.
+ * Asserts that every edit was applied once, and that phone and server are equal.
  */
 export async function journey({ baseUrl, fetch, session, web, flash, news }: Place, plan: ReadonlyMap<number, Fault> = new Map()): Promise<string[]> {
   const network = new Network(fetch, plan);
-  let alive = { yet: true };
-  network.die = () => void (alive.yet = false);
+  let app = { alive: true };
+  network.die = () => void (app.alive = false);
 
   const start = () => {
-    const mine = (alive = { yet: true });
+    const thisApp = (app = { alive: true });
     const store: Store = {
       load: flash.load,
       async commit(changes) {
-        if (!mine.yet) throw new Lost("the app is dead");
+        if (!thisApp.alive) throw new Lost("the app was killed");
         await flash.commit(changes);
       },
     };
     const source = session(network.fetch);
-    // A new one for each request: so the swap, too, fails at every point.
+    // Request a new token each time, so that the token request also fails at every point.
     const token: TokenSource = { ...source, token: (options) => (source.clear(), source.token(options)) };
     return Replica.open({ client: createClient({ baseUrl, token, fetch: network.fetch, retries: 0 }), store, person: "p" });
   };
@@ -94,13 +94,13 @@ export async function journey({ baseUrl, fetch, session, web, flash, news }: Pla
   const [shared, rival, doomed, gone] = [await made("shared"), await made("rival"), await made("doomed"), await made("gone")];
   const patch = (id: string, body: object) => web.PATCH("/api/v1/tasks/{id}", { params: { path: { id } }, body });
 
-  const calm = await Replica.open({ client: web, store: flash, person: "p" });
-  await calm.sync();
-  const fresh = await calm.create({ title: `fresh ${mark}`, tags: ["a"] });
-  await calm.update(shared.id, { priority: "high" });
-  await calm.update(rival.id, { title: `ours ${mark}` });
-  await calm.update(gone.id, { title: `too late ${mark}` });
-  await calm.delete(doomed.id);
+  const offline = await Replica.open({ client: web, store: flash, person: "p" });
+  await offline.sync();
+  const fresh = await offline.create({ title: `fresh ${mark}`, tags: ["a"] });
+  await offline.update(shared.id, { priority: "high" });
+  await offline.update(rival.id, { title: `ours ${mark}` });
+  await offline.update(gone.id, { title: `too late ${mark}` });
+  await offline.delete(doomed.id);
   await patch(shared.id, { description: "theirs" });
   await patch(rival.id, { title: `theirs ${mark}` });
   await web.DELETE("/api/v1/tasks/{id}", { params: { path: { id: gone.id } } });
@@ -108,17 +108,17 @@ export async function journey({ baseUrl, fetch, session, web, flash, news }: Pla
 
   let phone = await start();
   for (let attempt = 0; ; attempt++) {
-    assert.ok(attempt <= plan.size, "a failure is over when it is over");
+    assert.ok(attempt <= plan.size, "a sync fails once per planned fault at most");
     try {
       await phone.sync();
       break;
     } catch (error) {
       if (!(error instanceof TypeError)) throw error;
-      if (!alive.yet) phone = await start();
+      if (!app.alive) phone = await start();
     }
   }
 
-  assert.equal(network.struck, plan.size, "a fault that did not strike shows nothing");
+  assert.equal(network.struck, plan.size, "every planned fault must occur");
   const server = new Map<string, Task>();
   for await (const task of pages(web, "/api/v1/tasks", { limit: 100 })) server.set(task.id, task);
   assert.deepEqual(essence(phone.tasks()), essence(server));
@@ -133,7 +133,7 @@ export async function journey({ baseUrl, fetch, session, web, flash, news }: Pla
   assert.deepEqual(offers.sort(), expected.sort());
   for (const offer of phone.offers()) await phone.dismiss(offer);
   await inBatches(web, [...server.keys()].map((id) => ({ op: "delete", id })));
-  return network.asked;
+  return network.requests;
 }
 
 async function inBatches(web: Client, operations: components["schemas"]["Batch"]["operations"]): Promise<void> {
@@ -142,14 +142,14 @@ async function inBatches(web: Client, operations: components["schemas"]["Batch"]
   }
 }
 
-/** Each request of a sync, failing in each of these ways. What is asked for when none fails. */
+/** Runs a journey for each request and fault. Returns the requests of a journey without faults. */
 export async function everyPhase(place: () => Place, faults: readonly Fault[], report: (phase: string) => void): Promise<string[]> {
-  const asked = await journey(place());
-  for (const [number, request] of asked.entries()) {
+  const requests = await journey(place());
+  for (const [number, request] of requests.entries()) {
     for (const fault of faults) {
-      report(`${request} (${number}) fails ${fault.when}${fault.dies ? ", and the app dies" : ""}`);
+      report(`${request} (${number}) fails ${fault.when}${fault.dies ? ", and the app is killed" : ""}`);
       await journey(place(), new Map([[number, fault]]));
     }
   }
-  return asked;
+  return requests;
 }

@@ -11,7 +11,7 @@ import { faults, type Fetch, Flash, World } from "./world.ts";
 const baseUrl = "http://api.test";
 const token = tokenSource(async () => "t");
 
-/** node:sqlite in the clothes of expo-sqlite. */
+/** node:sqlite with the interface of expo-sqlite. */
 function sqlite(): SQLite {
   const database = new DatabaseSync(":memory:");
   return {
@@ -31,20 +31,20 @@ function sqlite(): SQLite {
   };
 }
 
-/** A phone and a browser of one person; the bodies of the batches that were sent. */
+/** A phone and another client of one user, and the batches that the phone sent. */
 async function phone({ api = new FakeApi(), store = sqliteStore(sqlite()), person = "p" } = {}) {
   const batches: any[][] = [];
-  /** What happens, once, while a batch is on its way there, and while its answer is on its way back. */
-  const underway: { there?: () => unknown; back?: () => unknown } = {};
+  /** Called once, before the next batch reaches the API, and before its response reaches the phone. */
+  const once: { beforeRequest?: () => unknown; beforeResponse?: () => unknown } = {};
   const fetch = async (input: string, init?: RequestInit) => {
     if (!input.endsWith("/batch")) return api.fetch(input, init);
-    const { there, back } = underway;
-    delete underway.there;
-    delete underway.back;
+    const { beforeRequest, beforeResponse } = once;
+    delete once.beforeRequest;
+    delete once.beforeResponse;
     batches.push(JSON.parse(init!.body as string).operations);
-    await there?.();
+    await beforeRequest?.();
     const response = await api.fetch(input, init);
-    await back?.();
+    await beforeResponse?.();
     return response;
   };
   const client = createClient({ baseUrl, token, fetch, retries: 0 });
@@ -52,49 +52,49 @@ async function phone({ api = new FakeApi(), store = sqliteStore(sqlite()), perso
   const replica = await Replica.open({ client, store, person });
   const patch = (id: string, body: object) => web.PATCH("/api/v1/tasks/{id}", { params: { path: { id } }, body });
   const remove = (id: string) => web.DELETE("/api/v1/tasks/{id}", { params: { path: { id } } });
-  return { api, store, web, replica, batches, underway, patch, remove, task: (id: string) => replica.tasks().get(id) };
+  return { api, store, web, replica, batches, once, patch, remove, task: (id: string) => replica.tasks().get(id) };
 }
 
-test("whatever fails and whenever, phones and server end up equal, and nothing that was kept is lost", async (t) => {
+test("phones and server converge after random failures, and no stored edit is lost", async (t) => {
   for (let seed = 1; seed <= 50; seed++) {
     const api = new FakeApi();
     let ids = 0;
     t.mock.method(crypto, "randomUUID", () => `00000000-0000-4000-8000-${String(++ids).padStart(12, "0")}`);
     const world = new World(seed, api.fetch, { baseUrl, token });
-    // A phone that is away for 30 days with a create in doubt makes it again, whoever deleted it: rather that than lose it.
+    // No purge while a response is unknown: a create would be repeated after a purge, even if the task was deleted.
     const purge = () => void (world.phones.some((phone) => phone.inDoubt) || api.purge());
     t.diagnostic(`seed ${seed}`);
     await world.run(60, [purge, () => api.forgetKeys()]);
   }
   assert.deepEqual(Object.keys(faults).sort(), [
-    "killed after it was kept", "killed after the server acted", "killed before it was kept", "killed before the request",
-    "lost after the server acted", "lost before the request", "lost in the middle of the answer",
+    "killed after it was stored", "killed after the server acted", "killed before it was stored", "killed before the request",
+    "lost after the server acted", "lost before the request", "lost in the middle of the response",
   ]);
 });
 
-test("each request of a sync may fail, in each way, and be followed by another failure", async (t) => {
+test("a sync completes after a failure of any request, and after two failures in a row", async (t) => {
   t.mock.method(Math, "random", () => 0);
   const place = () => {
     const api = new FakeApi();
-    // What the issuer says; a page of the feed has three tasks.
+    // Responds as the issuer, too.
     const fetch: Fetch = async (input, init) =>
       input.endsWith("/token") ? Response.json({ token: "e30.e30.c2ln" }) : api.fetch(input, init);
     const session = (fetch: Fetch) => bearerSession({ authUrl: `${baseUrl}/api/auth`, sessionToken: () => "s.h", fetch });
     return { baseUrl, fetch, session, web: createClient({ baseUrl, token, fetch: api.fetch }), flash: new Flash(), news: 4 };
   };
-  const asked = await everyPhase(place, FAULTS, (phase) => t.diagnostic(phase));
-  const [swap, feed, batch] = ["GET /api/auth/token", "GET /api/v1/tasks/changes", "POST /api/v1/tasks/batch"];
-  assert.deepEqual(asked, [feed, feed, feed, batch, feed].flatMap((request) => [swap, request]));
-  for (const first of asked.keys()) {
+  const requests = await everyPhase(place, FAULTS, (phase) => t.diagnostic(phase));
+  const [tokenRequest, feed, batch] = ["GET /api/auth/token", "GET /api/v1/tasks/changes", "POST /api/v1/tasks/batch"];
+  assert.deepEqual(requests, [feed, feed, feed, batch, feed].flatMap((request) => [tokenRequest, request]));
+  for (const first of requests.keys()) {
     for (const one of FAULTS) {
       for (const dies of [false, true]) {
-        await journey(place(), new Map([[first, one], [first + 1, { when: "before its answer", dies }]]));
+        await journey(place(), new Map([[first, one], [first + 1, { when: "before its response", dies }]]));
       }
     }
   }
 });
 
-test("an edit shows at once, and is pending until the server has told of it", async () => {
+test("an edit is displayed immediately, and is pending until the feed contains it", async () => {
   const { replica, task, web } = await phone();
   const id = await replica.create({ title: "Buy milk", due_at: "2020-01-01T00:00:00Z" });
   assert.deepEqual([task(id)?.title, task(id)?.pending, task(id)?.is_overdue, task(id)?.priority], ["Buy milk", true, true, "normal"]);
@@ -106,7 +106,7 @@ test("an edit shows at once, and is pending until the server has told of it", as
   assert.equal((await web.GET("/api/v1/tasks")).data.items[0]?.title, "Buy tea");
 });
 
-test("edits that nobody has seen become one, or none", async () => {
+test("unsent edits of a task are combined", async () => {
   const { replica, batches } = await phone();
   const [kept, dropped] = [await replica.create({ title: "a" }), await replica.create({ title: "b" })];
   await replica.update(kept, { title: "c" });
@@ -118,10 +118,10 @@ test("edits that nobody has seen become one, or none", async () => {
   await replica.update(kept, { title: "x", tags: ["a"] });
   await replica.update(kept, { title: "c", priority: "high" });
   await replica.sync();
-  assert.deepEqual(batches[1]![0].changes, { tags: ["a"], priority: "high" }, "what was taken back is not sent");
+  assert.deepEqual(batches[1]![0].changes, { tags: ["a"], priority: "high" }, "a reverted change is not sent");
 });
 
-test("two who changed different members both have their way; in the same member the server's stands, and ours is offered", async () => {
+test("edits of different members are merged; in the same member the remote value wins and the local one is offered", async () => {
   const { replica, patch, task } = await phone();
   const id = await replica.create({ title: "one", description: "old" });
   await replica.sync();
@@ -137,25 +137,25 @@ test("two who changed different members both have their way; in the same member 
   assert.deepEqual([task(id)?.title, replica.offers()], ["ours", []]);
 });
 
-test("who was first is seen also if they were first by a moment", async () => {
-  const { replica, patch, task, underway } = await phone();
+test("a remote change that arrives just before the batch is detected", async () => {
+  const { replica, patch, task, once } = await phone();
   const id = await replica.create({ title: "one" });
   await replica.sync();
   await replica.update(id, { title: "ours", priority: "high" });
-  underway.there = () => patch(id, { title: "theirs" });
+  once.beforeRequest = () => patch(id, { title: "theirs" });
   await replica.sync();
   assert.deepEqual([task(id)?.title, task(id)?.priority], ["theirs", "high"]);
   assert.deepEqual(replica.offers().map(({ changes }) => changes), [{ title: "ours" }]);
 });
 
-test("what was done and not answered is not done again, and is no conflict with what others did since", async () => {
+test("a batch with a lost response is not executed again and causes no conflict with later remote changes", async () => {
   for (const restarted of [false, true]) {
-    const { api, store, replica: first, patch, underway } = await phone();
+    const { api, store, replica: first, patch, once } = await phone();
     const id = await first.create({ title: "one" });
     await first.sync();
     await first.update(id, { title: "ours" });
     const lost = () => Promise.reject(new TypeError("network"));
-    underway.back = lost;
+    once.beforeResponse = lost;
     await assert.rejects(first.sync(), TypeError);
     await patch(id, { title: "theirs" });
     const { replica } = restarted ? await phone({ api, store }) : { replica: first };
@@ -166,7 +166,7 @@ test("what was done and not answered is not done again, and is no conflict with 
   }
 });
 
-test("an edit of what is gone is offered, and makes it anew", async () => {
+test("an edit of a deleted task is offered, and accepting it creates the task again", async () => {
   const { replica, remove, task } = await phone();
   const id = await replica.create({ title: "one" });
   await replica.sync();
@@ -181,7 +181,7 @@ test("an edit of what is gone is offered, and makes it anew", async () => {
   assert.deepEqual([...replica.tasks().values()].map(({ title }) => title), ["two"]);
 });
 
-test("a delete stands, whatever others did to the task", async () => {
+test("a delete wins over remote changes", async () => {
   const { replica, patch, web } = await phone();
   const id = await replica.create({ title: "one" });
   await replica.sync();
@@ -192,7 +192,7 @@ test("a delete stands, whatever others did to the task", async () => {
   assert.deepEqual((await web.GET("/api/v1/tasks")).data.items, []);
 });
 
-test("what the server refuses is offered with the reason, and holds up nothing else", async () => {
+test("a rejected edit is offered with its errors and does not block other edits", async () => {
   const { replica } = await phone();
   await replica.create({ title: " " });
   const fine = await replica.create({ title: "fine" });
@@ -204,7 +204,7 @@ test("what the server refuses is offered with the reason, and holds up nothing e
   assert.deepEqual(replica.offers(), []);
 });
 
-test("a token that is too old costs a reading from the start, and no edit", async () => {
+test("an expired sync token causes a full read and loses no edit", async () => {
   const { api, replica, remove, task } = await phone();
   const [gone, kept] = [await replica.create({ title: "gone" }), await replica.create({ title: "kept" })];
   await replica.sync();
@@ -216,7 +216,7 @@ test("a token that is too old costs a reading from the start, and no edit", asyn
   assert.deepEqual([task(gone), task(kept)?.title, task(late)?.title, replica.unsent], [undefined, "edited", "late", 0]);
 });
 
-test("a long time without a network goes in few requests, none of them too long", async () => {
+test("many edits are sent in few batches below the size limit", async () => {
   const { replica, batches } = await phone();
   for (let i = 0; i < 250; i++) await replica.create({ title: `${i}`, description: i < 100 ? "d".repeat(10_000) : null });
   await replica.sync();
@@ -225,11 +225,11 @@ test("a long time without a network goes in few requests, none of them too long"
   assert.ok(batches.length <= 7, `${batches.length}`);
 });
 
-test("an app that starts again has what it had, in order", async () => {
+test("a restarted app has its edits in their order", async () => {
   const first = await phone();
   const ids = [];
   for (let i = 0; i < 12; i++) ids.push(await first.replica.create({ title: `${i}` }));
-  // No order is promised of what a store holds.
+  // A store does not guarantee an order.
   const load = async () => new Map([...(await first.store.load())].reverse());
   const second = await phone({ api: first.api, store: { ...first.store, load } });
   assert.deepEqual([...second.replica.tasks().keys()], ids);
@@ -239,7 +239,7 @@ test("an app that starts again has what it had, in order", async () => {
   assert.deepEqual([third.replica.unsent, third.replica.tasks().size], [0, 12]);
 });
 
-test("one person's edits are never sent as another's", async () => {
+test("a store cannot be opened for another user before it is adopted", async () => {
   const { store, replica, api } = await phone({ person: "anonymous" });
   await replica.create({ title: "mine" });
   await assert.rejects(phone({ store, api, person: "ada" }), AnotherPerson);
@@ -248,37 +248,37 @@ test("one person's edits are never sent as another's", async () => {
   assert.equal((await phone({ store, api, person: "ada" })).replica.unsent, 1);
 });
 
-/** A token of this subject, which lives for 15 minutes. */
+/** A token with this subject and a lifetime of 15 minutes. */
 const tokenOf = (sub: string) => `e30.${Buffer.from(JSON.stringify({ sub, iat: 0, exp: 900 })).toString("base64url")}.c2ln`;
 
-test("edits wait while another person is signed in, and go out when their own is again", async (t) => {
+test("edits wait while another user is signed in", async (t) => {
   const api = new FakeApi();
-  const asked: string[] = [];
+  const requests: string[] = [];
   let now = "ada";
   const source = tokenSource(async () => tokenOf(now), { subject: "ada" });
-  const fetch: Fetch = (input, init) => (asked.push(input), api.fetch(input, init));
+  const fetch: Fetch = (input, init) => (requests.push(input), api.fetch(input, init));
   const client = createClient({ baseUrl, token: source, fetch });
   const replica = await Replica.open({ client, store: sqliteStore(sqlite()), person: "ada" });
   await replica.create({ title: "Ada's" });
-  // Before the first token, and with one that is due for renewal.
-  for (const before of [async () => {}, () => replica.sync()]) {
+  // Before the first token, and when the token has to be renewed.
+  for (const prepare of [async () => {}, () => replica.sync()]) {
     now = "ada";
-    await before();
+    await prepare();
     await replica.create({ title: "Ada's, too" });
     now = "grace";
     source.clear();
-    asked.length = 0;
+    requests.length = 0;
     const { unsent } = replica;
     await assert.rejects(replica.sync(), AnotherPerson);
-    await assert.rejects((await kept(t, replica, 5)).end, AnotherPerson);
-    assert.deepEqual([asked, replica.unsent], [[], unsent]);
+    await assert.rejects((await keepSynced(t, replica, 5)).end, AnotherPerson);
+    assert.deepEqual([requests, replica.unsent], [[], unsent]);
   }
   now = "ada";
   await replica.sync();
   assert.deepEqual([replica.unsent, replica.tasks().size], [0, 3]);
 });
 
-test("a linked account sends with the client that came with it", async () => {
+test("an adopted replica sends with the new client", async () => {
   const api = new FakeApi();
   const as = (sub: string) => createClient({ baseUrl, token: tokenSource(async () => tokenOf("ada"), { subject: sub }), fetch: api.fetch });
   const replica = await Replica.open({ client: as("anonymous"), store: sqliteStore(sqlite()), person: "anonymous" });
@@ -289,7 +289,7 @@ test("a linked account sends with the client that came with it", async () => {
   assert.equal(replica.unsent, 0);
 });
 
-test("edits of one moment are kept one after the other, however long that takes", async () => {
+test("concurrent edits are stored one after the other", async () => {
   const commit = () => new Promise<void>((resolve) => setImmediate(resolve));
   const { replica } = await phone({ store: { load: async () => new Map(), commit } });
   const ids = await Promise.all(["a", "b", "c"].map((title) => replica.create({ title })));
@@ -297,7 +297,7 @@ test("edits of one moment are kept one after the other, however long that takes"
   assert.deepEqual([...replica.tasks().values()].map(({ title, status }) => `${title} ${status}`), ["a done", "b done", "c done"]);
 });
 
-test("an edit that could not be kept was not made", async () => {
+test("an edit that could not be stored is not applied", async () => {
   let full = true;
   const commit = async () => {
     if (full) throw new Error("the disk is full");
@@ -310,24 +310,24 @@ test("an edit that could not be kept was not made", async () => {
   assert.equal(replica.tasks().size, 1);
 });
 
-/** Resolves when the condition holds, after some change of the replica. */
+/** Waits until the condition holds after a change of the replica. */
 function until(replica: Replica, holds: () => boolean): Promise<void> {
   return new Promise((resolve) => {
-    const look = () => void (holds() && (unsubscribe(), resolve()));
-    const unsubscribe = replica.subscribe(look);
-    look();
+    const check = () => void (holds() && (unsubscribe(), resolve()));
+    const unsubscribe = replica.subscribe(check);
+    check();
   });
 }
 
-async function kept(t: TestContext, replica: Replica, every: number) {
+async function keepSynced(t: TestContext, replica: Replica, every: number) {
   const stop = new AbortController();
   t.after(() => stop.abort());
   return { stop, end: replica.keepSynced({ signal: stop.signal, every }) };
 }
 
-test("kept in step: an edit goes out at once, what others did comes in time", async (t) => {
+test("keepSynced sends edits immediately and fetches remote changes periodically", async (t) => {
   const { replica, patch, task } = await phone();
-  const { stop, end } = await kept(t, replica, 5);
+  const { stop, end } = await keepSynced(t, replica, 5);
   const id = await replica.create({ title: "one" });
   await until(replica, () => replica.unsent === 0);
   await patch(id, { title: "two" });
@@ -335,7 +335,7 @@ test("kept in step: an edit goes out at once, what others did comes in time", as
   stop.abort();
   await end;
   const { replica: patient } = await phone();
-  const slow = await kept(t, patient, 3_600_000);
+  const slow = await keepSynced(t, patient, 3_600_000);
   await patient.sync();
   await patient.create({ title: "at once" });
   await until(patient, () => patient.unsent === 0);
@@ -343,8 +343,8 @@ test("kept in step: an edit goes out at once, what others did comes in time", as
   await slow.end;
 });
 
-test("kept in step until there is nobody to speak for", async (t) => {
+test("keepSynced throws SignedOut", async (t) => {
   const client = createClient({ baseUrl, token: tokenSource(() => Promise.reject(new SignedOut())) });
   const replica = await Replica.open({ client, store: sqliteStore(sqlite()), person: "p" });
-  await assert.rejects((await kept(t, replica, 5)).end, SignedOut);
+  await assert.rejects((await keepSynced(t, replica, 5)).end, SignedOut);
 });

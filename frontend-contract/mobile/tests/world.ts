@@ -1,4 +1,4 @@
-/** Two phones and a browser of one person, a network that fails in every phase, and apps that are killed at any moment. */
+/** A randomized simulation: two phones and another client of one user, network failures, and apps killed at any time. */
 import assert from "node:assert/strict";
 import { ApiError, type Client, createClient, pages, type Task, type TokenSource } from "../../client.ts";
 import { MEMBERS } from "../edits.ts";
@@ -7,7 +7,7 @@ import type { Store } from "../store.ts";
 
 export type Fetch = (input: string, init?: RequestInit) => Promise<Response>;
 
-/** mulberry32: the same numbers for the same seed. */
+/** A seeded random generator (mulberry32). */
 export function generator(seed: number) {
   const next = () => {
     seed = (seed + 0x6d2b79f5) | 0;
@@ -22,11 +22,11 @@ type Chance = ReturnType<typeof generator>;
 
 class Killed extends Error {}
 
-/** How often each fault struck, over all worlds: a simulation that never meets one shows nothing about it. */
+/** Number of occurrences of each fault, to assert that the simulations cover all of them. */
 export const faults: Record<string, number> = {};
-const strikes = (name: string) => void (faults[name] = (faults[name] ?? 0) + 1);
+const countFault = (name: string) => void (faults[name] = (faults[name] ?? 0) + 1);
 
-/** An answer of which the first half arrives. */
+/** A response whose body fails after the first half. */
 export async function torn(response: Response, error: () => Error): Promise<Response> {
   const bytes = new Uint8Array(await response.arrayBuffer());
   const half = new ReadableStream<Uint8Array>({
@@ -36,23 +36,23 @@ export async function torn(response: Response, error: () => Error): Promise<Resp
   return new Response(half, { status: response.status, headers: response.headers });
 }
 
-/** What a phone keeps when its app dies. */
+/** A store that survives when the app is killed. */
 export class Flash implements Store {
-  readonly kept = new Map<string, string>();
-  load = async () => new Map(this.kept);
+  readonly entries = new Map<string, string>();
+  load = async () => new Map(this.entries);
   commit = async (changes: ReadonlyMap<string, string | null>) => {
-    for (const [key, value] of changes) value === null ? this.kept.delete(key) : this.kept.set(key, value);
+    for (const [key, value] of changes) value === null ? this.entries.delete(key) : this.entries.set(key, value);
   };
 }
 
 export class Phone {
   readonly flash = new Flash();
-  /** The member that nobody else edits: whatever it was set to last has to arrive. */
+  /** The member that only this phone edits: its last value must reach the server. */
   readonly own: "description" | "priority";
   readonly wanted = new Map<string, unknown>();
   replica!: Replica;
   online = true;
-  trouble = 0.25;
+  faultRate = 0.25;
   #starting: Promise<void> | null = null;
   readonly #chance: Chance;
   readonly #fetch: Fetch;
@@ -65,44 +65,44 @@ export class Phone {
     this.#options = options;
   }
 
-  /** The app starts, with what the one before has kept. The one before is dead: it neither sends nor keeps anything. */
+  /** Starts the app with the stored data. The previous app can no longer send or store anything. */
   async start(): Promise<void> {
     const life = { over: false };
     this.kill = () => void (life.over = true);
     const die = (where: string) => {
-      strikes(`killed ${where}`);
+      countFault(`killed ${where}`);
       life.over = true;
       throw new Killed();
     };
     const alive = () => {
       if (life.over) throw new Killed();
     };
-    const fault = (p: number) => this.trouble > 0 && this.#chance.chance(p * this.trouble);
+    const fault = (p: number) => this.faultRate > 0 && this.#chance.chance(p * this.faultRate);
     const store: Store = {
       load: this.flash.load,
       commit: async (changes) => {
         alive();
-        if (fault(0.1)) die("before it was kept");
+        if (fault(0.1)) die("before it was stored");
         await this.flash.commit(changes);
-        if (fault(0.1)) die("after it was kept");
+        if (fault(0.1)) die("after it was stored");
       },
     };
     const fetch: Fetch = async (input, init) => {
       alive();
       if (!this.online || fault(0.5)) {
-        strikes("lost before the request");
+        countFault("lost before the request");
         throw new TypeError("network");
       }
       if (fault(0.2)) die("before the request");
       const response = await this.#fetch(input, init);
       alive();
       if (fault(0.5)) {
-        strikes("lost after the server acted");
+        countFault("lost after the server acted");
         throw new TypeError("network");
       }
       if (fault(0.2)) die("after the server acted");
       if (fault(0.3)) {
-        strikes("lost in the middle of the answer");
+        countFault("lost in the middle of the response");
         return torn(response, () => new TypeError("network"));
       }
       return response;
@@ -113,19 +113,19 @@ export class Phone {
 
   kill = () => {};
 
-  /** Whether something was sent whose answer is not known. */
+  /** Whether a batch may have been sent whose response is unknown. */
   get inDoubt(): boolean {
-    return Boolean(JSON.parse(this.flash.kept.get("state") ?? "{}").shipment);
+    return Boolean(JSON.parse(this.flash.entries.get("state") ?? "{}").shipment);
   }
 
-  /** Whether it was done; an app that dies meanwhile is started again, and what it kept says. */
+  /** Runs `work` and returns whether it succeeded. Restarts the app if it is killed meanwhile. */
   async attempt(work: (replica: Replica) => Promise<unknown>): Promise<boolean> {
     const { replica } = this;
     try {
       await work(replica);
       return true;
     } catch (error) {
-      // Several things may have been under way when it died; it starts again once.
+      // Several calls may fail when the app is killed; restart it only once.
       if (error instanceof Killed && replica === this.replica) await (this.#starting ??= this.start().finally(() => (this.#starting = null)));
       else if (!(error instanceof Killed || error instanceof TypeError || error instanceof NotHere)) throw error;
       return false;
@@ -153,7 +153,7 @@ export class World {
     for (let i = 0; i < steps; i++) {
       const phone = this.chance.pick(this.phones);
       const sync = this.chance.chance(0.5) ? phone.attempt((replica) => replica.sync()) : null;
-      for (const act of [this.#create, this.#update, this.#update, this.#delete, this.#elsewhere]) {
+      for (const act of [this.#create, this.#update, this.#update, this.#delete, this.#changeRemotely]) {
         if (this.chance.chance(0.3)) await act.call(this, this.chance.pick(this.phones));
       }
       await sync;
@@ -164,7 +164,7 @@ export class World {
       }
       if (events.length && this.chance.chance(0.05)) this.chance.pick(events)();
     }
-    await this.#settle();
+    await this.#converge();
   }
 
   async #create(phone: Phone): Promise<void> {
@@ -196,9 +196,9 @@ export class World {
     if (!phone.replica.tasks().has(id)) this.deleted.add(id);
   }
 
-  /** Somewhere with a good network. */
-  async #elsewhere(): Promise<void> {
-    const tasks = await this.#atServer();
+  /** Changes a task with the other client, whose network does not fail. */
+  async #changeRemotely(): Promise<void> {
+    const tasks = await this.#remoteTasks();
     const task = this.chance.pick([...tasks.values()]);
     if (!task || this.chance.chance(0.3)) {
       const { data } = await this.web.POST("/api/v1/tasks", { body: { title: this.#title() } });
@@ -215,11 +215,11 @@ export class World {
     }
   }
 
-  /** The network is back, and nobody edits any more: then all are equal, and everything that was kept has arrived. */
-  async #settle(): Promise<void> {
-    for (const phone of this.phones) Object.assign(phone, { online: true, trouble: 0 });
+  /** Syncs without faults. Asserts that phones and server are equal, and that all stored edits have arrived. */
+  async #converge(): Promise<void> {
+    for (const phone of this.phones) Object.assign(phone, { online: true, faultRate: 0 });
     for (const phone of [...this.phones, ...this.phones]) assert.ok(await phone.attempt((replica) => replica.sync()));
-    const server = await this.#atServer();
+    const server = await this.#remoteTasks();
     for (const { replica, own, wanted } of this.phones) {
       assert.equal(replica.unsent, 0);
       assert.deepEqual(essence(replica.tasks()), essence(server));
@@ -230,7 +230,7 @@ export class World {
     for (const [id, { title }] of server) assert.ok(this.titles.get(id)!.has(title));
   }
 
-  async #atServer(): Promise<Map<string, Task>> {
+  async #remoteTasks(): Promise<Map<string, Task>> {
     const tasks = new Map<string, Task>();
     for await (const task of pages(this.web, "/api/v1/tasks", { limit: 100 })) tasks.set(task.id, task);
     return tasks;
@@ -242,12 +242,12 @@ export class World {
   #value = (phone: Phone) => (phone.own === "priority" ? this.chance.pick(["low", "normal", "high", "urgent"] as const) : `d${++this.#names}`);
 }
 
-/** A phone may have deleted it just now. */
+/** Ignores a 404: a phone may have just deleted the task. */
 function unlessGone(error: unknown): void {
   if (!(error instanceof ApiError && error.status === 404)) throw error;
 }
 
 export function essence(tasks: ReadonlyMap<string, Task>) {
-  const kept = [...tasks.values()].map((task) => [task.id, task.version, ...MEMBERS.map((name) => task[name])]);
-  return kept.sort(([one], [other]) => (one! < other! ? -1 : 1));
+  const rows = [...tasks.values()].map((task) => [task.id, task.version, ...MEMBERS.map((name) => task[name])]);
+  return rows.sort(([one], [other]) => (one! < other! ? -1 : 1));
 }
