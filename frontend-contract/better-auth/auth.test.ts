@@ -30,7 +30,7 @@ async function payload(auth: Auth, headers: Headers): Promise<Record<string, unk
   return part((await auth.api.getToken({ headers })).token, 1);
 }
 
-test("a token says who, in which role, from which session, and nothing else", async () => {
+test("a session token contains exactly the documented claims", async () => {
   const { auth } = await started();
   const { bearer, user } = await signedUp(auth);
   const before = Date.now();
@@ -55,7 +55,7 @@ test("a token says who, in which role, from which session, and nothing else", as
   assert.ok(Number.isInteger(minted_at) && Number(minted_at) >= before && Number(minted_at) <= Date.now());
 });
 
-// What follows is an app's own Better Auth with these tokens, whose sessions are also in a cookie.
+// The tests below use a separate Better Auth configuration with these tokens and a session cookie cache.
 
 const STRATEGIES = ["compact", "jwt", "jwe"] as const;
 const STORES = {
@@ -64,7 +64,7 @@ const STORES = {
   "both": { secondary: true, session: { storeSessionInDatabase: true } },
 } satisfies Record<string, { secondary?: boolean; session?: BetterAuthOptions["session"] }>;
 
-// A real hash takes 100 ms.
+// Stores passwords unhashed, because a hash takes 100 ms.
 const PLAIN = {
   hash: async (password: string) => password,
   verify: async ({ hash, password }: { hash: string; password: string }) => hash === password,
@@ -74,13 +74,13 @@ type Store = { secondary?: boolean; session?: BetterAuthOptions["session"] };
 
 async function ownApp(strategy: (typeof STRATEGIES)[number], { secondary = false, session = {} }: Store) {
   const database = new DatabaseSync(":memory:");
-  const kept = new Map<string, string>();
+  const entries = new Map<string, string>();
   const secondaryStorage = {
-    get: (key: string) => kept.get(key) ?? null,
-    set: (key: string, value: string) => void kept.set(key, value),
-    delete: (key: string) => void kept.delete(key),
-    getAndDelete: (key: string) => [kept.get(key) ?? null, kept.delete(key)][0],
-    increment: (key: string) => Number(kept.set(key, String(Number(kept.get(key) ?? 0) + 1)).get(key)),
+    get: (key: string) => entries.get(key) ?? null,
+    set: (key: string, value: string) => void entries.set(key, value),
+    delete: (key: string) => void entries.delete(key),
+    getAndDelete: (key: string) => [entries.get(key) ?? null, entries.delete(key)][0],
+    increment: (key: string) => Number(entries.set(key, String(Number(entries.get(key) ?? 0) + 1)).get(key)),
   };
   const auth = betterAuth({
     database,
@@ -112,11 +112,11 @@ async function ownApp(strategy: (typeof STRATEGIES)[number], { secondary = false
 
 type OwnAuth = Awaited<ReturnType<typeof ownApp>>["auth"];
 
-/** The cookies of a browser that was answered with these headers; of several with one name it keeps the last. */
+/** The Cookie header of a browser after a response with these headers. */
 function browser(headers: Headers): Headers {
   const pairs = headers.getSetCookie().map((cookie) => cookie.split(";", 1)[0]!.split(/=(.*)/s, 2) as [string, string]);
-  const kept = [...new Map(pairs)].filter(([, value]) => value);
-  return new Headers({ cookie: kept.map((pair) => pair.join("=")).join("; ") });
+  const cookies = [...new Map(pairs)].filter(([, value]) => value);
+  return new Headers({ cookie: cookies.map((pair) => pair.join("=")).join("; ") });
 }
 
 async function minted(auth: OwnAuth, headers: Headers): Promise<Record<string, unknown>> {
@@ -129,14 +129,14 @@ async function noToken(auth: OwnAuth, headers: Headers): Promise<void> {
 
 for (const strategy of STRATEGIES) {
   for (const [name, store] of Object.entries(STORES)) {
-    test(`a token says what the storage says, not the ${strategy} cookie: sessions in ${name}`, async () => {
+    test(`the claims come from the storage, not from the ${strategy} cookie: sessions in ${name}`, async () => {
       const { auth, database, asBoss, ada, signIn } = await ownApp(strategy, store);
       await auth.api.setRole({ ...asBoss, body: { userId: ada.id, role: "admin" } });
       const cookie = await signIn(ada.body);
       const before = await minted(auth, cookie);
       assert.equal(before["role"], "admin");
       await auth.api.setRole({ ...asBoss, body: { userId: ada.id, role: "user" } });
-      // The cookie is still taken, and still says so: otherwise this would show nothing.
+      // The cached cookie is still accepted and outdated; otherwise this test would prove nothing.
       assert.equal((await auth.api.getSession({ headers: cookie }))?.user.role, "admin");
       const after = await minted(auth, cookie);
       assert.deepEqual([after["role"], after["sid"]], ["user", before["sid"]]);
@@ -144,10 +144,10 @@ for (const strategy of STRATEGIES) {
       assert.ok(Number(after["minted_at"]) >= Date.parse(String(after["updatedAt"])));
       database.prepare("UPDATE user SET role = 'editor' WHERE id = ?").run(ada.id);
       assert.equal((await minted(auth, cookie))["role"], "editor");
-      assert.equal((await minted(auth, ada.headers))["role"], "editor", "by bearer");
+      assert.equal((await minted(auth, ada.headers))["role"], "editor", "with the bearer token");
     });
 
-    test(`an ended session gets no token by its ${strategy} cookie: sessions in ${name}`, async () => {
+    test(`an ended session gets no token with its ${strategy} cookie: sessions in ${name}`, async () => {
       const { auth, asBoss, ada, signIn } = await ownApp(strategy, store);
       const [signedOut, revoked] = [await signIn(ada.body), await signIn(ada.body)];
       for (const cookie of [signedOut, revoked]) assert.equal((await minted(auth, cookie))["sub"], ada.id);
@@ -164,7 +164,7 @@ for (const strategy of STRATEGIES) {
       await noToken(auth, last);
     });
 
-    test(`the banned get no token by their ${strategy} cookie: sessions in ${name}`, async () => {
+    test(`a banned user gets no token with the ${strategy} cookie: sessions in ${name}`, async () => {
       const { auth, database, ada, signIn } = await ownApp(strategy, store);
       const cookie = await signIn(ada.body);
       const ban = database.prepare("UPDATE user SET banned = 1, banExpires = ? WHERE id = ?");
@@ -180,7 +180,7 @@ for (const strategy of STRATEGIES) {
     });
   }
 
-  test(`a session that has expired, or is another's, gets no token by its ${strategy} cookie`, async () => {
+  test(`an expired session, or another user's, gets no token with its ${strategy} cookie`, async () => {
     const { auth, database, ada, signUp, signIn } = await ownApp(strategy, {});
     const eve = await signUp("eve");
     const cookie = await signIn(ada.body);
@@ -193,7 +193,7 @@ for (const strategy of STRATEGIES) {
     await noToken(auth, cookie);
   });
 
-  test(`impersonation and several accounts on a device, with the ${strategy} cookie`, async () => {
+  test(`impersonation and multiple sessions work with the ${strategy} cookie`, async () => {
     const { auth, asBoss, ada, signUp, signIn } = await ownApp(strategy, {});
     const { headers } = await auth.api.impersonateUser({ ...asBoss, body: { userId: ada.id }, returnHeaders: true });
     const acting = await minted(auth, browser(headers));
@@ -207,7 +207,7 @@ for (const strategy of STRATEGIES) {
   });
 }
 
-test("updatedAt moves with whatever changes a claim", async () => {
+test("every change of a claim updates updatedAt", async () => {
   const { auth, database } = await started();
   const boss = await signedUp(auth, { ...person, email: "boss@example.com" });
   database.exec("UPDATE user SET role = 'admin'");
@@ -230,7 +230,7 @@ test("updatedAt moves with whatever changes a claim", async () => {
 });
 
 for (const keyAlgorithm of ["EdDSA", "ES256", "ES512", "PS256", "RS256"] as const) {
-  test(`signs with ${keyAlgorithm}, by a key that is published under its kid`, async () => {
+  test(`signs with ${keyAlgorithm} and publishes the key under its kid`, async () => {
     const { auth } = await started({ keyAlgorithm });
     const { bearer } = await signedUp(auth);
     const header = part((await auth.api.getToken({ headers: bearer })).token, 0);
@@ -240,25 +240,25 @@ for (const keyAlgorithm of ["EdDSA", "ES256", "ES512", "PS256", "RS256"] as cons
   });
 }
 
-test("the key set is never empty, and an expired key stays for a day", async () => {
+test("the key set is never empty, and an expired key is published for another day", async () => {
   const { auth, database } = await started();
   const kids = async () => (await auth.api.getJwks()).keys.map(({ kid }) => kid);
-  const age = (seconds: number) => {
+  const expireKeys = (seconds: number) => {
     const expiry = new Date(Date.now() - seconds * 1000).toISOString();
     database.prepare("UPDATE jwks SET expiresAt = ?").run(expiry);
   };
   const [first] = await kids();
-  age(60);
+  expireKeys(60);
   const both = await kids();
   assert.equal(both.length, 2);
   assert.ok(both.includes(first));
-  age(25 * 60 * 60);
+  expireKeys(25 * 60 * 60);
   const after = await kids();
   assert.equal(after.length, 1);
   assert.ok(!both.includes(after[0]));
 });
 
-test("keys rotate each 30 days, as told, or never", async () => {
+test("keys rotate every 30 days by default, as configured, or never", async () => {
   const expiry = async (settings: Partial<AuthSettings>) => {
     const { auth, database } = await started(settings);
     await auth.api.getJwks();
@@ -270,16 +270,16 @@ test("keys rotate each 30 days, as told, or never", async () => {
   assert.equal(await expiry({ keyRotation: 0 }), null);
 });
 
-test("a session id without its signature opens nothing", async () => {
+test("a session token without its signature is rejected", async () => {
   const { auth } = await started();
   const { bearer } = await signedUp(auth);
-  const whole = bearer.get("authorization")!;
+  const signed = bearer.get("authorization")!;
   assert.ok(await auth.api.getSession({ headers: bearer }));
-  const headers = new Headers({ authorization: whole.split(".")[0]! });
+  const headers = new Headers({ authorization: signed.split(".")[0]! });
   assert.equal(await auth.api.getSession({ headers }), null);
 });
 
-test("an app may name the audience and add plugins of its own", async () => {
+test("an app can set the audience and add plugins", async () => {
   const options = authOptions({ database: new DatabaseSync(":memory:"), baseURL: BASE, secret: randomBytes(32).toString("base64url"), audience: "api" });
   const auth = betterAuth({ ...options, plugins: [...options.plugins, { id: "mine" }] });
   await (await getMigrations(auth.options)).runMigrations();

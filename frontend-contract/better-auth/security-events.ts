@@ -1,4 +1,4 @@
-/** A Better Auth plugin that tells the API who was banned, signed out, given another role, deleted or merged, at once. */
+/** A Better Auth plugin that sends bans, sign-outs, role changes, deletions and account merges to the API immediately. */
 import type { AuthContext, BetterAuthPlugin, DBAdapter, GenericEndpointContext, Where } from "better-auth";
 import { BetterAuthError } from "better-auth";
 import { createAuthEndpoint } from "better-auth/api";
@@ -6,13 +6,13 @@ import type { AnonymousOptions, JwtOptions } from "better-auth/plugins";
 import { signJWT } from "better-auth/plugins";
 
 export interface SecurityEventsOptions {
-  /** Where the API takes security events: `https://api.example.com/api/v1/security-events`. */
+  /** URL of the API's endpoint for security events, such as `https://api.example.com/api/v1/security-events`. */
   endpoint: string;
-  /** The API's `SECURITY_EVENTS_AUDIENCE`; `endpoint` unless given. */
+  /** The API's `SECURITY_EVENTS_AUDIENCE`. Defaults to `endpoint`. */
   audience?: string;
   /**
-   * false where no process lives on between requests (serverless): then nothing is sent again by itself, and a cron job
-   * calls `auth.api.deliverSecurityEvents()`.
+   * Whether a timer retries deliveries. Set to false in serverless environments, and call
+   * `auth.api.deliverSecurityEvents()` from a cron job. Default: true.
    */
   timer?: boolean;
 }
@@ -29,23 +29,23 @@ const TYPES = {
 } as const;
 type EventType = keyof typeof TYPES;
 
-/** One change that the API has not confirmed yet. */
+/** A row of the outbox: a change that the API has not confirmed. */
 interface Row {
   jti: string;
   type: EventType;
   userId: string;
-  /** The account that an anonymous one became. */
+  /** For account-merged: the id of the account that the anonymous one was linked to. */
   mergedInto: string | null;
-  /** What tells whether the change was made, if this process does not live to say so: the new role, the ended session. */
+  /** Evidence to check, after a crash, whether the change was made: the new role, or the id of the ended session. */
   sign: string | null;
-  /** When the change began: the order in which a person's changes of one lane are told. */
+  /** Time before the change. Orders the events of one user and lane. */
   begunAt: Date;
-  /** When the change was made; null while nobody knows that it was. */
+  /** Time of the change; null while it is unknown whether it was made. */
   toe: Date | null;
   attempts: number;
-  /** When somebody began to send it; null between attempts. */
+  /** Start of the current delivery attempt; null between attempts. */
   claimedAt: Date | null;
-  /** Until then the row belongs to whoever makes the change, or sends it, or waits for the next attempt. */
+  /** Time of the next attempt; until then the row is leased to the process that makes the change or sends the event. */
   dueAt: Date;
 }
 
@@ -68,21 +68,21 @@ interface Change {
 }
 
 /**
- * Events that wait for no others, however many of those there are: a ban does not wait for sign-outs. Only a merge waits
- * for other lanes.
+ * A group of event types with its own delivery queue, so that bans do not wait for sign-outs. Only merges wait for events
+ * of other lanes.
  */
 class Lane {
   readonly types: EventType[];
-  /** The last change says all that the ones before it would. */
+  /** The latest event of a user replaces earlier ones. */
   readonly latest: boolean;
-  /** The user keeps access until the API knows: a `Retry-After` of a minute is not waited for. */
+  /** The user keeps access until the event is delivered, so a long `Retry-After` is not waited for. */
   readonly urgent: boolean;
-  /** People whose events are being sent. */
+  /** Number of users whose events are being sent. */
   sending = 0;
   draining: Promise<void> | undefined;
-  /** Something may have become due while the lane was drained. */
-  again = false;
-  /** Until then the API wants no more events of this lane (429). */
+  /** Events may have become due while the lane was being drained. */
+  rerun = false;
+  /** End of a pause after a 429 response. */
   pausedUntil = 0;
 
   constructor(types: EventType[], { latest = false, urgent = true } = {}) {
@@ -102,26 +102,27 @@ type Writes = Reads & Pick<DBAdapter, "update" | "updateMany" | "delete" | "dele
 const MODEL = "securityEvent";
 /** Milliseconds. */
 const LEASE = 10_000;
-const REQUEST = 5_000;
-const POLL = 5_000;
-const PROBE = 500;
-/** How long an API that is down is left alone. A longer `Retry-After` does not extend it. */
-const LONGEST_SILENCE = 1_000;
-/** How long the events of a lane wait after a 429 at most: an urgent one, and another. */
-const LONGEST_URGENT_PAUSE = 1_000;
-const LONGEST_PAUSE = 60_000;
-/** How long a change's answer waits for the API to have heard of it. */
-const PATIENCE = 300;
+const REQUEST_TIMEOUT = 5_000;
+const POLL_INTERVAL = 5_000;
+/** Interval of attempts while the API is down. */
+const PROBE_INTERVAL = 500;
+/** Maximum pause after a 502, 503 or 504, regardless of `Retry-After`. */
+const MAX_OUTAGE_PAUSE = 1_000;
+/** Maximum pause of an urgent lane, and of another lane, after a 429. */
+const MAX_URGENT_PAUSE = 1_000;
+const MAX_PAUSE = 60_000;
+/** Maximum time for which the response to a change waits for the delivery of its events. */
+const MAX_RESPONSE_DELAY = 300;
 const FIRST_RETRY = 250;
-const LONGEST_RETRY = 15_000;
-const LONGEST_RETRY_IF_REFUSED = 300_000;
+const MAX_RETRY = 15_000;
+const MAX_RETRY_AFTER_REJECTION = 300_000;
 /** Failures in a row after which the API counts as down. */
-const DOWN = 3;
-/** People of one lane whose events are sent at the same time. */
-const AT_ONCE = 8;
+const FAILURES_UNTIL_DOWN = 3;
+/** Number of users per lane whose events are sent concurrently. */
+const CONCURRENCY = 8;
 const BATCH = 100;
-// Better Auth's own limit is 100: the 101st would go unnoticed.
-const EVERYBODY = 1_000_000;
+// Without a limit, Better Auth returns 100 rows only.
+const ALL_ROWS = 1_000_000;
 
 export function securityEvents(options: SecurityEventsOptions) {
   let outbox: Outbox | undefined;
@@ -145,12 +146,12 @@ export function securityEvents(options: SecurityEventsOptions) {
     },
     init(context) {
       outbox = new Outbox(context, options);
-      watch(context.adapter, outbox);
-      tellOfMerges(context, outbox);
-      if (options.timer ?? true) outbox.wake(Date.now() + PROBE);
+      wrapAdapter(context.adapter, outbox);
+      reportMerges(context, outbox);
+      if (options.timer ?? true) outbox.wake(Date.now() + PROBE_INTERVAL);
     },
     endpoints: {
-      /** Sends what is due, for a cron job; answers how many changes the API has yet to confirm. */
+      /** Sends all due events, for a cron job. Returns the number of unconfirmed events as `waiting`. */
       deliverSecurityEvents: createAuthEndpoint.serverOnly({ method: "POST" }, async () => {
         await outbox?.deliver();
         return { waiting: (await outbox?.waiting()) ?? 0 };
@@ -160,106 +161,106 @@ export function securityEvents(options: SecurityEventsOptions) {
 }
 
 /**
- * Writes down each change before it is made, and tells of it when it was.
+ * Wraps the adapter's methods: writes an outbox row before each relevant change, and sends the event after it.
  *
- * `databaseHooks` would not do: `user.update.before` is given the new values, and not whose they are. The adapter below
- * them sees every change, those of plugins that pass by the hooks, too. It is changed in place, since Better Auth files
- * its schema check under the object itself.
+ * `databaseHooks` are not sufficient: `user.update.before` gets the new values without the user's id, and some plugins
+ * bypass the hooks. The adapter is modified in place, because Better Auth caches its schema check by the object.
  */
-function watch(adapter: DBAdapter, outbox: Outbox): void {
-  observe(adapter, (begun) => outbox.happened(begun));
+function wrapAdapter(adapter: DBAdapter, outbox: Outbox): void {
+  wrapWrites(adapter, (begun) => outbox.changed(begun));
   const transaction = adapter.transaction.bind(adapter) as DBAdapter["transaction"];
   adapter.transaction = async (work) => {
     let begun: Row[] = [];
     const result = await transaction((inner) => {
-      begun = []; // an adapter may run the work again
-      // One without transactions hands out itself.
-      if ((inner as unknown) !== adapter) observe(inner as Writes, async (more) => void begun.push(...more));
+      begun = []; // the adapter may retry the transaction
+      // An adapter without transactions passes itself, already wrapped.
+      if ((inner as unknown) !== adapter) wrapWrites(inner as Writes, async (more) => void begun.push(...more));
       return work(inner);
     });
-    await outbox.happened(begun);
+    await outbox.changed(begun);
     return result;
   };
 }
 
-function observe(adapter: Writes, happened: (begun: Row[]) => Promise<void>): void {
-  const around = <C extends Change, R>(write: (change: C) => Promise<R>) => {
+function wrapWrites(adapter: Writes, changed: (begun: Row[]) => Promise<void>): void {
+  const wrap = <C extends Change, R>(write: (change: C) => Promise<R>) => {
     return async (change: C): Promise<R> => {
-      const begun = await begin(adapter, change);
+      const begun = await recordChange(adapter, change);
       const result = await write.call(adapter, change);
-      await happened(begun);
+      await changed(begun);
       return result;
     };
   };
-  adapter.update = around(adapter.update) as Writes["update"];
-  adapter.updateMany = around(adapter.updateMany);
-  adapter.delete = around(adapter.delete);
-  adapter.deleteMany = around(adapter.deleteMany);
-  adapter.consumeOne = around(adapter.consumeOne) as Writes["consumeOne"];
+  adapter.update = wrap(adapter.update) as Writes["update"];
+  adapter.updateMany = wrap(adapter.updateMany);
+  adapter.delete = wrap(adapter.delete);
+  adapter.deleteMany = wrap(adapter.deleteMany);
+  adapter.consumeOne = wrap(adapter.consumeOne) as Writes["consumeOne"];
 }
 
-/** Writes into the outbox what this change would be, if it is one to tell of; through the transaction that makes it. */
-async function begin(adapter: Reads, change: Change): Promise<Row[]> {
-  const rows = await changes(adapter, change);
+/** Writes the outbox rows of a change that is about to be made, within its transaction. */
+async function recordChange(adapter: Reads, change: Change): Promise<Row[]> {
+  const rows = await eventsOf(adapter, change);
   for (const data of rows) await adapter.create({ model: MODEL, data });
   return rows;
 }
 
-async function changes(adapter: Reads, { model, where, update }: Change): Promise<Row[]> {
+/** The events that a change will cause. */
+async function eventsOf(adapter: Reads, { model, where, update }: Change): Promise<Row[]> {
   if (model === "user" && (!update || "banned" in update || "role" in update)) {
-    const users = await adapter.findMany<User>({ model, where, limit: EVERYBODY });
+    const users = await adapter.findMany<User>({ model, where, limit: ALL_ROWS });
     return users.flatMap((user) => {
-      if (!update) return row("account-purged", user.id);
+      if (!update) return newRow("account-purged", user.id);
       const { banned, role } = update as Partial<User>;
       const rows = [];
       if (banned !== undefined && Boolean(banned) !== Boolean(user.banned)) {
-        rows.push(row(banned ? "account-disabled" : "account-enabled", user.id));
+        rows.push(newRow(banned ? "account-disabled" : "account-enabled", user.id));
       }
-      if (role !== undefined && role !== (user.role ?? null)) rows.push(row("token-claims-change", user.id, { sign: role }));
+      if (role !== undefined && role !== (user.role ?? null)) rows.push(newRow("token-claims-change", user.id, { sign: role }));
       return rows;
     });
   }
-  if (model === "session" && (!update || over(update["expiresAt"]))) {
-    const sessions = await adapter.findMany<Session>({ model, where, limit: EVERYBODY });
-    const ended = sessions.filter(({ expiresAt }) => !over(expiresAt)); // the others are cleaned up
-    const people = new Map(ended.map(({ userId, id }) => [userId, id]));
-    return Array.from(people, ([userId, sign]) => row("session-revoked", userId, { sign }));
+  if (model === "session" && (!update || isPast(update["expiresAt"]))) {
+    const sessions = await adapter.findMany<Session>({ model, where, limit: ALL_ROWS });
+    const ended = sessions.filter(({ expiresAt }) => !isPast(expiresAt)); // expired sessions are only cleaned up
+    const lastSessions = new Map(ended.map(({ userId, id }) => [userId, id]));
+    return Array.from(lastSessions, ([userId, sign]) => newRow("session-revoked", userId, { sign }));
   }
   return [];
 }
 
-function row(type: EventType, userId: string, more: Partial<Row> = {}): Row {
+function newRow(type: EventType, userId: string, more: Partial<Row> = {}): Row {
   const begunAt = now();
   const dueAt = new Date(begunAt.getTime() + LEASE);
   const jti = crypto.randomUUID();
   return { jti, type, userId, mergedInto: null, sign: null, begunAt, toe: null, attempts: 0, claimedAt: null, dueAt, ...more };
 }
 
-const over = (expiresAt: unknown): boolean => expiresAt instanceof Date && expiresAt.getTime() <= Date.now();
+const isPast = (expiresAt: unknown): boolean => expiresAt instanceof Date && expiresAt.getTime() <= Date.now();
 
-let last = 0;
+let lastTime = 0;
 
-/** The time, and never the same twice: it orders what one process does. */
+/** The current time, strictly increasing within this process. */
 function now(): Date {
-  last = Math.max(Date.now(), last + 1);
-  return new Date(last);
+  lastTime = Math.max(Date.now(), lastTime + 1);
+  return new Date(lastTime);
 }
 
-/** Linking an anonymous account makes a new user id; nobody but `onLinkAccount` sees both. */
-function tellOfMerges(context: AuthContext, outbox: Outbox): void {
+/** Records merges of anonymous accounts. Only `onLinkAccount` gets both user ids. */
+function reportMerges(context: AuthContext, outbox: Outbox): void {
   const plugin = context.getPlugin("anonymous") as BetterAuthPlugin | null;
   if (!plugin) return;
   const anonymous = plugin.options as AnonymousOptions | undefined;
-  if (!anonymous) throw new BetterAuthError("securityEvents has to see accounts being linked: write `anonymous({})`");
-  const theirs = anonymous.onLinkAccount;
+  if (!anonymous) throw new BetterAuthError("securityEvents needs the options of the anonymous plugin: write `anonymous({})`");
+  const configured = anonymous.onLinkAccount;
   anonymous.onLinkAccount = async (link) => {
-    await theirs?.(link);
+    await configured?.(link);
     const { anonymousUser, newUser } = link;
     if (anonymousUser.user.id !== newUser.user.id) await outbox.merged(anonymousUser.user.id, newUser.user.id);
   };
 }
 
-/** The changes that the API has yet to confirm, in Better Auth's own database, and their delivery (RFC 8935). */
+/** The outbox in Better Auth's database, and the delivery of its events to the API (RFC 8935). */
 class Outbox {
   private readonly adapter: DBAdapter;
   private readonly context: AuthContext;
@@ -267,27 +268,27 @@ class Outbox {
   private readonly audience: string;
   private readonly jwt: JwtOptions;
   private readonly timer: boolean;
-  private readonly ends = new Lane(["account-merged", "account-purged"]);
-  /** The most urgent first. */
+  private readonly mergesAndPurges = new Lane(["account-merged", "account-purged"]);
+  /** In order of urgency. */
   private readonly lanes = [
     new Lane(["account-disabled", "account-enabled"]),
     new Lane(["token-claims-change"], { latest: true }),
-    this.ends,
+    this.mergesAndPurges,
     new Lane(["session-revoked"], { latest: true, urgent: false }),
   ];
   private alarm: { at: number; id: ReturnType<typeof setTimeout> } | undefined;
   private probing: Promise<boolean> | undefined;
   private failures = 0;
-  private silentUntil = 0;
+  private pausedUntil = 0;
 
   constructor(context: AuthContext, { endpoint, audience = endpoint, timer = true }: SecurityEventsOptions) {
-    if (!URL.canParse(endpoint)) throw new BetterAuthError(`securityEvents: "${endpoint}" is no address`);
+    if (!URL.canParse(endpoint)) throw new BetterAuthError(`securityEvents: the endpoint "${endpoint}" is not a URL`);
     const jwt = context.getPlugin("jwt") as BetterAuthPlugin | null;
-    if (!jwt) throw new BetterAuthError("securityEvents signs with the keys of the jwt plugin, which is missing");
+    if (!jwt) throw new BetterAuthError("securityEvents requires the jwt plugin, whose keys sign the events");
     this.jwt = (jwt.options as JwtOptions | undefined) ?? {};
-    if (this.jwt.jwt?.getSubject) throw new BetterAuthError("securityEvents knows people by their id, not by getSubject");
+    if (this.jwt.jwt?.getSubject) throw new BetterAuthError("securityEvents sends the user's id as subject and does not support the jwt plugin's getSubject");
     if (context.options.secondaryStorage && !context.options.session?.storeSessionInDatabase) {
-      context.logger.warn("[security-events] sessions that are not in the database end unnoticed: set storeSessionInDatabase");
+      context.logger.warn("[security-events] ended sessions are not reported unless they are in the database: set storeSessionInDatabase");
     }
     this.adapter = context.adapter;
     this.context = context;
@@ -296,8 +297,8 @@ class Outbox {
     this.timer = timer;
   }
 
-  /** These changes were made: say so, and do not hold up whoever made them for long. */
-  async happened(begun: Row[]): Promise<void> {
+  /** Marks changes as made and sends their events. Returns after MAX_RESPONSE_DELAY at the latest. */
+  async changed(begun: Row[]): Promise<void> {
     if (begun.length === 0) return;
     try {
       const toe = now();
@@ -305,81 +306,81 @@ class Outbox {
       const where: Where[] = [{ field: "jti", operator: "in", value: jtis }];
       const update = { toe, dueAt: toe };
       if ((await this.adapter.updateMany({ model: MODEL, where, update })) !== begun.length) {
-        // The change took longer than the lease, and somebody found that it had not been made.
+        // The change took longer than the lease, and another process removed the row.
         const left = await this.adapter.findMany<Row>({ model: MODEL, where });
         const gone = begun.filter(({ jti }) => !left.some((row) => row.jti === jti));
         for (const row of gone) await this.adapter.create({ model: MODEL, data: { ...row, ...update } });
       }
     } catch (error) {
-      // The change itself was made. The rows are looked at when their lease is over.
-      this.context.logger.error("[security-events] a change is told of later", error);
+      // The change was made. The rows are processed when their lease expires.
+      this.context.logger.error("[security-events] could not mark a change as made; its event will be sent later", error);
       return;
     }
-    await this.soon(begun);
+    await this.sendNow(begun);
   }
 
   async merged(from: string, into: string): Promise<void> {
     const toe = now();
-    const data = row("account-merged", from, { mergedInto: into, toe, dueAt: toe });
+    const data = newRow("account-merged", from, { mergedInto: into, toe, dueAt: toe });
     await this.adapter.create({ model: MODEL, data });
-    await this.soon([data]);
+    await this.sendNow([data]);
   }
 
   async waiting(): Promise<number> {
     return this.adapter.count({ model: MODEL });
   }
 
-  private async soon(rows: Row[]): Promise<void> {
-    if (this.timer && this.down) return this.wake(Date.now());
+  private async sendNow(rows: Row[]): Promise<void> {
+    if (this.timer && this.isDown) return this.wake(Date.now());
     const sending = Promise.all(
       this.lanes.map((lane) => {
-        const people = new Set(rows.filter(({ type }) => lane.types.includes(type)).map(({ userId }) => userId));
-        if (people.size === 0) return;
-        // A slow API is not asked for more at once than it can answer.
-        if (this.timer && (lane.isPaused || lane.sending >= AT_ONCE)) return this.wake(Math.max(Date.now(), lane.pausedUntil));
-        // Without a timer no other code finds out that the API is back.
-        return inTurns([...people], (userId) => this.tell(lane, userId, !this.timer));
+        const users = new Set(rows.filter(({ type }) => lane.types.includes(type)).map(({ userId }) => userId));
+        if (users.size === 0) return;
+        // Limit the number of concurrent requests to a slow API.
+        if (this.timer && (lane.isPaused || lane.sending >= CONCURRENCY)) return this.wake(Math.max(Date.now(), lane.pausedUntil));
+        // Without a timer, only this attempt can detect that the API is back.
+        return forEachConcurrently([...users], (userId) => this.sendAll(lane, userId, !this.timer));
       }),
-    ).catch((error: unknown) => void this.failed(error));
+    ).catch((error: unknown) => void this.logFailure(error));
     this.context.runInBackground(sending);
-    if (this.down) return;
+    if (this.isDown) return;
     let timeout;
-    await Promise.race([sending, new Promise((resolve) => (timeout = setTimeout(resolve, PATIENCE)))]);
+    await Promise.race([sending, new Promise((resolve) => (timeout = setTimeout(resolve, MAX_RESPONSE_DELAY)))]);
     clearTimeout(timeout);
   }
 
-  /** Have a look at what is due at that time, or sooner. */
+  /** Schedules `deliver` at the given time, unless it is scheduled earlier. */
   wake(at: number): void {
     if (!this.timer) return;
-    const soonest = Math.max(at, this.silentUntil);
+    const soonest = Math.max(at, this.pausedUntil);
     if (this.alarm && this.alarm.at <= soonest) return;
     clearTimeout(this.alarm?.id);
     const id = setTimeout(() => {
       this.alarm = undefined;
-      // It may have been set before the API asked for silence.
-      if (Date.now() < this.silentUntil) this.wake(this.silentUntil);
+      // A pause may have started after the timer was set.
+      if (Date.now() < this.pausedUntil) this.wake(this.pausedUntil);
       else void this.deliver();
     }, soonest - Date.now());
-    id.unref?.(); // a process that has nothing else to do may end: the rows stay
+    id.unref?.(); // do not keep the process alive: the rows stay in the database
     this.alarm = { at: soonest, id };
   }
 
-  /** Send what is due. While the API is down that is one change at a time, to see whether it still is. */
+  /** Sends all due events. While the API is down, sends one event as a probe. */
   async deliver(): Promise<void> {
-    // Set first: what fell due meanwhile does not wait for the slowest lane.
-    this.wake(Date.now() + POLL * (0.5 + Math.random() / 2));
+    // Schedule the next run first, so that new events do not wait for the slowest lane.
+    this.wake(Date.now() + POLL_INTERVAL * (0.5 + Math.random() / 2));
     try {
-      if (this.down) {
+      if (this.isDown) {
         this.probing ??= this.probe().finally(() => (this.probing = undefined));
-        if ((await this.probing) && this.down) return this.wake(Date.now() + PROBE);
+        if ((await this.probing) && this.isDown) return this.wake(Date.now() + PROBE_INTERVAL);
       }
-      if (!this.down) await Promise.all(this.lanes.map((lane) => this.drain(lane)));
+      if (!this.isDown) await Promise.all(this.lanes.map((lane) => this.drain(lane)));
     } catch (error) {
-      this.failed(error);
+      this.logFailure(error);
     }
   }
 
-  /** Send one change, the most urgent that is due, or else the next that will be; whether there was one. */
+  /** Sends one event: the most urgent due one, else the next one. Returns false if there is none. */
   private async probe(): Promise<boolean> {
     let next: Row | undefined;
     for (const lane of this.lanes) next ??= (await this.due(lane, 1))[0];
@@ -390,25 +391,25 @@ class Outbox {
     next ??= (await this.adapter.findMany<Row>({ model: MODEL, where, sortBy: { field: "dueAt", direction: "asc" }, limit: 1 }))[0];
     if (!next) return false;
     const { type, userId } = next;
-    await this.settle([next]);
-    for (const lane of this.lanes) if (lane.types.includes(type)) await this.tell(lane, userId, true);
+    await this.resolveUnknown([next]);
+    for (const lane of this.lanes) if (lane.types.includes(type)) await this.sendAll(lane, userId, true);
     return true;
   }
 
   private drain(lane: Lane): Promise<void> {
-    lane.again = true;
+    lane.rerun = true;
     lane.draining ??= this.sendDue(lane).finally(() => (lane.draining = undefined));
     return lane.draining;
   }
 
   private async sendDue(lane: Lane): Promise<void> {
     let rows: Row[] = [];
-    while (!this.down && (lane.again || rows.length === BATCH)) {
+    while (!this.isDown && (lane.rerun || rows.length === BATCH)) {
       if (lane.isPaused) return this.wake(lane.pausedUntil);
-      lane.again = false;
+      lane.rerun = false;
       rows = await this.due(lane, BATCH);
-      await this.settle(rows);
-      await inTurns([...new Set(rows.map(({ userId }) => userId))], (userId) => this.tell(lane, userId));
+      await this.resolveUnknown(rows);
+      await forEachConcurrently([...new Set(rows.map(({ userId }) => userId))], (userId) => this.sendAll(lane, userId));
     }
   }
 
@@ -421,8 +422,8 @@ class Outbox {
     return this.adapter.findMany<Row>({ model: MODEL, where, sortBy: { field: "dueAt", direction: "asc" }, limit });
   }
 
-  /** Find out which of these changes were made, where the process that began them did not live to say so. */
-  private async settle(rows: Row[]): Promise<void> {
+  /** For rows whose process crashed or failed: checks whether the change was made, and deletes the row if not. */
+  private async resolveUnknown(rows: Row[]): Promise<void> {
     for (const row of rows) {
       if (row.toe || !(await this.claim(row))) continue;
       const where: Where[] = [{ field: "jti", value: row.jti }];
@@ -432,26 +433,26 @@ class Outbox {
     }
   }
 
-  /** Send what this lane has to tell of this person, until nothing is left or something has to wait. */
-  private async tell(lane: Lane, userId: string, probe = false): Promise<void> {
+  /** Sends a user's events of a lane until none is left or one has to wait. */
+  private async sendAll(lane: Lane, userId: string, probe = false): Promise<void> {
     lane.sending += 1;
     try {
-      const all: Row[] = [];
-      for (let row; (row = await this.tellNext(lane, userId, probe)); ) if (row.type !== "session-revoked") all.push(row);
-      for (const row of all) {
-        for (const merge of await this.mergesAfter(row)) await this.tell(this.ends, merge.userId);
+      const sent: Row[] = [];
+      for (let row; (row = await this.sendNext(lane, userId, probe)); ) if (row.type !== "session-revoked") sent.push(row);
+      for (const row of sent) {
+        for (const merge of await this.mergesAfter(row)) await this.sendAll(this.mergesAndPurges, merge.userId);
       }
     } finally {
       lane.sending -= 1;
     }
   }
 
-  /** The change that was told, if there may be more. With `probe`, also while the API is down. */
-  private async tellNext(lane: Lane, userId: string, probe: boolean): Promise<Row | undefined> {
+  /** Sends a user's next event. Returns it if it was delivered. With `probe`, sends even while the API is down. */
+  private async sendNext(lane: Lane, userId: string, probe: boolean): Promise<Row | undefined> {
     const row = await this.next(lane, userId);
-    const isProbe = probe && this.down;
-    if (!row || (!isProbe && (this.down || lane.isPaused))) return;
-    const earlier = row.mergedInto ? await this.before(row) : undefined;
+    const isProbe = probe && this.isDown;
+    if (!row || (!isProbe && (this.isDown || lane.isPaused))) return;
+    const earlier = row.mergedInto ? await this.firstBefore(row) : undefined;
     const isFree =
       row.toe !== null && (row.dueAt.getTime() <= Date.now() || row.attempts === 0 || (isProbe && row.claimedAt === null));
     if (earlier || !isFree) {
@@ -459,16 +460,16 @@ class Outbox {
       await this.postpone(lane, userId, new Date(until));
       return;
     }
-    if (!(await this.claim(row))) return; // another has it, and will look for more when it is through
-    const outcome = await this.send(lane, row).catch((error: unknown) => this.failed(error));
+    if (!(await this.claim(row))) return; // another process is sending it, and will continue with the next
+    const outcome = await this.send(lane, row).catch((error: unknown) => this.logFailure(error));
     if (outcome === "done") {
       const where: Where[] = lane.latest
-        ? [...about(lane, userId), { field: "toe", operator: "lte", value: row.toe }]
+        ? [...ofUser(lane, userId), { field: "toe", operator: "lte", value: row.toe }]
         : [{ field: "jti", value: row.jti }];
       await this.adapter.deleteMany({ model: MODEL, where });
       return row;
     }
-    const longest = outcome === "refused" ? LONGEST_RETRY_IF_REFUSED : LONGEST_RETRY;
+    const longest = outcome === "refused" ? MAX_RETRY_AFTER_REJECTION : MAX_RETRY;
     const pause = Math.min(longest, FIRST_RETRY * 2 ** Math.min(row.attempts, 20)) * (0.5 + Math.random() / 2);
     const dueAt = new Date(outcome === "limited" ? lane.pausedUntil : Date.now() + pause);
     await this.adapter.updateMany({ model: MODEL, where: [{ field: "jti", value: row.jti }], update: { dueAt, claimedAt: null } });
@@ -488,21 +489,21 @@ class Outbox {
     return true;
   }
 
-  /** What this lane has to tell of a person first. */
+  /** The user's next event in a lane. */
   private async next(lane: Lane, userId: string): Promise<Row | undefined> {
     const [row] = lane.latest
       ? await this.adapter.findMany<Row>({
           model: MODEL,
-          where: [...about(lane, userId), { field: "toe", operator: "ne", value: null }],
+          where: [...ofUser(lane, userId), { field: "toe", operator: "ne", value: null }],
           sortBy: { field: "toe", direction: "desc" },
           limit: 1,
         })
-      : await this.first(about(lane, userId));
+      : await this.first(ofUser(lane, userId));
     return row;
   }
 
-  /** A merge concerns two people, and waits for what came before it to either; any of that. */
-  private async before({ userId, mergedInto, begunAt }: Row): Promise<Row | undefined> {
+  /** An earlier event of either account of a merge, for which the merge has to wait. */
+  private async firstBefore({ userId, mergedInto, begunAt }: Row): Promise<Row | undefined> {
     const earlier: Where = { field: "begunAt", operator: "lt", value: begunAt };
     const isUrgent: Where = { field: "type", operator: "ne", value: "session-revoked" };
     const [row] = [
@@ -513,7 +514,7 @@ class Outbox {
     return row;
   }
 
-  /** The merges that may have waited for this. */
+  /** Merges that may have waited for this event. */
   private async mergesAfter({ userId, mergedInto }: Row): Promise<Row[]> {
     const type: Where = { field: "type", value: "account-merged" };
     if (mergedInto) return this.first([{ field: "userId", value: mergedInto }, type]);
@@ -524,10 +525,10 @@ class Outbox {
     return this.adapter.findMany<Row>({ model: MODEL, where, sortBy: { field: "begunAt", direction: "asc" }, limit: 1 });
   }
 
-  /** What this lane has to tell of a person and is not being sent becomes due at that time, not sooner. */
+  /** Delays a user's events of a lane, except one being sent, until the given time. */
   private async postpone(lane: Lane, userId: string, until: Date): Promise<void> {
     const where: Where[] = [
-      ...about(lane, userId),
+      ...ofUser(lane, userId),
       { field: "toe", operator: "ne", value: null },
       { field: "claimedAt", value: null },
       { field: "dueAt", operator: "lt", value: until },
@@ -536,16 +537,16 @@ class Outbox {
     this.wake(until.getTime());
   }
 
-  /** done: the API knows, or there is nothing to tell. refused: it says that the event is wrong. limited: not now. */
+  /** Signs an event and sends it, unless the change was undone. */
   private async send(lane: Lane, row: Row): Promise<Outcome> {
     const isSignOut = row.type === "session-revoked";
     const user = isSignOut ? null : await this.user(row.userId);
     const iss = this.jwt.jwt?.issuer ?? this.context.options.baseURL;
-    if (typeof iss !== "string" || !iss) throw new BetterAuthError("securityEvents needs `baseURL`, or the jwt plugin's `issuer`");
-    const event = told(row, user, iss);
+    if (typeof iss !== "string" || !iss) throw new BetterAuthError("securityEvents requires `baseURL`, or the jwt plugin's `issuer`");
+    const event = eventPayload(row, user, iss);
     if (!event) return "done";
     const iat = Math.floor(Date.now() / 1000);
-    // signJWT reads nothing but `context`, and outside of a request there is nothing else.
+    // signJWT only reads `context`, the only part that exists outside of a request.
     const token = await signJWT({ context: this.context } as GenericEndpointContext, {
       options: this.jwt,
       header: { typ: "secevent+jwt" },
@@ -553,7 +554,7 @@ class Outbox {
         iss,
         aud: this.audience,
         iat,
-        exp: iat + 300, // RFC 8417 needs none, but signJWT always sets one
+        exp: iat + 300, // optional in RFC 8417, but signJWT always sets one
         jti: row.jti,
         toe: (row.toe ?? now()).getTime() / 1000,
         sub_id: { format: "iss_sub", iss, sub: row.userId },
@@ -571,46 +572,47 @@ class Outbox {
         headers: { "content-type": "application/secevent+jwt", accept: "application/json" },
         body: token,
         redirect: "manual",
-        signal: AbortSignal.timeout(REQUEST),
+        signal: AbortSignal.timeout(REQUEST_TIMEOUT),
       });
     } catch (error) {
-      return this.unanswered(row, String((error as Error).cause ?? error));
+      return this.unavailable(row, String((error as Error).cause ?? error));
     }
     const { status, headers } = response;
     const body = (await response.text().catch(() => "")).slice(0, 500);
     if (status === 202) {
-      await this.answered();
+      await this.available();
       return "done";
     }
-    const wished = 1000 * (Number(headers.get("retry-after")) || 0);
+    const retryAfter = 1000 * (Number(headers.get("retry-after")) || 0);
     if (status === 429) {
-      await this.answered();
-      return this.limited(lane, row, wished);
+      await this.available();
+      return this.pause(lane, row, retryAfter);
     }
-    if ([502, 503, 504].includes(status)) return this.unanswered(row, `status ${status}`, wished);
-    this.context.logger.error(`[security-events] ${row.type} was refused (attempt ${row.attempts}): status ${status} ${body}`);
+    if ([502, 503, 504].includes(status)) return this.unavailable(row, `status ${status}`, retryAfter);
+    this.context.logger.error(`[security-events] the API rejected ${row.type} (attempt ${row.attempts}): status ${status} ${body}`);
     return status === 400 ? "refused" : "failed";
   }
 
-  private limited(lane: Lane, { type, attempts }: Row, wished: number): "limited" {
+  private pause(lane: Lane, { type, attempts }: Row, retryAfter: number): "limited" {
     const pause = FIRST_RETRY * 2 ** Math.min(attempts - 1, 20);
-    lane.pausedUntil = Date.now() + (lane.urgent ? Math.min(LONGEST_URGENT_PAUSE, pause) : Math.min(LONGEST_PAUSE, Math.max(wished, pause)));
-    this.context.logger.warn(`[security-events] ${type} was not delivered (attempt ${attempts}), and will be: status 429`);
+    lane.pausedUntil = Date.now() + (lane.urgent ? Math.min(MAX_URGENT_PAUSE, pause) : Math.min(MAX_PAUSE, Math.max(retryAfter, pause)));
+    this.context.logger.warn(`[security-events] ${type} was not delivered (attempt ${attempts}) and will be retried: status 429`);
     return "limited";
   }
 
-  private unanswered({ type, attempts }: Row, why: string, wished = 0): "failed" {
+  private unavailable({ type, attempts }: Row, reason: string, retryAfter = 0): "failed" {
     this.failures += 1;
-    const silence = Math.max(this.down ? PROBE : 0, Math.min(wished, LONGEST_SILENCE));
-    this.silentUntil = Math.max(this.silentUntil, Date.now() + silence);
-    if (this.down) this.wake(this.silentUntil);
-    this.context.logger.warn(`[security-events] ${type} was not delivered (attempt ${attempts}), and will be: ${why}`);
+    const pause = Math.max(this.isDown ? PROBE_INTERVAL : 0, Math.min(retryAfter, MAX_OUTAGE_PAUSE));
+    this.pausedUntil = Math.max(this.pausedUntil, Date.now() + pause);
+    if (this.isDown) this.wake(this.pausedUntil);
+    this.context.logger.warn(`[security-events] ${type} was not delivered (attempt ${attempts}) and will be retried: ${reason}`);
     return "failed";
   }
 
-  private async answered(): Promise<void> {
-    const wasDown = this.down;
-    this.failures = this.silentUntil = 0;
+  /** After a response: if the API was down, makes all waiting events due. */
+  private async available(): Promise<void> {
+    const wasDown = this.isDown;
+    this.failures = this.pausedUntil = 0;
     if (!wasDown) return;
     const where: Where[] = [
       { field: "toe", operator: "ne", value: null },
@@ -621,8 +623,8 @@ class Outbox {
     this.wake(Date.now());
   }
 
-  private get down(): boolean {
-    return this.failures >= DOWN;
+  private get isDown(): boolean {
+    return this.failures >= FAILURES_UNTIL_DOWN;
   }
 
   private user(id: string): Promise<User | null> {
@@ -632,7 +634,7 @@ class Outbox {
   private async wasMade({ type, sign, userId }: Row): Promise<boolean> {
     if (type === "session-revoked") {
       const session = await this.adapter.findOne<Session>({ model: "session", where: [{ field: "id", value: sign }] });
-      return !session || over(session.expiresAt);
+      return !session || isPast(session.expiresAt);
     }
     const user = await this.user(userId);
     if (type === "account-purged") return !user;
@@ -641,21 +643,24 @@ class Outbox {
     return Boolean(user && (user.role ?? null) === sign);
   }
 
-  private failed(error: unknown): "failed" {
-    this.context.logger.error("[security-events] nothing could be sent; it will be tried again", error);
+  private logFailure(error: unknown): "failed" {
+    this.context.logger.error("[security-events] delivery failed and will be retried", error);
     return "failed";
   }
 }
 
+/**
+ * done: delivered, or the change was undone. refused: the API rejected the event (400). limited: 429. failed: any other error.
+ */
 type Outcome = "done" | "refused" | "failed" | "limited";
 
-const about = (lane: Lane, userId: string): Where[] => [
+const ofUser = (lane: Lane, userId: string): Where[] => [
   { field: "userId", value: userId },
   { field: "type", operator: "in", value: lane.types },
 ];
 
-/** What is true of this person now; null when the change was undone since, which has a row of its own. */
-function told({ type, mergedInto }: Row, user: User | null, iss: string): object | null {
+/** The event's payload from the user's current state; null if the change was undone since, which is a separate event. */
+function eventPayload({ type, mergedInto }: Row, user: User | null, iss: string): object | null {
   if (type === "account-disabled") return user?.banned ? {} : null;
   if (type === "account-enabled") return user && !user.banned ? {} : null;
   if (type === "account-purged") return user ? null : {};
@@ -664,10 +669,10 @@ function told({ type, mergedInto }: Row, user: User | null, iss: string): object
   return {};
 }
 
-async function inTurns<T>(items: T[], work: (item: T) => Promise<void>): Promise<void> {
+async function forEachConcurrently<T>(items: T[], work: (item: T) => Promise<void>): Promise<void> {
   const queue = items.values();
   await Promise.all(
-    Array.from({ length: Math.min(AT_ONCE, items.length) }, async () => {
+    Array.from({ length: Math.min(CONCURRENCY, items.length) }, async () => {
       for (const item of queue) await work(item);
     }),
   );

@@ -7,7 +7,7 @@ import { readSettings, SettingsError } from "./settings.ts";
 
 const memory = { ISSUER_DATABASE: ":memory:" };
 
-test("an empty environment and empty values give the defaults", () => {
+test("missing and empty variables have defaults", () => {
   const empty = { ISSUER_PORT: "", ISSUER_URL: "", ISSUER_KEY_ALGORITHM: "", ISSUER_KEY_ROTATION: "", ISSUER_RATE_LIMIT: "" };
   for (const environment of [memory, { ...memory, ...empty }]) {
     const { secret, ...settings } = readSettings(environment);
@@ -31,7 +31,7 @@ test("an empty environment and empty values give the defaults", () => {
   }
 });
 
-test("what is given is read", () => {
+test("settings are read from the environment", () => {
   const settings = readSettings({
     ...memory,
     ISSUER_HOST: "0.0.0.0",
@@ -67,14 +67,14 @@ for (const [name, value] of [
   ["ISSUER_KEY_ROTATION", "1.5"],
   ["ISSUER_COOKIE_CACHE", "true"],
 ] as const) {
-  test(`${name}=${value} is refused by name`, () => {
+  test(`${name}=${value} is rejected with the variable's name`, () => {
     assert.throws(() => readSettings({ ...memory, [name]: value }), (error) => {
       return error instanceof SettingsError && error.message.includes(name) && error.message.includes(`"${value}"`);
     });
   });
 }
 
-test("the secret is made once, for its owner's eyes, and kept", (t) => {
+test("the secret is generated once and readable by its owner only", (t) => {
   const directory = mkdtempSync(join(tmpdir(), "issuer-"));
   t.after(() => rmSync(directory, { recursive: true }));
   const environment = { ISSUER_DATA_DIR: join(directory, "new", "data") };
@@ -84,7 +84,7 @@ test("the secret is made once, for its owner's eyes, and kept", (t) => {
   assert.equal(statSync(file).mode & 0o777, 0o600);
 });
 
-test("a database in memory leaves nothing behind", () => {
+test("an in-memory database creates no files", () => {
   const directory = join(tmpdir(), `issuer-${process.pid}-untouched`);
   const environment = { ...memory, ISSUER_DATA_DIR: directory };
   assert.notEqual(readSettings(environment).secret, readSettings(environment).secret);

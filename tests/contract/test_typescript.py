@@ -9,8 +9,8 @@ BETTER_AUTH = CONTRACT / "better-auth"
 
 # Left to the full run. A crash at another moment, and an outbox full of the most frequent event, stay in the gate.
 REPETITIONS = (
-    "a server that is killed (before|after the change)|"
-    "a server that is killed in (account|session|.*UPDATE OF toe)|"
+    "a server is killed (before|after) the change|"
+    "after a kill in (account|session|.*UPDATE OF toe)|"
     "1,500 events of type account"
 )
 
