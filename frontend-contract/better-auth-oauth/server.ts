@@ -1,4 +1,4 @@
-/** Runs Better Auth as an OAuth 2.1 provider for contract tests, with one client that may use every grant. */
+/** Runs Better Auth as an OAuth 2.1 provider for contract tests, with one client that may use all grants. */
 import { randomUUID } from "node:crypto";
 import { registerHooks } from "node:module";
 import { DatabaseSync } from "node:sqlite";
@@ -13,7 +13,7 @@ import { readSettings, serverOptions, type Settings } from "../better-auth/setti
 
 const SCOPES = ["tasks:read", "tasks:write"];
 
-/** The tokens of the reference configuration, made by the Better Auth of this folder instead of that of its own. */
+/** Loads `apiTokens` of the reference configuration with this folder's version of Better Auth. */
 async function apiTokens({ keyAlgorithm, keyRotation }: Settings): Promise<readonly BetterAuthPlugin[]> {
   const file = new URL("../better-auth/auth.ts", import.meta.url).href;
   const hooks = registerHooks({
@@ -29,8 +29,8 @@ async function start(settings: Settings, { url, port }: Location): Promise<Runni
   const owner = { email: `${randomUUID()}@owner.invalid`, password: randomUUID(), name: "Owner of the client" };
   const database = new DatabaseSync(settings.database);
   const rotation = settings.keyRotation > 0 ? { rotationInterval: settings.keyRotation } : {};
-  // Better Auth's own payload: the whole user row. The reference configuration's is slim; a contract covers both.
-  const own = jwt({ jwks: { keyPairConfig: { alg: settings.keyAlgorithm }, ...rotation }, disableSettingJwtHeader: true });
+  // Better Auth's default payload, the whole user row. The contract tests cover it besides the reference payload.
+  const defaultTokens = jwt({ jwks: { keyPairConfig: { alg: settings.keyAlgorithm }, ...rotation }, disableSettingJwtHeader: true });
   const keys = apiKey({
     enableSessionForAPIKeys: true,
     rateLimit: { enabled: false },
@@ -43,14 +43,14 @@ async function start(settings: Settings, { url, port }: Location): Promise<Runni
     emailAndPassword: { enabled: true },
     telemetry: { enabled: false },
     plugins: [
-      ...(settings.apiKeys ? [...(await apiTokens(settings)), keys] : [own]),
+      ...(settings.apiKeys ? [...(await apiTokens(settings)), keys] : [defaultTokens]),
       bearer(),
       admin(),
       oauthProvider({
         loginPage: "/login",
         consentPage: "/consent",
         scopes: ["openid", "profile", "email", "offline_access", ...SCOPES],
-        // Only a token for one of these is a JWT; without `resource` it is opaque.
+        // Tokens requested for one of these resources are JWTs; tokens without `resource` are opaque.
         resources: settings.audience.length > 0 ? settings.audience : ["http://localhost:8000"],
         enforcePerClientResources: false,
         customAccessTokenClaims: ({ user }) => (user ? { role: user["role"] } : {}),
@@ -58,7 +58,7 @@ async function start(settings: Settings, { url, port }: Location): Promise<Runni
       }),
     ],
   } satisfies BetterAuthOptions;
-  // First of all: the provider writes its resources when it is made.
+  // Migrate first: the provider stores its resources when the instance is created.
   await (await getMigrations(options)).runMigrations();
   const auth = betterAuth(options);
   const client = await makeClient();
@@ -66,7 +66,7 @@ async function start(settings: Settings, { url, port }: Location): Promise<Runni
 
   async function makeClient() {
     const { headers } = await auth.api.signUpEmail({ body: owner, returnHeaders: true });
-    // Nobody goes there: a test reads the code from the redirect. A web client's must be https on a public name.
+    // Never requested: tests read the code from the redirect. Web clients must use https and a public host name.
     const redirect_uri = "https://app.example.com/callback";
     const { client_id, client_secret } = await auth.api.adminCreateOAuthClient({
       headers: new Headers({ authorization: `Bearer ${headers.get("set-auth-token")}` }),

@@ -1,74 +1,74 @@
-/** The Better Auth configuration that the API relies on: who signs in, and what a JWT says about them. */
+/** The Better Auth configuration for the API: sign-in methods and the claims of JWTs. */
 import type { AuthContext, BetterAuthOptions, BetterAuthPlugin } from "better-auth";
 import { BetterAuthError, betterAuth } from "better-auth";
 import { APIError, createAuthMiddleware } from "better-auth/api";
 import type { JwtOptions } from "better-auth/plugins";
 import { admin, anonymous, bearer, createJwk, jwt } from "better-auth/plugins";
 
-/** The JWS algorithms (RFC 7518, RFC 8037) that Better Auth signs with; the API accepts them all. */
+/** The JWS algorithms (RFC 7518, RFC 8037) of Better Auth. The API accepts all of them. */
 export type KeyAlgorithm = "EdDSA" | "ES256" | "ES512" | "PS256" | "RS256";
 
 /** Seconds. */
 const DAY = 24 * 60 * 60;
-const TOKEN_LIFE = 15 * 60;
+const TOKEN_LIFETIME = 15 * 60;
 
 export interface TokenSettings {
-  /** `aud` of the JWTs; the origin of Better Auth's `baseURL` unless given. */
+  /** `aud` of the JWTs. Defaults to the origin of Better Auth's `baseURL`. */
   audience?: string | string[];
-  /** What new keys sign with. Keys already in the database keep theirs until they expire. */
+  /** Algorithm of new keys. Existing keys keep theirs until they expire. */
   keyAlgorithm?: KeyAlgorithm;
-  /** Seconds a key signs for before the next one takes over; 0 keeps one key for ever. */
+  /** Seconds after which a new signing key replaces the current one; 0 disables rotation. */
   keyRotation?: number;
 }
 
 export interface AuthSettings extends TokenSettings {
-  /** A Pool, a DatabaseSync, an adapter, or another database that Better Auth accepts. */
+  /** Any database that Better Auth accepts, such as a `Pool`, a `DatabaseSync` or an adapter. */
   database: NonNullable<BetterAuthOptions["database"]>;
-  /** The public address of the app. Its origin becomes `iss`; a path of its own replaces `/api/auth`. */
+  /** Public URL of the app. Its origin is the `iss` of JWTs. If it has a path, that path replaces `/api/auth`. */
   baseURL: string;
-  /** Encrypts the private keys and signs the cookies: at least 32 random characters, and never changed lightly. */
+  /** Encrypts private keys and signs cookies: at least 32 random characters. Changing it makes existing keys and cookies unusable. */
   secret: string;
-  /** Other origins that may send cookies here, beside that of `baseURL`. */
+  /** Origins, besides that of `baseURL`, that may send requests with cookies. */
   trustedOrigins?: string[];
 }
 
-/** What the API reads of a person, and no more: a picture as a data URL would make a token of 27 kB. */
+/** The user claims that the API reads. Others are left out to keep tokens small: a picture as a data URL may take 27 kB. */
 interface Person {
   id: string;
   email: string;
   emailVerified: boolean;
   name: string;
   banned: boolean;
-  /** ISO 8601, or null for a ban without an end. */
+  /** ISO 8601; null for a permanent ban. */
   banExpires: string | null;
   isAnonymous: boolean;
-  /** ISO 8601: when the user was last changed. */
+  /** ISO 8601: time of the last change of the user. */
   updatedAt: string;
-  /** Milliseconds since 1970, before the storage was read: orders the claims of tokens. */
+  /** Milliseconds since 1970, taken before the user was read. The API uses it to order the claims of tokens. */
   minted_at: number;
 }
 
-/** The payload of a token made from a session. */
+/** The payload of a session's token. */
 export interface Claims extends Person {
   /** The admin plugin's roles, comma-separated. */
   role: string | null;
-  /** The session that the token was made from. */
+  /** The id of the session. */
   sid: string;
-  /** The administrator who acts as this person. */
+  /** The id of the administrator who impersonates the user, or null. */
   impersonatedBy: string | null;
 }
 
-/** The payload of a token made from an API key. The API lets it do what `scope` names, and nothing else. */
+/** The payload of an API key's token. The API permits only the operations in `scope`. */
 export interface KeyClaims extends Person {
   /** The id of the API key. */
   key: string;
   /** The key's permissions as OAuth scopes, space-separated: `tasks:read tasks:write`. */
   scope: string;
-  /** Seconds since 1970; set where the key ends before the token would. */
+  /** Seconds since 1970. Set if the key expires before the default expiry of the token. */
   exp?: number;
 }
 
-type Signed = Parameters<NonNullable<NonNullable<JwtOptions["jwt"]>["definePayload"]>>[0];
+type PayloadInput = Parameters<NonNullable<NonNullable<JwtOptions["jwt"]>["definePayload"]>>[0];
 
 /** A row of the api-key plugin. */
 interface ApiKey {
@@ -76,20 +76,20 @@ interface ApiKey {
   referenceId: string;
   enabled: boolean | null;
   expiresAt: Date | null;
-  /** JSON: resources, and the actions allowed on each. */
+  /** JSON: the permitted actions by resource. */
   permissions: string | null;
 }
 
 /**
- * The payload of a token for a session; Better Auth adds `sub`, `iss`, `aud`, `iat` and `exp`.
+ * Returns the payload of a session's token. Better Auth adds `sub`, `iss`, `aud`, `iat` and `exp`.
  *
- * The session may come from a cookie that is minutes old (`session.cookieCache`), and with secondary storage the user may
- * be an old copy. Therefore both are read again. Throws UNAUTHORIZED where the session has ended or the user is banned.
+ * Reads user and session again, because the given ones may be outdated: the session with `session.cookieCache`, the user
+ * with secondary storage. Throws UNAUTHORIZED if the session has ended or the user is banned.
  */
-async function claims(context: AuthContext, { user: { id }, session: { id: sessionId, token } }: Signed) {
+async function claims(context: AuthContext, { user: { id }, session: { id: sessionId, token } }: PayloadInput) {
   const now = new Date();
   const [user, found] = await Promise.all([
-    context.internalAdapter.findUserById(id) as Promise<Signed["user"] | null>,
+    context.internalAdapter.findUserById(id) as Promise<PayloadInput["user"] | null>,
     context.internalAdapter.findSession(token),
   ]);
   if (!user || isBanned(user, now)) throw unauthorized();
@@ -99,13 +99,13 @@ async function claims(context: AuthContext, { user: { id }, session: { id: sessi
     emailVerified: user.emailVerified,
     name: user.name,
     banned: user["banned"] ?? false,
-    banExpires: user["banExpires"] ? instant(user["banExpires"]) : null,
+    banExpires: user["banExpires"] ? isoTime(user["banExpires"]) : null,
     isAnonymous: user["isAnonymous"] ?? false,
-    updatedAt: instant(user.updatedAt),
+    updatedAt: isoTime(user.updatedAt),
     minted_at: now.getTime(),
   };
   if (!found) return { ...person, ...(await keyClaims(context, { sessionId, token, userId: user.id, now })) } satisfies KeyClaims;
-  const session: Signed["session"] = found.session;
+  const session: PayloadInput["session"] = found.session;
   if (session.userId !== user.id || session.expiresAt <= now) throw unauthorized();
   const impersonatedBy = session["impersonatedBy"] ?? null;
   return { ...person, role: user["role"] ?? null, sid: session.id, impersonatedBy } satisfies Claims;
@@ -113,50 +113,52 @@ async function claims(context: AuthContext, { user: { id }, session: { id: sessi
 
 const unauthorized = () => new APIError("UNAUTHORIZED", { code: "UNAUTHORIZED", message: "Unauthorized" });
 
-/** A ban that has run out stays in the row until the next sign-in. */
-function isBanned({ banned, banExpires }: Signed["user"], now: Date): boolean {
+/** An expired ban stays in the row until the next sign-in. */
+function isBanned({ banned, banExpires }: PayloadInput["user"], now: Date): boolean {
   return Boolean(banned) && !(banExpires && new Date(banExpires) <= now);
 }
 
-// Some adapters give dates as text.
-const instant = (date: Date | string): string => new Date(date).toISOString();
+// Some adapters return dates as strings.
+const isoTime = (date: Date | string): string => new Date(date).toISOString();
 
 /**
- * What distinguishes the token of an API key (`enableSessionForAPIKeys`), whose session is in no storage: its token is
- * the key itself, its id the key's. Throws UNAUTHORIZED where there is no such key, or it is disabled or has expired.
+ * Returns the additional claims of an API key's token. With `enableSessionForAPIKeys`, the session is not stored: its
+ * token is the key, its id that of the key. Throws UNAUTHORIZED if the key does not exist, is disabled or has expired.
  */
 async function keyClaims(
   { adapter, hasPlugin }: AuthContext,
   { sessionId, token, userId, now }: { sessionId: string; token: string; userId: string; now: Date },
 ) {
   if (!hasPlugin("api-key")) throw unauthorized();
-  // Found by the key and not by the id alone: with serial ids, an ended session can have the id of a key.
-  const stored = { field: "key", operator: "in" as const, value: [await hashed(token), token] };
+  // Look up by key, not by id: with serial ids, an ended session can have the id of a key.
+  const stored = { field: "key", operator: "in" as const, value: [await hash(token), token] };
   const key = await adapter.findOne<ApiKey>({ model: "apikey", where: [stored] });
   if (!key?.enabled || key.id !== sessionId || key.referenceId !== userId) throw unauthorized();
   if (key.expiresAt && key.expiresAt <= now) throw unauthorized();
-  const end = key.expiresAt && Math.floor(Math.min(key.expiresAt.getTime() / 1000, now.getTime() / 1000 + TOKEN_LIFE));
+  const end = key.expiresAt && Math.floor(Math.min(key.expiresAt.getTime() / 1000, now.getTime() / 1000 + TOKEN_LIFETIME));
   return { key: key.id, scope: scopes(key.permissions).join(" "), ...(end && { exp: end }) };
 }
 
-/** As the api-key plugin stores a key, unless `disableKeyHashing` is set. */
-async function hashed(key: string): Promise<string> {
+/** The hash that the api-key plugin stores, unless `disableKeyHashing` is set. */
+async function hash(key: string): Promise<string> {
   const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(key));
   return btoa(String.fromCharCode(...new Uint8Array(digest))).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
-/** `{"tasks": ["read"]}` is `tasks:read`. A name that cannot be part of a scope (RFC 6749, 3.3) is left out. */
+/** Converts permissions such as `{"tasks": ["read"]}` to scopes such as `tasks:read`. Skips names with characters that scopes must not contain (RFC 6749, 3.3). */
 function scopes(permissions: string | null): string[] {
-  const read: Record<string, string[]> | null = JSON.parse(permissions || "null");
-  const all = Object.entries(read ?? {}).flatMap(([resource, actions]) => actions.map((action) => `${resource}:${action}`));
+  const parsed: Record<string, string[]> | null = JSON.parse(permissions || "null");
+  const all = Object.entries(parsed ?? {}).flatMap(([resource, actions]) => actions.map((action) => `${resource}:${action}`));
   return all.filter((scope) => /^[\x21\x23-\x5b\x5d-\x7e]+$/.test(scope));
 }
 
 /**
- * Better Auth makes a key when it next signs, never before. A server where nobody signs in until its last key has left
- * the set would publish an empty one, which every verifier must take for a fault. So whoever asks for the keys finds one.
+ * Creates a key when the key set is requested and has no current key.
+ *
+ * Better Auth itself creates keys only when it signs. Without sign-ins it would publish an empty key set once the last key
+ * has expired, which verifiers treat as an error.
  */
-function neverWithoutKeys(options: JwtOptions): BetterAuthPlugin {
+function ensureKey(options: JwtOptions): BetterAuthPlugin {
   return {
     id: "never-without-keys",
     hooks: {
@@ -176,9 +178,9 @@ function neverWithoutKeys(options: JwtOptions): BetterAuthPlugin {
 }
 
 /**
- * The plugins that make tokens for the API, for an app with a Better Auth of its own: `plugins: [...apiTokens()]`.
+ * The plugins that issue tokens for the API, for an existing Better Auth configuration: `plugins: [...apiTokens()]`.
  *
- * Call it once for each instance of Better Auth: the plugins read the storage of the one that they are given to.
+ * Call it once per Better Auth instance: the plugins read the database of their instance.
  */
 export function apiTokens({ audience, keyAlgorithm = "EdDSA", keyRotation = 30 * DAY }: TokenSettings = {}) {
   let context: AuthContext | undefined;
@@ -191,26 +193,26 @@ export function apiTokens({ audience, keyAlgorithm = "EdDSA", keyRotation = 30 *
   const options = {
     jwks: {
       keyPairConfig: { alg: keyAlgorithm },
-      // An old key must outlive the tokens it signed, which is minutes. The default, 30 days, is as long as a stolen
-      // key would stay good.
+      // Time for which a rotated key is still published. It must exceed the lifetime of tokens, 15 minutes. With the
+      // default of 30 days, a stolen key would be accepted for that long.
       gracePeriod: DAY,
       ...(keyRotation > 0 && { rotationInterval: keyRotation }),
     },
     jwt: {
-      expirationTime: `${TOKEN_LIFE}s`,
-      definePayload(signed) {
-        if (!context) throw new BetterAuthError("jwt() of apiTokens() needs the others: `plugins: [...apiTokens()]`");
-        return claims(context, signed);
+      expirationTime: `${TOKEN_LIFETIME}s`,
+      definePayload(input) {
+        if (!context) throw new BetterAuthError("apiTokens() returns several plugins, use all of them: `plugins: [...apiTokens()]`");
+        return claims(context, input);
       },
       ...(audience !== undefined && { audience }),
     },
-    // A JWT is made for whoever asks for one at /token, not signed anew into every answer of /get-session.
+    // Issue JWTs at /token only, instead of signing one for each response of /get-session.
     disableSettingJwtHeader: true,
   } satisfies JwtOptions;
-  return [jwt(options), storage, neverWithoutKeys(options)] as const;
+  return [jwt(options), storage, ensureKey(options)] as const;
 }
 
-/** The options for `betterAuth`, for an app that adds to them: spread them, and append to `plugins`. */
+/** Returns options for `betterAuth`. To extend them, spread the object and append to `plugins`. */
 export function authOptions({ baseURL, secret, database, trustedOrigins = [], ...tokens }: AuthSettings) {
   return {
     baseURL,
@@ -221,14 +223,14 @@ export function authOptions({ baseURL, secret, database, trustedOrigins = [], ..
     telemetry: { enabled: false },
     plugins: [
       ...apiTokens(tokens),
-      // Without the signature, the session ids in a leaked database would be good credentials.
+      // Without a signature, the session tokens in a leaked database could be used to sign in.
       bearer({ requireSignature: true }),
       admin(),
-      // The domain is reserved (RFC 2606): no mail to an anonymous person can reach a stranger.
+      // A reserved domain (RFC 2606), so that mail to anonymous users cannot be delivered.
       anonymous({ emailDomainName: "anonymous.invalid" }),
     ],
   } satisfies BetterAuthOptions;
 }
 
-/** A Better Auth instance, as a Next.js route handler takes it: `toNextJsHandler(createAuth({...}))`. */
+/** Creates a Better Auth instance, for example for a Next.js route handler: `toNextJsHandler(createAuth({...}))`. */
 export const createAuth = (settings: AuthSettings) => betterAuth(authOptions(settings));

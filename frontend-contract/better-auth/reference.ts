@@ -1,4 +1,4 @@
-/** The reference configuration on a SQLite file: its tables made, and a key there to sign with. */
+/** The reference configuration on a SQLite file. */
 import { DatabaseSync } from "node:sqlite";
 import { betterAuth } from "better-auth";
 import { getMigrations } from "better-auth/db/migration";
@@ -6,7 +6,11 @@ import { authOptions } from "./auth.ts";
 import { securityEvents } from "./security-events.ts";
 import { serverOptions, type Settings } from "./settings.ts";
 
-/** The instance, and what closes its database. `url` is the public address, `port` the one that was opened. */
+/**
+ * Opens the database, migrates it, creates a signing key if there is none, and returns the Better Auth instance.
+ *
+ * url: the public URL. port: the port that the server listens on.
+ */
 export async function openReference(settings: Settings, { url, port }: { url: string; port: number }) {
   const database = new DatabaseSync(settings.database);
   database.exec("PRAGMA journal_mode = wal; PRAGMA synchronous = normal; PRAGMA busy_timeout = 5000");

@@ -1,4 +1,4 @@
-/** A server on loopback that says where it is when it is ready, and lives no longer than its parent. */
+/** An HTTP server that prints its location when it is ready and stops with its parent process. */
 import { Console } from "node:console";
 import { fstatSync } from "node:fs";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
@@ -6,11 +6,11 @@ import type { AddressInfo } from "node:net";
 import { inspect } from "node:util";
 import { type Settings, SettingsError } from "./settings.ts";
 
-/** Where the server is found: what it prints when it is ready. */
+/** The addresses of the server, printed when it is ready. */
 export interface Location {
-  /** What `BETTER_AUTH_URL` should say. */
+  /** The value for `BETTER_AUTH_URL`. */
   url: string;
-  /** Where the endpoints are: `url`, and `/api/auth` unless the URL has a path of its own. */
+  /** Base URL of the endpoints: `url`, with `/api/auth` if it has no path. */
   base_url: string;
   jwks_url: string;
   issuer: string;
@@ -20,42 +20,42 @@ export interface Location {
 type Listener = (request: IncomingMessage, response: ServerResponse) => Promise<void> | void;
 
 export interface Running {
-  /** Answers what comes under `base_url`; or, with `everything`, any request. */
+  /** Handles requests under `base_url`; with `everything`, all requests. */
   handle: Listener;
   everything?: boolean;
   close(): void;
-  /** Goes into the readiness line beside the location. */
+  /** Additional members of the readiness line. */
   about?: object;
 }
 
 /**
- * Listens, starts what answers there, and prints one line of JSON.
+ * Listens, starts the application, and prints the readiness line as JSON.
  *
- * A start that fails is an explanation on standard error and exit code 1.
+ * If the start fails, prints the reason to standard error and exits with code 1.
  */
 export async function serve<S extends Pick<Settings, "host" | "port" | "url">>(
   read: () => S,
   start: (settings: S, where: Location) => Promise<Running>,
 ): Promise<void> {
-  // Standard output carries the readiness line and nothing else, whoever else prints.
+  // Standard output is reserved for the readiness line.
   globalThis.console = new Console(process.stderr, process.stderr);
   try {
     const settings = read();
-    // The public address may hold the chosen port, so listening comes first; requests before readiness wait for it.
-    const { promise: ready, resolve: answer } = Promise.withResolvers<Listener>();
+    // The public URL may contain the port chosen by the system, so listen first. Early requests wait for readiness.
+    const { promise: ready, resolve: startHandling } = Promise.withResolvers<Listener>();
     const server = createServer(async (request, response) => (await ready)(request, response));
-    // Longer than any client pools a connection: a reused one must not be closed under a request.
+    // Longer than clients pool idle connections, so that none is closed while a client reuses it.
     server.keepAliveTimeout = 75_000;
     await new Promise<void>((resolve, reject) => {
       server.once("error", reject).listen(settings.port, settings.host, resolve);
     });
     const where = locate(settings.url, (server.address() as AddressInfo).port);
     const { handle, everything = false, close, about } = await start(settings, where);
-    answer(everything ? handle : route(where, handle));
+    startHandling(everything ? handle : route(where, handle));
     endWithParent(close);
     process.stdout.write(`${JSON.stringify({ ...where, ...about })}\n`);
   } catch (error) {
-    process.stderr.write(`issuer: ${explained(error as NodeJS.ErrnoException)}\n`);
+    process.stderr.write(`issuer: ${explanation(error as NodeJS.ErrnoException)}\n`);
     process.exit(1);
   }
 }
@@ -94,12 +94,12 @@ function endWithParent(close: () => void): void {
     process.exit(0);
   };
   process.once("SIGTERM", stop).once("SIGINT", stop);
-  // A parent that holds a pipe to our standard input takes us along however it ends; a terminal or /dev/null does not.
+  // If standard input is a pipe, stop when the parent closes it or exits. A terminal or /dev/null is ignored.
   const stdin = fstatSync(0);
   if (stdin.isFIFO() || stdin.isSocket()) process.stdin.once("end", stop).once("error", stop).resume();
 }
 
-function explained(error: NodeJS.ErrnoException): string {
+function explanation(error: NodeJS.ErrnoException): string {
   if (error instanceof SettingsError) return error.message;
   if (error.syscall !== "listen") return inspect(error);
   const { code, port, address } = error as NodeJS.ErrnoException & { port: number; address: string };

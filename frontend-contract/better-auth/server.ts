@@ -1,4 +1,4 @@
-/** Runs the reference configuration for tests and development. */
+/** Runs the reference configuration, for tests and development. */
 import { toNodeHandler } from "better-auth/node";
 import { openReference } from "./reference.ts";
 import { serve } from "./serve.ts";

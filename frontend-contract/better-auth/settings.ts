@@ -1,4 +1,4 @@
-/** The reference server's settings, read from the environment and refused with one clear line when wrong. */
+/** The reference server's settings, read from environment variables. */
 import { randomBytes } from "node:crypto";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { isIP } from "node:net";
@@ -7,30 +7,31 @@ import type { KeyAlgorithm } from "./auth.ts";
 
 const KEY_ALGORITHMS = ["EdDSA", "ES256", "ES512", "PS256", "RS256"] satisfies KeyAlgorithm[];
 
+/** A setting is invalid. The message names the variable. */
 export class SettingsError extends Error {}
 
 export interface Settings {
-  /** The address to listen on: in a container 0.0.0.0, or nothing outside could reach it. */
+  /** IP address to listen on. Use 0.0.0.0 in a container. */
   host: string;
-  /** 0: the system chooses. */
+  /** Port to listen on; 0 lets the system choose one. */
   port: number;
-  /** The public address; null is `http://localhost:<port>`. Its port may be 0, for the one that was chosen. */
+  /** Public URL; null means `http://localhost:<port>`. Port 0 is replaced by the chosen port. */
   url: string | null;
-  /** A file, or `:memory:`. */
+  /** Path of a SQLite file, or `:memory:`. */
   database: string;
   secret: string;
   audience: string[];
   keyAlgorithm: KeyAlgorithm;
-  /** Seconds; 0 is never. */
+  /** Seconds between rotations of the signing key; 0 disables rotation. */
   keyRotation: number;
-  /** Whoever signs up with one of these addresses becomes an administrator. */
+  /** Accounts created with these email addresses become administrators. */
   adminEmails: string[];
-  /** Where the API takes security events; null: nobody is told. */
+  /** URL of the API's endpoint for security events; null sends none. */
   securityEvents: string | null;
-  /** Their `aud`; null is the address. */
+  /** `aud` of security events; null means the URL of the endpoint. */
   securityEventsAudience: string | null;
   serialIds: boolean;
-  /** The OAuth server alone: sessions for API keys, and the tokens of the reference configuration. */
+  /** OAuth server only: enables API keys with sessions, and the tokens of the reference configuration. */
   apiKeys: boolean;
   cookieCache: boolean;
   rateLimit: boolean;
@@ -38,17 +39,17 @@ export interface Settings {
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-/** Reads `ISSUER_*`. Makes the data directory and, once, the secret in it, unless the database lives in memory. */
+/** Reads the `ISSUER_*` variables. Creates the data directory and a secret in it, unless the database is in memory. Throws SettingsError. */
 export function readSettings(env: Environment): Settings {
   const directory = env["ISSUER_DATA_DIR"] || ".data";
   const database = env["ISSUER_DATABASE"] || join(directory, "better-auth.sqlite");
   return {
     host: ip(env, "ISSUER_HOST", "127.0.0.1"),
-    port: whole(env, "ISSUER_PORT", 3000, 65_535),
+    port: wholeNumber(env, "ISSUER_PORT", 3000, 65_535),
     url: address(env, "ISSUER_URL"),
     audience: list(env, "ISSUER_AUDIENCE"),
     keyAlgorithm: algorithm(env),
-    keyRotation: whole(env, "ISSUER_KEY_ROTATION", 30 * 24 * 60 * 60),
+    keyRotation: wholeNumber(env, "ISSUER_KEY_ROTATION", 30 * 24 * 60 * 60),
     adminEmails: list(env, "ISSUER_ADMIN_EMAILS").map((email) => email.toLowerCase()),
     securityEvents: address(env, "ISSUER_SECURITY_EVENTS"),
     securityEventsAudience: env["ISSUER_SECURITY_EVENTS_AUDIENCE"] || null,
@@ -57,11 +58,11 @@ export function readSettings(env: Environment): Settings {
     cookieCache: onOff(env, "ISSUER_COOKIE_CACHE"),
     rateLimit: onOff(env, "ISSUER_RATE_LIMIT"),
     database,
-    secret: env["ISSUER_SECRET"] || (database === ":memory:" ? newSecret() : keptSecret(directory)),
+    secret: env["ISSUER_SECRET"] || (database === ":memory:" ? newSecret() : storedSecret(directory)),
   };
 }
 
-/** The options that both servers take from the settings as they stand; `port` is the one that was opened. */
+/** Better Auth options of both servers. port: the port that the server listens on. */
 export function serverOptions(settings: Settings, port: number) {
   return {
     secret: settings.secret,
@@ -72,7 +73,7 @@ export function serverOptions(settings: Settings, port: number) {
     databaseHooks: {
       user: {
         create: {
-          // The first administrator of a real app is set in its database; here a test needs one over HTTP.
+          // In production, set the first administrator in the database. Tests need one over HTTP.
           before: async <User extends { email: string }>(user: User) =>
             settings.adminEmails.includes(user.email.toLowerCase()) ? { data: { ...user, role: "admin" } } : undefined,
         },
@@ -81,16 +82,16 @@ export function serverOptions(settings: Settings, port: number) {
   };
 }
 
-function whole(env: Environment, name: string, otherwise: number, most = Number.MAX_SAFE_INTEGER): number {
+function wholeNumber(env: Environment, name: string, fallback: number, max = Number.MAX_SAFE_INTEGER): number {
   const text = env[name];
-  if (!text) return otherwise;
+  if (!text) return fallback;
   const value = /^\d+$/.test(text) ? Number(text) : NaN;
-  if (!(value <= most)) throw new SettingsError(`${name} must be a whole number from 0 to ${most}, not "${text}"`);
+  if (!(value <= max)) throw new SettingsError(`${name} must be a whole number from 0 to ${max}, not "${text}"`);
   return value;
 }
 
-function ip(env: Environment, name: string, otherwise: string): string {
-  const text = env[name] || otherwise;
+function ip(env: Environment, name: string, fallback: string): string {
+  const text = env[name] || fallback;
   if (!isIP(text)) throw new SettingsError(`${name} must be an IP address, not "${text}"`);
   return text;
 }
@@ -123,8 +124,8 @@ function algorithm(env: Environment): KeyAlgorithm {
 
 const newSecret = (): string => randomBytes(32).toString("base64url");
 
-// Never in the repository and never the same on two machines: it decrypts the private keys beside it.
-function keptSecret(directory: string): string {
+// Generated per machine, because it decrypts the private keys in the database next to it.
+function storedSecret(directory: string): string {
   mkdirSync(directory, { recursive: true });
   const file = join(directory, "better-auth.secret");
   try {
@@ -133,6 +134,6 @@ function keptSecret(directory: string): string {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
   }
   const secret = readFileSync(file, "utf8").trim();
-  if (secret.length < 32) throw new SettingsError(`${file} holds no secret of 32 characters: remove it to get a new one`);
+  if (secret.length < 32) throw new SettingsError(`${file} does not contain a secret of at least 32 characters: delete it to create a new one`);
   return secret;
 }
