@@ -78,7 +78,7 @@ type TakesKey<P extends keyof paths> = paths[P] extends { post: { parameters: { 
   ? H extends { "Idempotency-Key"?: unknown } ? P : never
   : never;
 
-/** POST operations that accept an Idempotency-Key; requests without one get a random key. The type requires the list to be complete. */
+/** POST operations that get a random Idempotency-Key if the caller sets none. The type requires a complete list. */
 const KEYED: { readonly [P in keyof paths as TakesKey<P>]: true } = {
   "/api/v1/tasks": true,
   "/api/v1/tasks/batch": true,

@@ -26,7 +26,7 @@ export interface AuthSettings extends TokenSettings {
   database: NonNullable<BetterAuthOptions["database"]>;
   /** Public URL of the app. Its origin is the `iss` of JWTs. If it has a path, that path replaces `/api/auth`. */
   baseURL: string;
-  /** Encrypts private keys and signs cookies: at least 32 random characters. Changing it makes existing keys and cookies unusable. */
+  /** At least 32 random characters. Encrypts private keys and signs cookies; a new secret makes existing ones unusable. */
   secret: string;
   /** Origins, besides that of `baseURL`, that may send requests with cookies. */
   trustedOrigins?: string[];
@@ -145,7 +145,7 @@ async function hash(key: string): Promise<string> {
   return btoa(String.fromCharCode(...new Uint8Array(digest))).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
-/** Converts permissions such as `{"tasks": ["read"]}` to scopes such as `tasks:read`. Skips names with characters that scopes must not contain (RFC 6749, 3.3). */
+/** Converts `{"tasks": ["read"]}` to `tasks:read`. Skips names that are not valid in a scope (RFC 6749, 3.3). */
 function scopes(permissions: string | null): string[] {
   const parsed: Record<string, string[]> | null = JSON.parse(permissions || "null");
   const all = Object.entries(parsed ?? {}).flatMap(([resource, actions]) => actions.map((action) => `${resource}:${action}`));

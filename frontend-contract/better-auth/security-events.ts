@@ -297,7 +297,7 @@ class Outbox {
     this.timer = timer;
   }
 
-  /** Marks changes as made and sends their events. Returns after MAX_RESPONSE_DELAY at the latest. */
+  /** Marks changes as made and sends their events. Waits for the delivery for MAX_RESPONSE_DELAY at most. */
   async changed(begun: Row[]): Promise<void> {
     if (begun.length === 0) return;
     try {

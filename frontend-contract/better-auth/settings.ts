@@ -39,7 +39,11 @@ export interface Settings {
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-/** Reads the `ISSUER_*` variables. Creates the data directory and a secret in it, unless the database is in memory. Throws SettingsError. */
+/**
+ * Reads the `ISSUER_*` variables. Unless the database is in memory, creates the data directory and a secret in it.
+ *
+ * Throws SettingsError.
+ */
 export function readSettings(env: Environment): Settings {
   const directory = env["ISSUER_DATA_DIR"] || ".data";
   const database = env["ISSUER_DATABASE"] || join(directory, "better-auth.sqlite");

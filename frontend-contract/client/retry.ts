@@ -76,7 +76,7 @@ export function sleep(milliseconds: number, signal?: AbortSignal): Promise<void>
   });
 }
 
-/** Returns the result of `work`. On a timeout (TimedOut) or an abort, aborts the signal of `work` without waiting for it. */
+/** Returns the result of `work`. Rejects after a timeout (TimedOut) or an abort, and aborts the signal of `work`. */
 export function within<T>(work: (signal: AbortSignal) => Promise<T>, milliseconds: number, outer?: AbortSignal): Promise<T> {
   return new Promise((resolve, reject) => {
     const inner = new AbortController();

@@ -119,7 +119,7 @@ export function cookieSession({ authUrl, cookie, subject, fetch }: SessionOption
   return tokenSource(() => exchange({ authUrl, fetch }, { headers, credentials: "include" }), { subject });
 }
 
-/** Gets tokens with a session token, for clients without cookies. `sessionToken` is called for each token and may read secure storage. */
+/** Gets tokens with a session token, for clients without cookies. `sessionToken` is called for each new token. */
 export function bearerSession({
   authUrl,
   sessionToken,

@@ -285,7 +285,7 @@ export class Replica {
     return this.#state.shipment;
   }
 
-  /** The operation for an edit, merged with the current remote task; null if there is nothing to send. Adds offers to `changes`. */
+  /** The operation for an edit, merged with the remote task; null if nothing is to be sent. Adds offers to `changes`. */
   #operation(number: number, edit: Edit, changes: Changes): Operation | null {
     const current = this.#tasks.get(edit.id)?.task;
     if (edit.op === "create" && !current) return { op: "create", id: edit.id, task: edit.task };
@@ -307,7 +307,7 @@ export class Replica {
     return null;
   }
 
-  /** Sends a batch. Returns false if it was rejected; the cause is then removed, or will be after the next read of the feed. */
+  /** Sends a batch. Returns false if it was rejected; its cause is removed here or by the next read of the feed. */
   async #send(shipment: Shipment, signal: AbortSignal | undefined): Promise<boolean> {
     try {
       await this.#client.POST("/api/v1/tasks/batch", {

@@ -1,4 +1,4 @@
-/** Follows a user's changes and prints each event as a line of JSON. Requests tokens on standard output and reads them from standard input. */
+/** Prints a user's changes as lines of JSON. Requests tokens on standard output and reads them from standard input. */
 import { createInterface } from "node:readline";
 import { changes, createClient, tokenSource } from "../../client.ts";
 

@@ -75,7 +75,7 @@ export class FakeApi {
     return { status: 204 };
   }
 
-  /** Pages of three tasks, so that there are many. A token holds the position and, in a full read, the floor at its start. */
+  /** Returns pages of three tasks. A token holds the position and, in a full read, the floor at its start. */
   #changes(since: string | null): Answer {
     const [after, began] = since === null ? [0, this.#floor] : (since.split(".").map(Number) as [number, number?]);
     if (began === undefined ? after < this.#floor : began < this.#floor) throw new Refusal(410);

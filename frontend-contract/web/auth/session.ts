@@ -28,5 +28,5 @@ export async function apiOfPerson(): Promise<Client> {
   return createClient({ baseUrl: apiUrl(), token, retries: 1, timeout: 10_000 });
 }
 
-/** The address of the API for this server and the browser. Read at run time, so that one build works in every environment. */
+/** Address of the API, for this server and the browser. Read at run time, so that builds do not depend on it. */
 export const apiUrl = (): string => process.env["API_URL"] || "http://127.0.0.1:8000";

@@ -15,7 +15,7 @@ export default async function Page({ searchParams }: { searchParams: Search }) {
   const parameters = Object.entries(await searchParams).filter((entry): entry is [string, string] => typeof entry[1] === "string");
   const query = readQuery(new URLSearchParams(parameters));
   const initial = await read(query);
-  // Better Auth accepts the session, but the API answers 403: the account is suspended.
+  // Better Auth accepts the session, but the API returns 403: the account is suspended.
   if (!initial) return <Suspended />;
   return <Board person={user} apiUrl={apiUrl()} query={query} initial={initial} rendered={now()} />;
 }
