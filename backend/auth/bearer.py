@@ -10,7 +10,7 @@ from fastapi.dependencies.utils import get_dependant, solve_dependencies
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
+from fastapi.security import HTTPBearer, SecurityScopes
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
@@ -197,7 +197,10 @@ class BearerRoute(APIRoute):
 
 
 class Requirement(HTTPBearer):
-    """A dependency that returns the principal if it meets the requirements; named BetterAuth in OpenAPI."""
+    """A dependency that returns the principal if it meets the requirements; named BetterAuth in OpenAPI.
+
+    The scopes of `Security(..., scopes=[...])` are required in addition to `scopes`.
+    """
 
     def __init__(self, *, person: bool = False, scopes: tuple[str, ...] = (), roles: tuple[str, ...] = ()) -> None:
         super().__init__(
@@ -207,16 +210,18 @@ class Requirement(HTTPBearer):
         )
         if not all(scope and not _NOT_IN_SCOPE.search(scope) for scope in scopes):
             raise ValueError("a scope is visible ASCII without quotes and backslashes (RFC 6749, 3.3)")
+        self.scopes: Final = scopes
         self._person = person
-        self._scopes = scopes
         self._roles = roles
 
-    async def __call__(self, request: HTTPConnection) -> Principal:  # type: ignore[override]  # a principal, not a string
+    async def __call__(  # type: ignore[override]  # a principal, not a string
+        self, request: HTTPConnection, security_scopes: SecurityScopes
+    ) -> Principal:
         principal = await judge(request)
         if self._person:
             bearer_of(request).require_person(principal)
-        if self._scopes:
-            bearer_of(request).require_scopes(principal, *self._scopes)
+        if scopes := (*self.scopes, *security_scopes.scopes):
+            bearer_of(request).require_scopes(principal, *scopes)
         if self._roles:
             bearer_of(request).require_role(principal, *self._roles)
         return principal

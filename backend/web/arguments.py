@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Body
+from fastapi.security import SecurityScopes
 from pydantic import BaseModel
 from starlette.datastructures import QueryParams
 from starlette.types import Scope
@@ -122,12 +123,16 @@ class _Query:
 
 
 class _Step(NamedTuple):
-    """The arguments of one function. `needs`: the numbers of earlier steps and the parameters for their results."""
+    """The arguments of one function. `needs`: the numbers of earlier steps and the parameters for their results.
+
+    `request` and `scopes`: the parameters for the request and FastAPI's SecurityScopes.
+    """
 
     call: Call
     scope: str | None
     needs: Sequence[tuple[int, str | None]]
     request: Sequence[str]
+    scopes: Sequence[str]
     path: Sequence[_Field]
     query: _Query | None
     headers: Sequence[tuple[bytes, _Field]]
@@ -136,6 +141,8 @@ class _Step(NamedTuple):
     def values(self, request: Request, body: Any, results: Sequence[Any], errors: Errors) -> Values | None:
         """None: this step or one that it needs is invalid."""
         values: Values = dict.fromkeys(self.request, request)
+        for parameter in self.scopes:
+            values[parameter] = SecurityScopes()
         before, is_incomplete = len(errors), False
         for number, name in self.needs:
             if results[number] is _ABSENT:
@@ -198,7 +205,6 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
         dependant.websocket_param_name,
         dependant.response_param_name,
         dependant.background_tasks_param_name,
-        dependant.security_scopes_param_name,
         dependant.own_oauth_scopes,
         dependant.parent_oauth_scopes,
         dependant.concurrency,
@@ -226,6 +232,7 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
             scope=dependant.scope,
             needs=needs,
             request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
+            scopes=[name for name in (dependant.security_scopes_param_name,) if name],
             path=[_Field(field, ("path", field.alias)) for field in dependant.path_params],
             query=query[0] if query else None,
             headers=[
