@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from .encoding import encode_base64url
 from .jwk import SIGNATURES
 from .key_source import KeySource, StaticKeys
+from .principal import Principal
 from .verifier import TokenVerifier
 
 ALGORITHMS: Final = tuple(SIGNATURES)
@@ -102,6 +103,10 @@ class LocalIssuer:
     ) -> str:
         """Sign a `/token` JWT with Better Auth's default payload, changed by `claims`, without the names in `omit`."""
         return self._sign_claims(header or {}, self._payload(sub, expires_in) | claims, omit, key)
+
+    def principal(self, sub: str = "user1", *, expires_in: float = 900, **claims: Any) -> Principal:
+        """The principal of such a token, for overrides of `current_principal`."""
+        return Principal.from_claims(self._payload(sub, expires_in) | claims, is_access_token=False)
 
     def api_key_token(
         self, sub: str = "user1", *, scope: str = "", api_key: object = "key1", expires_in: float = 900, **claims: Any
