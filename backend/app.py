@@ -21,7 +21,7 @@ from backend.resources.retention import purging
 from backend.settings import Settings
 from backend.sync.broker import Broker
 from backend.users.cache_invalidation import Listener
-from backend.users.caller import PersonRoute
+from backend.users.caller import CallerRoute, require_permissions
 from backend.users.provisioning import Users
 from backend.users.security_events.service import SecurityEvents
 from backend.web import resource_metadata
@@ -35,7 +35,6 @@ from backend.web.rate_limits import RateLimiting, RateLimits
 # One line per router. Features that are not listed are not imported, so their routes and tables do not exist.
 ROUTERS = (
     "backend.users.router:router",
-    "backend.users.router:person_router",
     "backend.users.admin.router:router",
     "backend.users.security_events.router:router",
     "backend.tasks.router:router",
@@ -69,10 +68,12 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
 
     Settings are read and connections opened at start-up, so that the OpenAPI document needs no settings. Start-up does
     not wait for the database or the issuer: while one is unavailable, requests that need it are answered with 503.
+    Raises UnprotectedRoute, here or at start-up.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        require_permissions(app.routes)  # those that were added after `create_app` too
         config = settings or Settings()
         observer = Metrics() if config.metrics == "on" else None
         async with (
@@ -130,12 +131,13 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
         openapi_tags=openapi_tags(),
         lifespan=lifespan,
         telemetry=telemetry,
-        compiled=PersonRoute,
+        compiled=CallerRoute,
     )
     for middleware in MIDDLEWARE:
         app.add_middleware(middleware)
     for router in health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS):
         app.include_router(router)
+    require_permissions(app.routes)
     return app
 
 

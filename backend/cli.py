@@ -117,11 +117,15 @@ def application() -> "FastAPI":
     from backend.operations import tracing
     from backend.operations.log_lines import configure_logging
     from backend.operations.shutdown import stop_with_parent
+    from backend.users.caller import UnprotectedRoute
 
     settings = _settings(database=True)
     configure_logging(settings.log_level, settings.log_format)
     stop_with_parent()
-    app = create_app(settings, telemetry=tracing.from_environment())
+    try:
+        app = create_app(settings, telemetry=tracing.from_environment())
+    except UnprotectedRoute as error:
+        raise CommandError(error) from error
     # Imported objects are never garbage; collecting them would pause all requests for 90 ms.
     gc.collect()
     gc.freeze()

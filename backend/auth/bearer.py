@@ -206,7 +206,7 @@ class Requirement(HTTPBearer):
         super().__init__(
             bearerFormat="JWT",
             scheme_name="BetterAuth",
-            description="A JWT from Better Auth, or one of its OAuth access tokens.",
+            description="A JWT from Better Auth. OAuth access tokens and API keys need the scopes of the operation.",
         )
         if not all(scope and not _NOT_IN_SCOPE.search(scope) for scope in scopes):
             raise ValueError("a scope is visible ASCII without quotes and backslashes (RFC 6749, 3.3)")

@@ -115,8 +115,8 @@ def _fields(scope: Scope, context: Context | None) -> dict[str, Any]:
         fields["trace_id"] = format_trace_id(span.trace_id)
     if state.client_gone:
         fields["client_gone"] = True
-    if state.user is not None:
-        fields["user"] = state.user.actor.id
+    if state.caller is not None:
+        fields["user"] = state.caller.user.actor.id
     principal = verified_principal(scope)
     if principal is not None:
         fields["subject"] = principal.subject

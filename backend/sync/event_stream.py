@@ -13,11 +13,10 @@ import psycopg
 from fastapi import Header, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from backend.database import Database
 from backend.sync import broker
 from backend.sync.broker import Broker
 from backend.sync.changes import EXAMPLE, Changes, Feed, Position, SyncTokenExpired
-from backend.web.request_state import request_state
+from backend.users.caller import Caller
 
 GRACE: Final = 1.0  # seconds that the last event of a stream has to reach the client
 RETRY: Final = 1.0, 4.0  # seconds after which clients reconnect, at random so that they do not return all at once
@@ -56,16 +55,16 @@ class Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, database: Database, feed: Feed, last_event_id: str | None) -> None:
+    def __init__(self, request: Request, caller: Caller, feed: Feed, last_event_id: str | None) -> None:
         state = request.state
         self.status_code, self.background = 200, None
         self.init_headers({"X-Accel-Buffering": "no"})  # nginx buffers responses otherwise
         self.feed = feed
-        self.issued_at: float = state.principal.issued_at
-        self._seconds: float = state.bearer.verifier.seconds_left(state.principal)
+        self.issued_at = caller.principal.issued_at
+        self._seconds: float = state.bearer.verifier.seconds_left(caller.principal)
         self._broker: Broker = state.broker
-        self._owner_id = request_state(request.scope).caller.id
-        self._database = database
+        self._owner_id = caller.user.id
+        self._database = caller.database
         self._last_event_id = last_event_id
         self._woken = asyncio.Event()
         self._end_reason: str | None = None

@@ -1,34 +1,18 @@
 """The routes of /api/v1/users/me."""
 
-from typing import Annotated
+from fastapi import APIRouter, Request, Response
 
-from fastapi import APIRouter, Depends, Request, Response
-
-from backend.auth import CurrentPrincipal
 from backend.database import SYSTEM, Database
 from backend.resources.responses import Answer
-from backend.users.caller import REFUSALS, CallerDatabase, PersonRoute, route_for
+from backend.users.auth import Person, Profile
+from backend.users.caller import REFUSALS, CallerRoute
 from backend.users.export import Lines
 from backend.users.schemas import Me, MeUpdate
 from backend.users.service import UserService, erase
 from backend.web import openapi
 from backend.web.request_state import request_state
 
-router = APIRouter(
-    prefix="/api/v1/users",
-    tags=["users"],
-    route_class=route_for(read="profile", write="profile"),
-    responses=REFUSALS,
-)
-# Requires a session token: an OAuth client with the scope `profile` must neither export nor erase the service.
-person_router = APIRouter(prefix="/api/v1/users", tags=["users"], route_class=PersonRoute, responses=REFUSALS)
-
-
-async def user_service(database: CallerDatabase, principal: CurrentPrincipal) -> UserService:
-    return UserService(database, principal)
-
-
-Service = Annotated[UserService, Depends(user_service)]
+router = APIRouter(prefix="/api/v1/users", tags=["users"], route_class=CallerRoute, responses=REFUSALS)
 
 me_response = Answer(Me)
 
@@ -36,32 +20,33 @@ DISPOSITION = {"Content-Disposition": {"description": "The suggested file name."
 
 
 @router.get("/me", response_model=Me)
-async def get_me(service: Service) -> Response:
+async def get_me(caller: Profile) -> Response:
     """Get the current user: the local account, and the claims of the token."""
-    return me_response(await service.get())
+    return me_response(await UserService(caller).get())
 
 
 @router.patch("/me", response_model=Me, responses=openapi.responses(413, 415, 422))
-async def update_me(service: Service, data: MeUpdate) -> Response:
+async def update_me(caller: Profile, data: MeUpdate) -> Response:
     """Change the settings stored by this API. Name, email, picture and roles are changed at Better Auth."""
-    return me_response(await service.update(data))
+    return me_response(await UserService(caller).update(data))
 
 
-@person_router.get("/me/export", response_class=Lines, responses=openapi.responses(404, headers={200: DISPOSITION}))
-async def export_me(service: Service) -> Response:
+# An OAuth client with the scope `profile` must neither export nor erase all data.
+@router.get("/me/export", response_class=Lines, responses=openapi.responses(404, headers={200: DISPOSITION}))
+async def export_me(caller: Person) -> Response:
     """Export all data of the current user as NDJSON, one JSON object per line.
 
     The first line describes the export. Each row follows, with its table as `kind`. The last line contains the number
     of rows; without it the export is incomplete.
     """
-    return await service.export()
+    return await UserService(caller).export()
 
 
-@person_router.delete("/me", status_code=204, response_class=Response)
-async def erase_me(request: Request, principal: CurrentPrincipal) -> None:
+@router.delete("/me", status_code=204, response_class=Response)
+async def erase_me(request: Request, caller: Person) -> None:
     """Erase the current user's account and all its data in this API. The account at Better Auth stays.
 
     The next request with a token creates a new account with a new id.
     """
-    state, system = request_state(request.scope), Database(request.state.pool, SYSTEM)
-    await erase(system, request.state.users, principal, state.caller.id, state.request_id)
+    system = Database(request.state.pool, SYSTEM)
+    await erase(system, request.state.users, caller, request_state(request.scope).request_id)

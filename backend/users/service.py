@@ -1,12 +1,11 @@
 """The caller's own account: read, change, export and erase it."""
 
 from datetime import UTC, datetime
-from uuid import UUID
 
-from backend.auth import Principal
-from backend.database import Actor, Database, Row, Transaction
+from backend.database import Database, Row, Transaction
 from backend.users import export, lifecycle
 from backend.users.audit import record
+from backend.users.caller import Caller
 from backend.users.models import AuditSource, UserStatus
 from backend.users.provisioning import Suspended, Users
 from backend.users.schemas import Me, MeUpdate
@@ -17,9 +16,9 @@ ERASED = "The account was erased by a concurrent request."
 
 
 class UserService:
-    def __init__(self, database: Database, principal: Principal) -> None:
-        self._database = database
-        self._principal = principal
+    def __init__(self, caller: Caller) -> None:
+        self._database = caller.database
+        self._principal = caller.principal
 
     async def get(self) -> Row:
         return self._with_claims(await self._database.row(SELECT_ME))
@@ -51,11 +50,12 @@ class UserService:
         return {name: claims.get(name, row.get(name)) for name in Me.model_fields}
 
 
-async def erase(system: Database, users: Users, principal: Principal, user_id: UUID, request_id: str) -> None:
+async def erase(system: Database, users: Users, caller: Caller, request_id: str) -> None:
     """Delete the caller's account and all its data. Erasing twice is not an error.
 
     Raises Suspended if the account was suspended during the request: erasing would end the suspension.
     """
+    principal, user_id = caller.principal, caller.user.id
     details = {"impersonated_by": principal.impersonated_by} if principal.impersonated_by else {}
 
     async def work(transaction: Transaction) -> None:
@@ -73,5 +73,5 @@ async def erase(system: Database, users: Users, principal: Principal, user_id: U
                 request_id=request_id,
             )
 
-    await system.transact(work, asked_by=Actor.user(user_id))
+    await system.transact(work, asked_by=caller.user.actor)
     users.invalidate(principal.subject)

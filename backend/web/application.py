@@ -17,7 +17,7 @@ class Application(FastAPI):
     """FastAPI, and `Dispatch` for routes of one class."""
 
     def __init__(self, *, compiled: type[Any], telemetry: TelemetryConfig | None = None, **options: Any) -> None:
-        """`compiled`: a route class with the method `answer` (`dispatch.Route`). Other options: those of FastAPI."""
+        """`compiled`: a route class with the methods of `dispatch.Route`. Other options: those of FastAPI."""
         super().__init__(
             telemetry=telemetry or _NO_TELEMETRY,
             generate_unique_id_function=_operation_id,

@@ -18,6 +18,9 @@ from pydantic import BaseModel
 from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
+from backend.web.request_state import request_state
+from backend.web.signature import CallerDependency
+
 Call = Callable[..., Awaitable[Any]]
 Errors = list[Any]
 Values = dict[str, Any]
@@ -125,12 +128,13 @@ class _Query:
 class _Step(NamedTuple):
     """The arguments of one function. `needs`: the numbers of earlier steps and the parameters for their results.
 
-    `request` and `scopes`: the parameters for the request and FastAPI's SecurityScopes.
+    `caller`, `request` and `scopes`: the parameters for the caller, the request and FastAPI's SecurityScopes.
     """
 
     call: Call
     scope: str | None
     needs: Sequence[tuple[int, str | None]]
+    caller: Sequence[str]
     request: Sequence[str]
     scopes: Sequence[str]
     path: Sequence[_Field]
@@ -141,6 +145,8 @@ class _Step(NamedTuple):
     def values(self, request: Request, body: Any, results: Sequence[Any], errors: Errors) -> Values | None:
         """None: this step or one that it needs is invalid."""
         values: Values = dict.fromkeys(self.request, request)
+        for parameter in self.caller:
+            values[parameter] = request_state(request.scope).caller
         for parameter in self.scopes:
             values[parameter] = SecurityScopes()
         before, is_incomplete = len(errors), False
@@ -225,12 +231,13 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
         raise Unsupported(f"{call!r} has several models for the query or the body")
     if not all(map(_is_whole_body, dependant.body_params)):
         raise Unsupported(f"{call!r} has a form, or a member of the body, as a parameter")
-    needs = [(_add(each, steps), each.name) for each in dependant.dependencies]
+    needs = [(_add(each, steps), each.name) for each in dependant.dependencies if not _is_caller(each)]
     steps.append(
         _Step(
             call=call,
             scope=dependant.scope,
             needs=needs,
+            caller=[each.name for each in dependant.dependencies if _is_caller(each) and each.name],
             request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
             scopes=[name for name in (dependant.security_scopes_param_name,) if name],
             path=[_Field(field, ("path", field.alias)) for field in dependant.path_params],
@@ -243,6 +250,12 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
         )
     )
     return len(steps) - 1
+
+
+def _is_caller(dependant: Dependant) -> bool:
+    """Whether the value is the caller, whom the route has authorized with the scopes of the dependency."""
+    call: object = dependant.call
+    return isinstance(call, CallerDependency) and dependant.concurrency is None
 
 
 def _is_plain_coroutine(call: Call) -> bool:

@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from fastapi import APIRouter
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.convertors import Convertor
 from starlette.routing import Mount, WebSocketRoute
@@ -18,16 +19,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.web.arguments import Arguments, Call, Unsupported
 
-# `answer`, and the methods that FastAPI calls for a request. Routes of a class that overrides one are not compiled.
-_ROUTE_METHODS: Final = ("answer", "get_route_handler", "handle", "matches")
+# The methods of `Route`, and those that FastAPI calls. Routes of a class that overrides one are not compiled.
+_ROUTE_METHODS: Final = ("permission", "answer", "get_route_handler", "handle", "matches")
 # Grows with each route that is added to a router. FastAPI itself checks it, too.
 _version: Final = attrgetter("_routes_version")
 
 
 class Route(Protocol):
-    """A route that can answer requests without FastAPI, given its compiled arguments."""
+    """A route that can answer requests without FastAPI, given its permission and its compiled arguments."""
 
-    async def answer(self, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None: ...
+    def permission(self, dependant: Dependant) -> Any: ...
+
+    async def answer(
+        self, permission: Any, arguments: Arguments, scope: Scope, receive: Receive, send: Send
+    ) -> None: ...
 
 
 class _Compiled(NamedTuple):
@@ -35,6 +40,7 @@ class _Compiled(NamedTuple):
 
     route: Route
     endpoint: Call
+    permission: Any
     arguments: Arguments
     methods: frozenset[str]
     pattern: re.Pattern[str]
@@ -117,9 +123,15 @@ def _compiled(context: RouteContext, kind: type[Any]) -> _Compiled | None:
         arguments = Arguments(context.dependant, context.status_code, context.response_class)
     except Unsupported:
         return None
-    methods = frozenset(context.methods or ())
+    compiled = cast(Route, route)
     return _Compiled(
-        cast(Route, route), context.dependant.call, arguments, methods, context.path_regex, context.param_convertors
+        compiled,
+        context.dependant.call,
+        compiled.permission(context.dependant),
+        arguments,
+        frozenset(context.methods or ()),
+        context.path_regex,
+        context.param_convertors,
     )
 
 
@@ -149,7 +161,7 @@ class Dispatch:
     """ASGI middleware in front of FastAPI: dispatches requests to compiled routes.
 
     FastAPI handles all other requests, and every request that is traced, while a dependency is overridden or the
-    application is mounted under a path. `kind`: a route class with the method `answer` of `Route`.
+    application is mounted under a path. `kind`: a route class with the methods of `Route`.
     """
 
     def __init__(self, app: ASGIApp, router: APIRouter, kind: type[Any]) -> None:
@@ -164,6 +176,6 @@ class Dispatch:
             if not self._table.is_current():
                 self._table = _Table(self._router, self._kind)
             if (found := self._table.find(scope)) is not None:
-                await found.route.answer(found.arguments, scope, receive, send)
+                await found.route.answer(found.permission, found.arguments, scope, receive, send)
                 return
         await self._app(scope, receive, send)

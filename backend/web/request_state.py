@@ -4,7 +4,6 @@ import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
-from uuid import UUID
 
 from backend.database import Actor
 from backend.web.quotas import Decision
@@ -17,10 +16,14 @@ class AuthenticatedUser(Protocol):
     """The local user row of the caller."""
 
     @property
-    def id(self) -> UUID: ...
+    def actor(self) -> Actor: ...
+
+
+class AuthenticatedCaller(Protocol):
+    """The caller, as `backend.users` defines it."""
 
     @property
-    def actor(self) -> Actor: ...
+    def user(self) -> AuthenticatedUser: ...
 
 
 @dataclass(slots=True)
@@ -32,17 +35,10 @@ class RequestState:
     answered: float | None = None  # when the response began
     ended: float = 0.0
     host_allowed: bool = False  # the request has passed the checks of host and origin
-    user: AuthenticatedUser | None = None  # the caller, after authorization
+    caller: AuthenticatedCaller | None = None  # after authorization
     rate_limit: Decision | None = None  # for the `RateLimit` fields
     status: int | None = None  # of the response, once it has begun
     client_gone: bool = False  # the client disconnected before the end of the response
-
-    @property
-    def caller(self) -> AuthenticatedUser:
-        """The user of an authorized request. Raises RuntimeError on routes without authorization."""
-        if self.user is None:
-            raise RuntimeError("the route does not authorize its caller: use a route class of backend.users.caller")
-        return self.user
 
 
 def begin(scope: MutableMapping[str, Any], request_id: str) -> RequestState:

@@ -6,7 +6,9 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 
+from backend.auth import Requirement
 from backend.web.problems import NotFound
+from backend.web.signature import find_dependencies
 
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 
@@ -20,8 +22,10 @@ def url(public_url: str) -> str:
 
 
 def scopes(app: FastAPI) -> set[str]:
-    """All scopes that routes require of OAuth access tokens."""
-    return {scope for route in iter_route_contexts(app.routes) for scope in getattr(route.original_route, "scopes", ())}
+    """All scopes that the signatures of routes require of OAuth access tokens."""
+    dependants = (getattr(context, "dependant", None) for context in iter_route_contexts(app.routes))
+    found = (each for dependant in dependants if dependant for each in find_dependencies(dependant, Requirement))
+    return {scope for requirement, scopes in found for scope in (*requirement.scopes, *scopes)}
 
 
 class ResourceMetadata(BaseModel):

@@ -492,7 +492,7 @@ def test_openapi_declares_one_scheme(app: FastAPI) -> None:
             "type": "http",
             "scheme": "bearer",
             "bearerFormat": "JWT",
-            "description": "A JWT from Better Auth, or one of its OAuth access tokens.",
+            "description": "A JWT from Better Auth. OAuth access tokens and API keys need the scopes of the operation.",
         }
     }
     for path in ("/plain", "/twice", "/v1/notes/person", "/v1/notes/scopes", "/v1/notes/admin"):

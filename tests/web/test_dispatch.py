@@ -18,7 +18,8 @@ from backend.auth import BearerRoute, CurrentPrincipal, Principal, current_princ
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from backend.tasks.router import batch_router, router, tags_router
-from backend.users.caller import PersonRoute
+from backend.users import auth
+from backend.users.caller import CallerRoute, Permission
 from backend.web.application import Application
 from backend.web.arguments import Arguments
 from tests.conftest import Api, Person, running
@@ -46,6 +47,10 @@ REFUSALS = [refuse, refuse_async, refuse_in_a_generator]
 
 
 async def replacement(_: Request) -> Response:
+    return PlainTextResponse("replaced")
+
+
+async def authorized_replacement(_: auth.Person) -> Response:
     return PlainTextResponse("replaced")
 
 
@@ -79,13 +84,15 @@ async def statuses(person: Person) -> list[int]:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Records the paths of requests that compiled routes answer."""
     paths: list[str] = []
-    answer = PersonRoute.answer
+    answer = CallerRoute.answer
 
-    async def record(route: PersonRoute, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None:
+    async def record(
+        route: CallerRoute, permission: Permission, arguments: Arguments, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         paths.append(scope["path"])
-        await answer(route, arguments, scope, receive, send)
+        await answer(route, permission, arguments, scope, receive, send)
 
-    monkeypatch.setattr(PersonRoute, "answer", record)
+    monkeypatch.setattr(CallerRoute, "answer", record)
     return paths
 
 
@@ -146,10 +153,10 @@ async def test_routes_can_be_removed_and_added_at_run_time(settings: Settings, i
 
 
 async def test_an_included_router_can_get_routes_at_run_time(settings: Settings, issuer: LocalIssuer) -> None:
-    added = APIRouter(route_class=PersonRoute)
+    added = APIRouter(route_class=CallerRoute)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         assert (await api.person().get("/later")).status_code == 404
-        added.get("/later")(replacement)
+        added.get("/later")(authorized_replacement)
         assert (await api.person().get("/later")).text == "replaced"
 
 
@@ -181,14 +188,14 @@ async def test_the_first_registered_route_answers(
 
 
 async def test_routes_with_the_same_path_answer_their_own_methods(settings: Settings, issuer: LocalIssuer) -> None:
-    async def both(_: Request) -> Response:
+    async def both(_: auth.Person) -> Response:
         return PlainTextResponse("both")
 
-    async def any_name(_: Request) -> Response:
+    async def any_name(_: auth.Person) -> Response:
         return PlainTextResponse("any name")
 
-    added = APIRouter(route_class=PersonRoute)
-    added.get("/found/one")(replacement)
+    added = APIRouter(route_class=CallerRoute)
+    added.get("/found/one")(authorized_replacement)
     added.api_route("/found/one", methods=["GET", "POST"])(both)
     added.post("/found/{name}")(any_name)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
@@ -203,17 +210,17 @@ class Named(BaseModel):
 
 
 async def test_an_embedded_body_is_read(settings: Settings, issuer: LocalIssuer) -> None:
-    async def embedded(named: Annotated[Named, Body(embed=True)]) -> Response:
+    async def embedded(_: auth.Person, named: Annotated[Named, Body(embed=True)]) -> Response:
         return PlainTextResponse(named.name)
 
-    added = APIRouter(route_class=PersonRoute)
+    added = APIRouter(route_class=CallerRoute)
     added.post("/embedded")(embedded)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         answer = await api.person().post("/embedded", {"named": {"name": "Ada"}})
     assert (answer.status_code, answer.text) == (200, "Ada")
 
 
-class Stamped(PersonRoute):
+class Stamped(CallerRoute):
     """A custom route class as in FastAPI's documentation."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -229,17 +236,17 @@ class Stamped(PersonRoute):
 
 async def test_a_custom_route_class_uses_its_own_handler(settings: Settings, issuer: LocalIssuer) -> None:
     added = APIRouter(route_class=Stamped)
-    added.get("/stamped")(replacement)
+    added.get("/stamped")(authorized_replacement)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         assert (await api.person().get("/stamped")).headers["X-Stamp"] == "stamped"
         assert (await api.http.get("/stamped")).status_code == 401
 
 
 async def test_a_handler_can_use_url_for(settings: Settings, issuer: LocalIssuer) -> None:
-    async def where(request: Request) -> Response:
+    async def where(request: Request, _: auth.Person) -> Response:
         return PlainTextResponse(str(request.url_for("where")))
 
-    added = APIRouter(route_class=PersonRoute)
+    added = APIRouter(route_class=CallerRoute)
     added.get("/where")(where)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         assert (await api.person().get("/where")).text == "http://localhost:8000/where"

@@ -17,13 +17,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.app import ROUTERS
 from backend.auth import forbidden
+from backend.auth.testing import LocalIssuer
+from backend.settings import Settings
 from backend.tasks.schemas import TaskQuery
 from backend.tasks.service import TaskService
-from backend.users.caller import PersonRoute
+from backend.users import auth
+from backend.users.caller import CallerRoute, Permission
 from backend.web.arguments import Arguments, Unsupported
 from backend.web.dispatch import _Table
 from backend.web.problems import NotFound
-from tests.conftest import Api, Person
+from tests.conftest import Api, Person, running
 
 QUERIES = [
     "",
@@ -100,15 +103,20 @@ async def test_both_dispatchers_give_the_same_response(api: Api, monkeypatch: py
     assert seen >= {200, 204, 404, 422}
 
 
-async def test_dependency_overrides_are_used(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backend.tasks.router import caller_tasks
+async def test_dependency_overrides_are_used(settings: Settings, issuer: LocalIssuer) -> None:
+    async def word() -> str:
+        return "own"
 
-    class Tasks:
-        async def summary(self) -> dict[str, Any]:
-            return {"by_status": {"todo": 1, "in_progress": 2, "done": 3}, "overdue": 4, "due_today": 5}
+    async def get_word(_: auth.Person, found: Annotated[str, Depends(word)]) -> Response:
+        return Response(found)
 
-    monkeypatch.setitem(api.app.dependency_overrides, caller_tasks, Tasks)
-    assert (await api.person().get("/api/v1/tasks/summary")).json()["overdue"] == 4
+    router = APIRouter(route_class=CallerRoute)
+    router.get("/word")(get_word)
+    async with running(settings, issuer, change=lambda app: app.include_router(router)) as api:
+        ada = api.person()
+        assert (await ada.get("/word")).text == "own"
+        api.app.dependency_overrides[word] = lambda: "overridden"
+        assert (await ada.get("/word")).text == "overridden"
 
 
 class CustomError(Exception):
@@ -191,13 +199,15 @@ async def test_both_dispatchers_run_added_middleware(api: Api, monkeypatch: pyte
 async def test_only_matching_requests_reach_compiled_routes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     ada, paths = api.person(), []
     task = await ada.task()
-    answer = PersonRoute.answer
+    answer = CallerRoute.answer
 
-    async def record(route: PersonRoute, arguments: Arguments, scope: Scope, receive: Receive, send: Send) -> None:
+    async def record(
+        route: CallerRoute, permission: Permission, arguments: Arguments, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         paths.append(route.path)
-        await answer(route, arguments, scope, receive, send)
+        await answer(route, permission, arguments, scope, receive, send)
 
-    monkeypatch.setattr(PersonRoute, "answer", record)
+    monkeypatch.setattr(CallerRoute, "answer", record)
     for path in "/api/v1/tasks", f"/api/v1/tasks/{task['id']}", "/api/v1/users/me":
         assert (await ada.get(path)).status_code == 200
     assert paths == ["/api/v1/tasks", "/api/v1/tasks/{id:uuid}", "/api/v1/users/me"]
@@ -308,10 +318,10 @@ async def depends_without_cache(_: Annotated[Response, Depends(reads_a_cookie, u
     ],
 )
 def test_unsupported_handlers_are_left_to_fastapi(handler: Any) -> None:
-    router = APIRouter(route_class=PersonRoute)
+    router = APIRouter(route_class=CallerRoute)
     router.get("/")(handler)
     (route,) = router.routes
-    assert isinstance(route, PersonRoute)
+    assert isinstance(route, CallerRoute)
     with pytest.raises(Unsupported):
         Arguments(route.dependant)
 
@@ -355,10 +365,10 @@ async def reads_a_mutable_model(page: Annotated[Paging, Query()]) -> Response:
     ],
 )
 async def test_a_frozen_query_model_is_cached_by_query_string(handler: Any, query: str, cached: bool) -> None:
-    router = APIRouter(route_class=PersonRoute)
+    router = APIRouter(route_class=CallerRoute)
     router.get("/")(handler)
     (route,) = router.routes
-    assert isinstance(route, PersonRoute)
+    assert isinstance(route, CallerRoute)
     arguments = Arguments(route.dependant)
 
     async def page(query: str) -> Any:
@@ -374,9 +384,9 @@ async def test_a_frozen_query_model_is_cached_by_query_string(handler: Any, quer
 
 
 def test_every_route_of_the_project_is_compiled(api: Api) -> None:
-    routes = [route for name in ROUTERS for route in resolve_name(name).routes if isinstance(route, PersonRoute)]
+    routes = [route for name in ROUTERS for route in resolve_name(name).routes if isinstance(route, CallerRoute)]
     assert len(routes) > 20
-    table = _Table(api.app.router, PersonRoute)
+    table = _Table(api.app.router, CallerRoute)
     for route in routes:
         for method in route.methods or ():
             path = route.path.replace("{id:uuid}", str(uuid4()))
@@ -390,10 +400,10 @@ async def test_parsing_a_query_string_takes_linear_time(parameters: str) -> None
     async def handler(query: Annotated[TaskQuery, Query()]) -> Response:
         return Response(f"{query}")
 
-    router = APIRouter(route_class=PersonRoute)
+    router = APIRouter(route_class=CallerRoute)
     router.get("/")(handler)
     (route,) = router.routes
-    assert isinstance(route, PersonRoute)
+    assert isinstance(route, CallerRoute)
     arguments = Arguments(route.dependant)
 
     async def seconds(amount: int) -> float:

@@ -7,13 +7,13 @@ from uuid import UUID
 from pydantic import TypeAdapter
 from sqlalchemy import Table
 
-from backend.auth import Principal, forbidden
+from backend.auth import forbidden
 from backend.database import SYSTEM, Database, Pool, Row, Transaction
 from backend.resources import pagination
 from backend.resources.types import Instant
 from backend.users import lifecycle
 from backend.users.audit import record
-from backend.users.caller import MISSING_ROLE
+from backend.users.caller import MISSING_ROLE, Caller
 from backend.users.models import AuditSource, UserStatus
 from backend.users.provisioning import Suspended, Users
 from backend.web.problems import DomainError, NotFound
@@ -46,13 +46,12 @@ class PurgedAccount(DomainError):
 class AdminService:
     """The actions of one administrator. A change and its audit entry are committed in one transaction."""
 
-    def __init__(
-        self, database: Database, users: Users, caller_id: UUID, principal: Principal, request_id: str
-    ) -> None:
-        self._database = database
+    def __init__(self, system: Database, users: Users, caller: Caller, request_id: str) -> None:
+        impersonator = caller.principal.impersonated_by
+        self._database = system
         self._users = users
-        self._caller_id = caller_id
-        self._details = {"impersonated_by": principal.impersonated_by} if principal.impersonated_by else {}
+        self._caller_id = caller.user.id
+        self._details = {"impersonated_by": impersonator} if impersonator else {}
         self._request_id = request_id
 
     async def list(self, table: Table, query: UserQuery | AuditQuery) -> Row:
