@@ -1,37 +1,25 @@
 """Compiled arguments of a handler: path, query, headers, JSON body and dependencies, as FastAPI would resolve them."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
-from functools import lru_cache
 from http import HTTPStatus
 from inspect import iscoroutinefunction, isfunction, ismethod, unwrap
 from json import JSONDecodeError
 from types import NoneType
-from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Final, NamedTuple, get_type_hints
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Body
 from fastapi.security import SecurityScopes
-from pydantic import BaseModel
-from starlette.datastructures import QueryParams
 from starlette.types import Scope
 
+from backend.web.parameters import ABSENT, Errors, Field, QueryModel, Unsupported, Values, is_scalar, query_model
 from backend.web.request_state import request_state
 from backend.web.signature import CallerDependency
 
 Call = Callable[..., Awaitable[Any]]
-Errors = list[Any]
-Values = dict[str, Any]
-
-MAX_QUERIES: Final = 256  # cached for each route
-MAX_QUERY: Final = 256  # bytes of a cached query string
-
-_ABSENT: Final = object()
-_TEXT: Final = (str, bytes)  # collections, but single values in a request
-_EMPTY: Final = (None, tuple, frozenset)  # default factories whose result is the same for every request
-_SHAREABLE: Final = (str, int, float, bool, NoneType)
 # The members of FastAPI's dependency model that this module takes into account.
 _TRAITS: Final = frozenset({
     "path_params", "query_params", "header_params", "cookie_params", "body_params", "dependencies", "name", "call",
@@ -39,90 +27,6 @@ _TRAITS: Final = frozenset({
     "background_tasks_param_name", "security_scopes_param_name", "own_oauth_scopes", "parent_oauth_scopes",
     "use_cache", "path", "scope", "concurrency",
 })  # fmt: skip
-
-
-class Unsupported(TypeError):
-    """The handler has parameters that only FastAPI can resolve."""
-
-
-class _Field(NamedTuple):
-    """A parameter: FastAPI's field, which validates it, and its location."""
-
-    field: Any
-    loc: tuple[str, ...]
-
-    def read(self, given: Any, values: Values, errors: Errors) -> None:
-        field = self.field
-        if given is _ABSENT:
-            if field.field_info.is_required():
-                errors.append({"type": "missing", "loc": self.loc, "msg": "Field required", "input": None})
-            else:
-                values[field.name] = field.default
-            return
-        value, invalid = field.validate(given, {}, loc=self.loc)
-        if invalid:
-            errors.extend(invalid)
-        else:
-            values[field.name] = value
-
-
-class _Unshareable(Exception):
-    """The values of a query string cannot be cached."""
-
-    def __init__(self, values: Values) -> None:
-        super().__init__()
-        self.values = values
-
-
-class _Query:
-    """A model of query parameters. Frozen models are cached by query string.
-
-    A model is not cached if a member can be modified, as a list can, or has a default from a function.
-    """
-
-    def __init__(self, field: _Field, model: type[BaseModel]) -> None:
-        self._field = field
-        self._names = frozenset(model.model_fields)
-        self._lists = {name for name, member in model.model_fields.items() if _is_list(member.annotation)}
-        is_fixed = all(member.default_factory in _EMPTY for member in model.model_fields.values())
-        is_shareable = is_fixed and model.model_config.get("frozen")
-        self._cached = lru_cache(MAX_QUERIES)(self._validate_shareable) if is_shareable else self._validate
-
-    def read(self, given: bytes, values: Values, errors: Errors) -> None:
-        try:
-            parsed, invalid = (self._cached if len(given) <= MAX_QUERY else self._validate)(given)
-        except _Unshareable as error:  # exceptions are not cached
-            parsed, invalid = error.values, []
-        values.update(parsed)
-        errors.extend(invalid)
-
-    def _validate(self, given: bytes) -> tuple[Values, Errors]:
-        values: Values = {}
-        errors: Errors = []
-        self._field.read(self._parse(given), values, errors)
-        return values, errors
-
-    def _validate_shareable(self, given: bytes) -> tuple[Values, Errors]:
-        """Raises _Unshareable for a model that requests cannot share: one that can be modified has no hash."""
-        values, errors = self._validate(given)
-        try:
-            hash(tuple(values.values()))
-        except TypeError:
-            raise _Unshareable(values) from None
-        return values, errors
-
-    def _parse(self, given: bytes) -> Values:
-        """Parse a query string. A repeated parameter has its last value; lists and unknown names have all values.
-
-        One pass: the cost is linear in the length of the query string.
-        """
-        found: dict[str, list[str]] = {}
-        for name, value in QueryParams(given).multi_items():
-            found.setdefault(name, []).append(value)
-        return {
-            name: values if name in self._lists or (len(values) > 1 and name not in self._names) else values[-1]
-            for name, values in found.items()
-        }
 
 
 class _Step(NamedTuple):
@@ -137,10 +41,10 @@ class _Step(NamedTuple):
     caller: Sequence[str]
     request: Sequence[str]
     scopes: Sequence[str]
-    path: Sequence[_Field]
-    query: _Query | None
-    headers: Sequence[tuple[bytes, _Field]]
-    body: _Field | None
+    path: Sequence[Field]
+    query: QueryModel | None
+    headers: Sequence[tuple[bytes, Field]]
+    body: Field | None
 
     def values(self, request: Request, body: Any, results: Sequence[Any], errors: Errors) -> Values | None:
         """None: this step or one that it needs is invalid."""
@@ -151,7 +55,7 @@ class _Step(NamedTuple):
             values[parameter] = SecurityScopes()
         before, is_incomplete = len(errors), False
         for number, name in self.needs:
-            if results[number] is _ABSENT:
+            if results[number] is ABSENT:
                 is_incomplete = True
             elif name is not None:
                 values[name] = results[number]
@@ -189,15 +93,15 @@ class Arguments:
 
     async def of(self, request: Request) -> Values:
         """The arguments for a request. Raises RequestValidationError with all errors, and errors of dependencies."""
-        body = _ABSENT if self._handler.body is None else await _json(request)
+        body = ABSENT if self._handler.body is None else await _json(request)
         errors: Errors = []
         results: list[Any] = []
         for step in self._dependencies:
             values = step.values(request, body, results, errors)
-            results.append(_ABSENT if values is None else await step.call(**values))
+            results.append(ABSENT if values is None else await step.call(**values))
         values = self._handler.values(request, body, results, errors)
         if values is None:
-            raise RequestValidationError(errors, body=None if body is _ABSENT else body)
+            raise RequestValidationError(errors, body=None if body is ABSENT else body)
         return values
 
 
@@ -223,10 +127,10 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
     for number, step in enumerate(steps):
         if (step.call, step.scope) == (call, dependant.scope):
             return number
-    if not all(map(_is_scalar, (*dependant.path_params, *dependant.header_params))):
+    if not all(map(is_scalar, (*dependant.path_params, *dependant.header_params))):
         raise Unsupported(f"{call!r} has a path parameter or header with more than one value")
-    query = [_query(field) for field in dependant.query_params]
-    body = [_Field(field, ("body",)) for field in dependant.body_params]
+    query = [query_model(field) for field in dependant.query_params]
+    body = [Field(field, ("body",)) for field in dependant.body_params]
     if len(query) > 1 or len(body) > 1:
         raise Unsupported(f"{call!r} has several models for the query or the body")
     if not all(map(_is_whole_body, dependant.body_params)):
@@ -240,10 +144,10 @@ def _add(dependant: Dependant, steps: list[_Step]) -> int:
             caller=[each.name for each in dependant.dependencies if _is_caller(each) and each.name],
             request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
             scopes=[name for name in (dependant.security_scopes_param_name,) if name],
-            path=[_Field(field, ("path", field.alias)) for field in dependant.path_params],
+            path=[Field(field, ("path", field.alias)) for field in dependant.path_params],
             query=query[0] if query else None,
             headers=[
-                (field.alias.lower().encode(), _Field(field, ("header", field.alias)))
+                (field.alias.lower().encode(), Field(field, ("header", field.alias)))
                 for field in dependant.header_params
             ],
             body=body[0] if body else None,
@@ -264,53 +168,22 @@ def _is_plain_coroutine(call: Call) -> bool:
     return iscoroutinefunction(function) and unwrap(call) is call and unwrap(function) is function
 
 
-def _is_scalar(field: Any) -> bool:
-    """Whether a path parameter or header has one name, one value, and a default that requests can share as it is."""
-    info = field.field_info
-    if info.validate_default:
-        return False
-    shareable = info.is_required() or (info.default_factory is None and isinstance(info.default, _SHAREABLE))
-    has_one_name = info.validation_alias in (None, field.alias)
-    return shareable and has_one_name and not _is_list(info.annotation) and not _is_model(info.annotation)
-
-
 def _is_whole_body(field: Any) -> bool:
     """Whether the JSON document itself is the value: no form, no member of the document, no default to validate."""
     info = field.field_info
     return type(info) is Body and not info.embed and not info.validate_default
 
 
-def _query(field: Any) -> _Query:
-    model = field.field_info.annotation
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise Unsupported(f"the query parameter {field.name} is not part of a model")
-    if any(member.alias or member.validation_alias for member in model.model_fields.values()):
-        raise Unsupported(f"{model.__name__} has members with an alias")
-    return _Query(_Field(field, ("query",)), model)
-
-
 def _header(scope: Scope, name: bytes) -> Any:
     for given, value in scope["headers"]:
         if given == name:
             return value.decode("latin-1")
-    return _ABSENT
-
-
-def _is_list(annotation: Any) -> bool:
-    """Whether a value may be a collection."""
-    kinds = (kind for each in (annotation, *get_args(annotation)) for kind in (each, get_origin(each)))
-    return any(
-        isinstance(kind, type) and issubclass(kind, Collection) and not issubclass(kind, _TEXT) for kind in kinds
-    )
-
-
-def _is_model(annotation: Any) -> bool:
-    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in (annotation, *get_args(annotation)))
+    return ABSENT
 
 
 async def _json(request: Request) -> Any:
     try:
-        return await request.json() if await request.body() else _ABSENT
+        return await request.json() if await request.body() else ABSENT
     except JSONDecodeError as error:
         invalid = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "JSON decode error", "input": {}}
         raise RequestValidationError([{**invalid, "ctx": {"error": error.msg}}], body=error.doc) from error

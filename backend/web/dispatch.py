@@ -17,7 +17,8 @@ from starlette.convertors import Convertor
 from starlette.routing import Mount, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.web.arguments import Arguments, Call, Unsupported
+from backend.web.arguments import Arguments, Call
+from backend.web.parameters import Unsupported
 
 # The methods of `Route`, and those that FastAPI calls. Routes of a class that overrides one are not compiled.
 _ROUTE_METHODS: Final = ("permission", "answer", "get_route_handler", "handle", "matches")

@@ -23,8 +23,9 @@ from backend.tasks.schemas import TaskQuery
 from backend.tasks.service import TaskService
 from backend.users import auth
 from backend.users.caller import CallerRoute, Permission
-from backend.web.arguments import Arguments, Unsupported
+from backend.web.arguments import Arguments
 from backend.web.dispatch import _Table
+from backend.web.parameters import Unsupported
 from backend.web.problems import NotFound
 from tests.conftest import Api, Person, running
 
