@@ -24,7 +24,7 @@ USAGE = """usage: python3 bootstrap.py COMMAND [ARGUMENT ...]
   dev        run PostgreSQL, Better Auth and the API on this machine: resource-server dev
   web        the same with a web app: resource-server web
   test       run the tests of the gate in parallel, with coverage; with arguments: pytest ARGUMENT ...
-  test-full  run all tests, one after another, and write tests/RESULTS.md
+  test-full  run all tests, and write tests/RESULTS.md
   bench      compare with other servers under load: [--quick] [--peer NAME] [--workload NAME]
   lint       ruff check, ruff format --check, mypy
   audit      check the pinned packages for known vulnerabilities
@@ -54,6 +54,8 @@ NEEDED_PIP = (22, 3)
 # Better Auth reads the columns of a prepared statement, which node:sqlite supports since Node.js 22.16 and 23.11.
 NEEDED_NODE = (22, 16)
 UNSUPPORTED_NODE = ((23, 0), (23, 11))
+# Whole files to one process, so that a fixture of a module is created once.
+PARALLEL = ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
 UNREACHABLE = re.compile(
     "NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|Max retries exceeded"
     "|Failed to establish a new connection|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH"
@@ -287,17 +289,17 @@ def test(checkout: Checkout, arguments: "list[str]") -> int:
     pytest: list[str | Path] = [checkout.python, "-m", "pytest", "-rs"]
     if arguments:
         return subprocess.call([*pytest, *arguments], cwd=checkout.root)
-    parallel = ["-m", "not full", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile"]
     coverage: list[str | Path] = [checkout.python, "-m", "coverage", "report", "--include=backend/auth/*"]
     return (
-        subprocess.call([*pytest, *parallel, "--cov", "--cov-fail-under=95"], cwd=checkout.root)
+        subprocess.call([*pytest, *PARALLEL, "-m", "not full", "--cov", "--cov-fail-under=95"], cwd=checkout.root)
         or subprocess.call([*coverage, "--fail-under=100"], cwd=checkout.root)
     )  # fmt: skip
 
 
 def every_test(checkout: Checkout, _: "list[str]") -> int:
-    """Run all tests, one after another, and write a table of them."""
-    return subprocess.call([checkout.python, "-m", "pytest", "-rs", "--results=tests/RESULTS.md"], cwd=checkout.root)
+    """Run all tests and write a table of them."""
+    pytest: list[str | Path] = [checkout.python, "-m", "pytest", "-rs", *PARALLEL]
+    return subprocess.call([*pytest, "--results=tests/RESULTS.md"], cwd=checkout.root)
 
 
 def bench(checkout: Checkout, arguments: "list[str]") -> int:
