@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +23,12 @@ class Server(NamedTuple):
     process: subprocess.Popen[str]
 
     def workers(self) -> list[psutil.Process]:
-        children: list[psutil.Process] = psutil.Process(self.process.pid).children()
-        return [child for child in children if "resource_tracker" not in str(child.cmdline())]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if "resource_tracker" not in str(child.cmdline()):
+                    found.append(child)
+        return found
 
 
 @contextmanager
