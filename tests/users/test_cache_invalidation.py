@@ -120,7 +120,7 @@ async def test_a_notification_arrives_before_the_response_to_a_later_statement(
         worker.clock.now += 1
         await caught_up(worker.users)
     assert missed == []
-    assert len(received) == 300
+    assert received >= {f"user{number}" for number in range(300)}  # rows of other tests may be reported, too
 
 
 async def test_the_cache_is_confirmed_as_of_the_time_of_sending(
