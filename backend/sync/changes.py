@@ -61,6 +61,16 @@ class ChangeCounter(SQLModel, table=True):
 LOCK_CHANGES = Statement(select(func.pg_advisory_xact_lock(changes_lock(CALLER))), writes=True)
 
 
+async def write_in_turn(database: Database | Transaction, statement: Statement, **values: object) -> Row | None:
+    """Run a statement that writes several rows or tables, and return its first row. Takes `LOCK_CHANGES` first."""
+
+    async def work(transaction: Transaction) -> Row | None:
+        await transaction.rows(LOCK_CHANGES)
+        return await transaction.row(statement, **values)
+
+    return await (work(database) if isinstance(database, Transaction) else database.transact(work))
+
+
 class SyncTokenExpired(DomainError):
     """This sync token is too old. Start a new sync without `since`."""
 

@@ -1,15 +1,14 @@
 """Operations on the caller's tasks and their errors."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, time, timedelta
-from typing import TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from backend.database import Database, Row, Statement, Transaction
+from backend.database import Database, Row, Transaction
 from backend.resources import pagination, responses
 from backend.resources.responses import Versions
-from backend.sync.changes import LOCK_CHANGES, Feed
+from backend.sync.changes import LOCK_CHANGES, Feed, write_in_turn
 from backend.tasks.listing import bound_listing
 from backend.tasks.models import Status
 from backend.tasks.schemas import (
@@ -36,8 +35,6 @@ from backend.tasks.statements import (
     update_task,
 )
 from backend.web.problems import NotFound, StaleVersion
-
-T = TypeVar("T")
 
 
 def day(now: datetime, time_zone: str | None) -> tuple[datetime, datetime]:
@@ -74,22 +71,12 @@ class TaskService:
     async def create(self, data: TaskCreate) -> Row:
         values = data.model_dump()
         row = await (
-            self._write_tags(INSERT_TASK_WITH_TAGS, values) if data.tags else self._database.row(INSERT_TASK, **values)
+            write_in_turn(self._database, INSERT_TASK_WITH_TAGS, **values)
+            if data.tags
+            else self._database.row(INSERT_TASK, **values)
         )
         assert row is not None
         return row
-
-    async def _write_tags(self, statement: Statement, values: Mapping[str, object]) -> Row | None:
-        async def work(transaction: Transaction) -> Row | None:
-            await transaction.rows(LOCK_CHANGES)
-            return await transaction.row(statement, **values)
-
-        return await self._within(work)
-
-    async def _within(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        if isinstance(self._database, Transaction):
-            return await work(self._database)
-        return await self._database.transact(work)
 
     async def batch(self, operations: Sequence[Operation]) -> Sequence[Row | None]:
         """Apply all operations or none. An error names the failed operation in `errors`."""
@@ -108,7 +95,9 @@ class TaskService:
                     raise
             return rows
 
-        return await self._within(work)
+        if isinstance(self._database, Transaction):
+            return await work(self._database)
+        return await self._database.transact(work)
 
     async def _apply(self, operation: Operation) -> Row | None:
         match operation:
@@ -132,8 +121,8 @@ class TaskService:
         the trash, then StaleVersion.
         """
         statement = update_task(frozenset(TaskCreate.model_fields), excluding=True) if must_exist else PUT_TASK
-        values = {"task_id": id, "if_match": if_match, "if_none_match": if_none_match}
-        row = await self._write_tags(statement, {**data.model_dump(), **values})
+        values = {**data.model_dump(), "task_id": id, "if_match": if_match, "if_none_match": if_none_match}
+        row = await write_in_turn(self._database, statement, **values)
         if row is None:
             await self.get(id)
             raise StaleVersion
@@ -155,7 +144,7 @@ class TaskService:
             return row
         statement, values = update_task(frozenset(values)), {**values, "task_id": id, "if_match": if_match}
         if "tags" in values:
-            changed = await self._write_tags(statement, values)
+            changed = await write_in_turn(self._database, statement, **values)
         else:
             changed = await self._database.row(statement, **values)
         if changed is None:
