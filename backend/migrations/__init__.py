@@ -18,6 +18,8 @@ OLDEST_POSTGRES = 18
 # Any constant, the same in all processes.
 _LOCK = 0x6261_7273
 
+_LINK = Path(__file__).with_name("link.sql")
+
 
 class MigrationError(Exception):
     """The database does not have the schema of this version, or cannot be migrated to it, as the message says."""
@@ -69,6 +71,31 @@ CREATE TRIGGER number_change BEFORE INSERT OR UPDATE ON {table}
 CREATE TRIGGER forget_changes AFTER DELETE ON {table} REFERENCING OLD TABLE AS gone
   FOR EACH STATEMENT EXECUTE FUNCTION forget_changes();
 """
+
+
+def link(table: str, *, names: str, suffix: str | None = None, **ends: str) -> str:
+    """SQL for a migration: rows show the names of linked labels, such as `task="tasks", tag="tags", names="tag_names"`.
+
+    If labels or links change, rows with other names get a new version. The ends name the columns `task_id` and
+    `tag_id`; they must not be key words of SQL. `suffix`: of the names of the functions. The text never changes, as
+    that of `isolate`.
+    """
+    (row, rows), (label, labels) = ends.items()
+    return _LINK.read_text().format(
+        table=table,
+        row=row,
+        rows=rows,
+        label=label,
+        labels=labels,
+        names=names,
+        suffix=f"_in_{table}" if suffix is None else suffix,
+    )
+
+
+def unlink(table: str, *, labels: str) -> str:
+    """SQL for a downgrade: undo `link`. The functions would otherwise keep the table from being dropped."""
+    names = f"names_of_{labels}", f"show_{labels}", "show_links", "show_new_names", "unlink"
+    return f"DROP FUNCTION {', '.join(f'{name}_in_{table}' for name in names)} CASCADE"
 
 
 def upgrade(url: str) -> None:

@@ -69,12 +69,15 @@ def matches(table: Table) -> ColumnElement[bool]:
     return or_(_VERSIONS.is_(None), table.c.version == func.any(_VERSIONS))
 
 
-def changes(table: Table, names: Iterable[str], *or_else: ColumnElement[bool]) -> dict[str, Any]:
+def changes(
+    table: Table, names: Iterable[str], *or_else: ColumnElement[bool], **instead: ColumnElement[Any]
+) -> dict[str, Any]:
     """The `values()` of an update: the columns `names`, from parameters of these names, and version and time.
 
-    Unchanged values make no new version, unless one of `or_else` is true.
+    Unchanged values make no new version, unless one of `or_else` is true. `instead`: expressions to use instead of the
+    parameters of these names.
     """
-    new = {name: bindparam(name, type_=table.c[name].type) for name in sorted(names)}
+    new = {name: instead.get(name, bindparam(name, type_=table.c[name].type)) for name in sorted(names)}
     differs = tuple_(*(table.c[name] for name in new)).is_distinct_from(tuple_(*new.values())) if new else false()
     differs = or_(differs, *or_else)
     return {

@@ -12,7 +12,6 @@ from sqlalchemy import (
     Integer,
     Subquery,
     Text,
-    and_,
     bindparam,
     collate,
     func,
@@ -24,9 +23,8 @@ from sqlmodel import col, select
 
 from backend.database import Cost, Statement
 from backend.resources import pagination
-from backend.resources.models import CALLER
 from backend.resources.types import Instant, Storable
-from backend.tasks.models import LONG, SHORT, Priority, Tag, Task, TaskTag, sort_key
+from backend.tasks.models import LONG, SHORT, TAGS, Priority, Task, sort_key
 from backend.tasks.schemas import TaskQuery, TaskRead
 from backend.tasks.statements import (
     COMPUTED,
@@ -37,7 +35,6 @@ from backend.tasks.statements import (
     READ,
     TABLE,
     TRASH,
-    folded_names,
 )
 
 LIMIT = bindparam("limit", type_=Integer)
@@ -60,13 +57,7 @@ FILTERS: dict[str, ColumnElement[bool]] = {
     "due_before": bindparam("due_before", type_=TABLE.c.due_at.type) > DUE_OR_NEVER,
     "due_after": bindparam("due_after", type_=TABLE.c.due_at.type) < DUE_OR_ALWAYS,
     "overdue": COMPUTED["is_overdue"] == bindparam("overdue", type_=Boolean),
-    "tag": col(Task.id).in_(
-        select(col(TaskTag.task_id))
-        .join(Tag, and_(col(TaskTag.owner_id) == Tag.owner_id, col(TaskTag.tag_id) == Tag.id))
-        .where(col(TaskTag.owner_id) == CALLER, col(Tag.owner_id) == CALLER, col(Tag.folded).in_(folded_names("tag")))
-        .group_by(col(TaskTag.task_id))
-        .having(func.count() == select(func.count()).select_from(folded_names("tag").subquery()).scalar_subquery())
-    ),
+    "tag": TAGS.all_of("tag"),
     "q": contains_q(TABLE.c.folded),
 }
 CURSOR_KEYS: dict[str, TypeAdapter[Any]] = {

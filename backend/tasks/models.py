@@ -3,19 +3,14 @@
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import (
-    ARRAY,
     CheckConstraint,
     ColumnElement,
     Computed,
     DateTime,
-    ForeignKey,
-    ForeignKeyConstraint,
     Index,
     Text,
-    UniqueConstraint,
     case,
     literal_column,
     text,
@@ -23,11 +18,11 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import Grouping
 from sqlmodel import Field, SQLModel
 
+from backend.resources.links import Named, link, shown_names
 from backend.resources.models import Synced
 
 TITLE_LENGTH = 200
 DESCRIPTION_LENGTH = 10_000
-TAG_LENGTH = 50
 
 
 class Status(StrEnum):
@@ -84,44 +79,14 @@ class Task(Synced, table=True):
     due_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     completed_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     folded: str = Field(sa_type=Text, sa_column_args=[Computed(FOLDED, persisted=True)])
-    # A copy of the names in `tags`, maintained by triggers.
-    tag_names: list[str] = Field(
-        sa_type=ARRAY(Text), sa_column_kwargs={"server_default": text("'{}'"), "info": {"bookkeeping": True}}
-    )
+    tag_names: list[str] = shown_names()
 
 
-class Tag(SQLModel, table=True):
-    """A tag, unique per owner by its case-folded name."""
-
+class Tag(Named, table=True):
     __tablename__ = "tags"
-    __table_args__ = (
-        UniqueConstraint("owner_id", "folded", name="tags_name"),
-        CheckConstraint(f"char_length(name) between 1 and {TAG_LENGTH}", name="tags_name_length"),
-    )
-
-    owner_id: UUID = Field(primary_key=True, sa_column_args=[ForeignKey("users.id", ondelete="CASCADE")])
-    id: UUID = Field(primary_key=True, sa_column_kwargs={"server_default": text("uuidv7()")})
-    name: str = Field(sa_type=Text)
-    folded: str = Field(
-        sa_type=Text(collation="C"),
-        sa_column_args=[Computed("casefold(name COLLATE pg_unicode_fast)", persisted=True)],
-    )
 
 
-class TaskTag(SQLModel, table=True):
-    """A tag of a task; both belong to one owner."""
-
-    __tablename__ = "task_tags"
-    __table_args__ = (
-        ForeignKeyConstraint(["owner_id", "task_id"], ["tasks.owner_id", "tasks.id"], ondelete="CASCADE"),
-        ForeignKeyConstraint(["owner_id", "tag_id"], ["tags.owner_id", "tags.id"], ondelete="CASCADE"),
-        Index("task_tags_by_tag", "owner_id", "tag_id", "task_id"),
-    )
-
-    owner_id: UUID = Field(primary_key=True)
-    task_id: UUID = Field(primary_key=True)
-    tag_id: UUID = Field(primary_key=True)
-
+TAGS = link("task_tags", task=Task, tag=Tag, names="tag_names")
 
 LEVELS = tuple(enumerate(Priority))
 

@@ -6,16 +6,14 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from backend.resources.links import MAX_NAMES, Name, Names, NamesOrNull
 from backend.resources.pagination import Page, PageQuery, without_default
 from backend.resources.types import Flag, NotBlank, Storable, Time
 from backend.sync.changes import ChangePage
-from backend.tasks.models import DESCRIPTION_LENGTH, TAG_LENGTH, TITLE_LENGTH, Priority, Status
+from backend.tasks.models import DESCRIPTION_LENGTH, TITLE_LENGTH, Priority, Status
 
 Title = Annotated[str, Field(min_length=1, max_length=TITLE_LENGTH), Storable, NotBlank]
 Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]
-
-TagName = Annotated[str, Field(min_length=1, max_length=TAG_LENGTH), Storable, NotBlank]
-Tags = Annotated[list[TagName], Field(max_length=20)]
 
 TITLE = "Title in one line; not blank."
 DESCRIPTION = "Description as it was sent, or null."
@@ -44,7 +42,7 @@ class TaskCreate(BaseModel):
     status: Status = Field(default=Status.todo, description=STATUS)
     priority: Priority = Field(default=Priority.normal, description=PRIORITY)
     due_at: Time | None = Field(default=None, description=DUE_AT)
-    tags: Tags = Field(default_factory=list, description=TAGS, json_schema_extra={"default": []})
+    tags: Names = Field(default_factory=list, description=TAGS, json_schema_extra={"default": []})
 
 
 class TaskUpdate(BaseModel):
@@ -61,9 +59,7 @@ class TaskUpdate(BaseModel):
         default=None, json_schema_extra=without_default, description=PRIORITY
     )
     due_at: Time | None = Field(default=None, json_schema_extra=without_default, description=DUE_AT)
-    tags: Annotated[Tags | None, AfterValidator(lambda tags: tags or [])] = Field(
-        default=None, json_schema_extra=without_default, description=f"Replaces all tags. {TAGS}"
-    )
+    tags: NamesOrNull = Field(default=None, json_schema_extra=without_default, description=f"Replaces all tags. {TAGS}")
 
 
 class TaskRead(BaseModel):
@@ -126,7 +122,7 @@ class TaskQuery(PageQuery):
     status: Status | None = Field(default=None, description="Tasks with this status.", examples=["todo"])
     priority: Priority | None = Field(default=None, description="Tasks with this priority.", examples=["high"])
     # A tuple, since the statement of a query is cached and the query must be hashable.
-    tag: Annotated[tuple[TagName, ...], Field(max_length=20)] = Field(
+    tag: Annotated[tuple[Name, ...], Field(max_length=MAX_NAMES)] = Field(
         default_factory=tuple,
         description="Tasks with this tag; if repeated, tasks with all of these tags.",
         examples=[["home"]],
@@ -264,7 +260,7 @@ class TagCreate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "home"}]})
 
-    name: TagName = Field(description=TAG_NAME)
+    name: Name = Field(description=TAG_NAME)
 
 
 class TagUpdate(BaseModel):
@@ -272,7 +268,7 @@ class TagUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "at home"}]})
 
-    name: TagName = Field(default="", json_schema_extra=without_default, description=TAG_NAME)
+    name: Name = Field(default="", json_schema_extra=without_default, description=TAG_NAME)
 
 
 class TagRead(BaseModel):

@@ -2,45 +2,35 @@
 
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
     DateTime,
-    Insert,
     Integer,
-    Label,
     Text,
-    Update,
     and_,
     bindparam,
     case,
-    collate,
-    delete,
-    exists,
     func,
     insert,
     literal_column,
     null,
     or_,
-    true,
     tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql
 from sqlmodel import SQLModel, col, select
-from sqlmodel.sql.expression import SelectOfScalar
 
 from backend.database import Cost, Statement, parameters
 from backend.resources import models
 from backend.resources.models import CALLER, RETENTION
 from backend.sync import changes
-from backend.tasks.models import Status, Tag, Task, TaskTag, sort_key
+from backend.tasks.models import TAGS, Status, Task, sort_key
 from backend.tasks.schemas import TaskCreate, TaskRead
 from backend.users.models import User
-
-T = TypeVar("T")
 
 TABLE = SQLModel.metadata.tables["tasks"]
 DUE_OR_NEVER, DUE_OR_ALWAYS = (sort_key(sort, TABLE.c.due_at) for sort in ("due_at", "-due_at"))
@@ -67,65 +57,9 @@ RETAINED = (MINE, or_(col(Task.deleted_at).is_(None), col(Task.deleted_at) > fun
 THIS_TASK = (*OWNED, col(Task.id) == bindparam("task_id"))
 
 
-def folded_names(parameter: str) -> SelectOfScalar[str]:
-    """The distinct case-folded names in a parameter."""
-    name = func.unnest(bindparam(parameter, type_=ARRAY(Text))).column_valued("name")
-    return select(collate(func.casefold(collate(name, "pg_unicode_fast")), "C").label("folded")).distinct()
-
-
 def completed(status: Any, before: Any) -> ColumnElement[datetime | None]:
     """The value of `completed_at`: kept or set for the status done, else null."""
     return case((status == Status.done.value, func.coalesce(before, func.now())))
-
-
-def shown_names() -> ColumnElement[list[str]]:
-    """The sorted tag names of a task with the parameter `tags`, each in the spelling that was stored first."""
-    given = (
-        func.unnest(bindparam("tags", type_=ARRAY(Text)))
-        .table_valued("name", with_ordinality="place")
-        .render_derived("given")
-    )
-    folded = collate(func.casefold(collate(given.c.name, "pg_unicode_fast")), "C")
-    columns: list[Any] = [given.c.name, folded.label("folded")]
-    first = select(*columns).ext(postgresql.distinct_on(folded)).order_by(folded, given.c.place).subquery("first")
-    known = and_(col(Tag.owner_id) == CALLER, col(Tag.folded) == first.c.folded)
-    names = select(func.coalesce(col(Tag.name), first.c.name)).select_from(first.outerjoin(Tag, known))
-    return func.array(names.order_by(first.c.folded).scalar_subquery())
-
-
-SHOWN_NAMES = shown_names()
-
-
-def with_tags(write: Insert | Update, *more: Label[Any]) -> Statement:
-    """Write a task, replace its tags by the parameter `tags`, create tags that do not exist, and return the task."""
-    task = write.returning(*READ, *more).cte("task")
-    name = func.unnest(bindparam("tags", type_=ARRAY(Text))).column_valued("name")
-    created = (
-        postgresql.insert(Tag)
-        .from_select(["owner_id", "name"], select(CALLER, name).where(exists(select(task.c.id))))
-        .on_conflict_do_nothing()
-        .returning(col(Tag.id))
-        .cte("created")
-    )
-    wanted = (
-        select(col(Tag.id))
-        .where(col(Tag.owner_id) == CALLER, col(Tag.folded).in_(folded_names("tags")))
-        .union_all(select(created.c.id))
-        .cte("wanted")
-    )
-    removed = (
-        delete(TaskTag)
-        .where(col(TaskTag.owner_id) == CALLER, col(TaskTag.task_id) == select(task.c.id).scalar_subquery())
-        .where(col(TaskTag.tag_id).not_in(select(wanted.c.id)))
-        .cte("removed")
-    )
-    added = (
-        postgresql.insert(TaskTag)
-        .from_select(["owner_id", "task_id", "tag_id"], select(CALLER, task.c.id, wanted.c.id).join(wanted, true()))
-        .on_conflict_do_nothing()
-        .cte("added")
-    )
-    return Statement(select(*task.c).add_cte(removed, added))
 
 
 @lru_cache(256)
@@ -134,15 +68,13 @@ def update_task(columns: frozenset[str], *, excluding: bool = False) -> Statemen
 
     `excluding`: also requires that the version is none of `if_none_match`. "tags" need `LOCK_CHANGES` first.
     """
-    tags = {"tag_names": SHOWN_NAMES} if "tags" in columns else {}
-    values = tags | models.changes(
-        TABLE, columns & set(FIELDS), *map(TABLE.c.tag_names.is_distinct_from, tags.values())
-    )
+    changed = columns & set(FIELDS) | ({"tag_names"} if "tags" in columns else set())
+    values = models.changes(TABLE, changed, tag_names=TAGS.names("tags"))
     if "status" in values:
         values["completed_at"] = completed(values["status"], col(Task.completed_at))
     conditions = (*THIS_TASK, MATCHES, *([EXCLUDED] if excluding else []))
     statement = update(Task).where(*conditions).values(values)
-    return with_tags(statement) if "tags" in columns else Statement(statement.returning(*READ))
+    return TAGS.write(statement, "tags", *READ) if "tags" in columns else Statement(statement.returning(*READ))
 
 
 MATCHES = models.matches(TABLE)
@@ -155,7 +87,7 @@ _NEW = insert(Task).values(
     **parameters(FIELDS), owner_id=CALLER, completed_at=completed(bindparam("status", type_=Text), None)
 )
 INSERT_TASK = Statement(_NEW.returning(*READ))
-INSERT_TASK_WITH_TAGS = with_tags(_NEW.values(tag_names=SHOWN_NAMES))
+INSERT_TASK_WITH_TAGS = TAGS.write(_NEW, "tags", *READ)
 TRASH_TASK = Statement(
     update(Task)
     .where(*THIS_TASK, MATCHES)
@@ -175,7 +107,6 @@ def _put_task() -> Statement:
         owner_id=CALLER,
         id=bindparam("task_id"),
         completed_at=completed(bindparam("status", type_=Text), None),
-        tag_names=SHOWN_NAMES,
     )
     new, was_deleted = statement.excluded, col(Task.deleted_at).is_not(None)
     fields = sorted({*FIELDS, "tag_names"})
@@ -200,7 +131,7 @@ def _put_task() -> Statement:
         ),
     )
     created: ColumnElement[bool] = literal_column("old.id IS NULL OR old.deleted_at IS NOT NULL")
-    return with_tags(statement, created.label("created"))
+    return TAGS.write(statement, "tags", *READ, created.label("created"))
 
 
 PUT_TASK = _put_task()

@@ -5,28 +5,20 @@ Renaming or deleting a tag makes a new version of its tasks, through triggers.
 
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, delete, func, insert, literal_column, update
+from sqlalchemy import bindparam, delete, insert, literal_column, update
 from sqlmodel import col, select
 
-from backend.database import Cost, Database, Row, Statement, Transaction
+from backend.database import Cost, Database, Row, Statement
 from backend.resources.models import CALLER
-from backend.sync.changes import LOCK_CHANGES
-from backend.tasks.models import Tag, Task, TaskTag
+from backend.sync.changes import write_in_turn
+from backend.tasks.models import TAGS, Tag
 from backend.tasks.schemas import TagCreate, TagUpdate
 from backend.tasks.statements import OWNED
 from backend.web.problems import NotFound
 
 MINE = col(Tag.owner_id) == CALLER
 THIS_TAG = (MINE, col(Tag.id) == bindparam("tag_id"))
-TASK_COUNT = (
-    select(func.count())
-    .select_from(TaskTag)
-    .join(Task, and_(col(Task.owner_id) == TaskTag.owner_id, col(Task.id) == TaskTag.task_id))
-    .where(*OWNED, col(TaskTag.owner_id) == CALLER, col(TaskTag.tag_id) == Tag.id)
-    .correlate(Tag)
-    .scalar_subquery()
-    .label("task_count")
-)
+TASK_COUNT = TAGS.count(*OWNED).label("task_count")
 LIST_TAGS = Statement(
     select(col(Tag.id), col(Tag.name), TASK_COUNT).where(MINE).order_by(col(Tag.folded)), cost=Cost.long
 )
@@ -51,30 +43,22 @@ class TagService:
 
     async def create(self, data: TagCreate) -> Row:
         """Raises `psycopg.errors.UniqueViolation` (409) if the name exists in any case."""
-
-        async def work(transaction: Transaction) -> Row | None:
-            # Otherwise, a concurrent write of a task with this tag could neither see nor create it.
-            await transaction.rows(LOCK_CHANGES)
-            return await transaction.row(INSERT_TAG, name=data.name)
-
-        row = await self._database.transact(work)
+        # Otherwise, a concurrent write of a task with this tag could neither see nor create it.
+        row = await write_in_turn(self._database, INSERT_TAG, name=data.name)
         assert row is not None
         return row
 
     async def update(self, id: UUID, data: TagUpdate) -> Row:
-        values = data.model_dump(exclude_unset=True)
-        row = await (self._write(RENAME_TAG, id, **values) if values else self._database.row(SELECT_TAG, tag_id=id))
+        values = {**data.model_dump(exclude_unset=True), "tag_id": id}
+        row = await (
+            write_in_turn(self._database, RENAME_TAG, **values)
+            if "name" in values
+            else self._database.row(SELECT_TAG, **values)
+        )
         if row is None:
             raise NotFound
         return row
 
     async def delete(self, id: UUID) -> None:
-        if await self._write(DELETE_TAG, id) is None:
+        if await write_in_turn(self._database, DELETE_TAG, tag_id=id) is None:
             raise NotFound
-
-    async def _write(self, statement: Statement, id: UUID, **values: object) -> Row | None:
-        async def work(transaction: Transaction) -> Row | None:
-            await transaction.rows(LOCK_CHANGES)
-            return await transaction.row(statement, tag_id=id, **values)
-
-        return await self._database.transact(work)

@@ -213,6 +213,14 @@ class TestCatalogue:
         assert leading
         assert set(leading.values()) == {"owner_id"}, leading
 
+    @pytest.mark.usefixtures("every_table")
+    def test_every_link_has_the_triggers_that_show_names(self, catalogue: psycopg.Connection) -> None:
+        with catalogue:
+            found = catalogue.execute("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'show_new_links'")
+            linked = {name for (name,) in found}
+        assert linked
+        assert linked == {link.table.name for link in SQLModel.metadata.info["links"]}
+
     def test_no_constraint_is_deferrable(self, catalogue: psycopg.Connection) -> None:
         with catalogue:
             assert catalogue.execute("SELECT conname FROM pg_constraint WHERE condeferrable").fetchall() == []

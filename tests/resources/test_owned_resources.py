@@ -12,11 +12,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Uuid, bindparam, func, literal_column, select, update
+from sqlalchemy import Uuid, bindparam, delete, func, literal_column, select, update
 from sqlmodel import SQLModel
 
 from backend.database import SYSTEM, Database, Row, Statement, Transaction
 from backend.resources.retention import purge
+from backend.sync.changes import LOCK_CHANGES
 from backend.users import lifecycle
 from tests.conftest import Api, Person
 from tests.support.following import Copy, reading
@@ -28,11 +29,13 @@ class Resource:
     """A resource at /api/v1/NAME, in the folder and the table NAME.
 
     `new`: the body that creates a row. `change`: members for PATCH, each with another value than in a new row.
+    `linked`: the member with names of labels, and the name of their table; `new` has some.
     """
 
     name: str
     new: dict[str, Any]
     change: dict[str, Any]
+    linked: str | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -48,7 +51,12 @@ class Resource:
 
 
 RESOURCES = [
-    Resource("tasks", new={"title": "a"}, change={"title": "b", "priority": "high"}),
+    Resource(
+        "tasks",
+        new={"title": "a", "tags": ["x", "y"]},
+        change={"title": "b", "priority": "high", "tags": ["z"]},
+        linked="tags",
+    ),
 ]
 
 
@@ -274,7 +282,7 @@ async def test_every_statement_is_scoped_to_the_caller(api: Api, resource: Resou
             await ada.patch(f"{resource.path}/{id}", resource.change, headers={"If-Match": if_match})
             await ada.delete(f"{resource.path}/{id}", headers={"If-Match": if_match})
     assert len(set(executed)) >= 6
-    for statement in executed:
+    for statement in set(executed) - {LOCK_CHANGES}:
         sql = statement.sql
         assert owned_insert(statement).match(sql) or owner_filter(statement).search(sql), sql
 
@@ -381,6 +389,33 @@ async def test_a_merge_of_accounts_is_in_the_feed_and_the_stream(
         assert {(await reader.next()).data["id"] for _ in moving} == moving
     assert {row["id"] for row in await copy.sync()} == moving
     assert copy.rows == {row["id"]: row for row in await owned(people[1], resource)}
+
+
+LINKED = [resource for resource in RESOURCES if resource.linked]
+
+
+@pytest.mark.parametrize("resource", LINKED, ids=str)
+async def test_renamed_and_deleted_labels_make_new_versions(api: Api, resource: Resource) -> None:
+    ada, eve = api.person(), api.person()
+    assert resource.linked is not None
+    labels = SQLModel.metadata.tables[resource.linked]
+    rows, others = await make(ada, resource, 2), await make(eve, resource)
+    bare = (await ada.post(resource.path, {**resource.new, resource.linked: []})).json()
+    copy = Copy(ada, path=resource.path)
+    await copy.sync()
+    first, *rest = resource.new[resource.linked]
+    one = (labels.c.owner_id == bindparam("owner", type_=Uuid), labels.c.name == bindparam("label"))
+    system, id = Database(api.state["pool"], SYSTEM), UUID((await ada.get("/api/v1/users/me")).json()["id"])
+    rename, remove = update(labels).where(*one).values(name=bindparam("new")), delete(labels).where(*one)
+    await system.rows(Statement(rename), owner=id, label=first, new="~")
+    renamed = await copy.sync()
+    assert [(row[resource.linked], row["version"]) for row in renamed] == [([*rest, "~"], 2)] * len(rows)
+    await system.rows(Statement(remove), owner=id, label="~")
+    shown = {row["id"]: (row[resource.linked], row["version"]) for row in await copy.sync()}
+    assert shown == {row["id"]: (rest, 3) for row in rows}
+    assert copy.rows == {row["id"]: row for row in await owned(ada, resource)}
+    assert copy.rows[bare["id"]] == bare
+    assert await owned(eve, resource) == others
 
 
 async def test_null_restores_the_default(api: Api, resource: Resource) -> None:

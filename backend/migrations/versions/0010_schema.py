@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 from psycopg.errors import InsufficientPrivilege
 
-from backend.migrations import MigrationError, isolate, number
+from backend.migrations import MigrationError, isolate, link, number
 
 revision = "0010"
 down_revision = None
@@ -52,6 +52,7 @@ def create_policies() -> None:
 def create_triggers() -> None:
     op.execute((SQL / "triggers.sql").read_text())
     op.execute(number("tasks", generated=["folded"]))
+    op.execute(link("task_tags", task="tasks", tag="tags", names="tag_names", suffix=""))
 
 
 def downgrade() -> None:
