@@ -5,10 +5,13 @@ process has started, and skip it for requests that it would not change.
 """
 
 from collections.abc import Iterable
+from http import HTTPStatus
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.web import problems
@@ -26,6 +29,8 @@ _RESPONSE_HEADERS = (
     "Allow", "Content-Disposition", "Deprecation", "ETag", "Idempotency-Replayed", "Link", "Location", "RateLimit",
     "RateLimit-Policy", "Retry-After", "Sunset", "WWW-Authenticate", "X-Request-ID",
 )  # fmt: skip
+# Headers of a rejected preflight response that are sent with the problem.
+_PREFLIGHT = {"vary", "access-control-allow-origin", "access-control-allow-methods", "access-control-max-age"}
 
 
 class HeadAsGet:
@@ -38,6 +43,37 @@ class HeadAsGet:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET", "headers_only": True}, _without_content(send)
         await self.app(scope, receive, send)
+
+
+class PlainTextErrorsAsProblems:
+    """ASGI middleware around Starlette's CORS and host checks: turns their plain-text 400 responses into problems.
+
+    Requests that pass these checks have `host_allowed` set in their RequestState; their responses are sent unchanged.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal: Message | None = None
+
+        async def send_problem(message: Message) -> None:
+            nonlocal refusal
+            is_refusal = message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST
+            if is_refusal and not request_state(scope).host_allowed:
+                headers = Headers(raw=message["headers"])
+                if headers.get("content-type", "").startswith("text/plain"):
+                    refusal = message
+                    return
+            if refusal is None:
+                await send(message)
+                return
+            kept = {name: value for name, value in Headers(raw=refusal["headers"]).items() if name in _PREFLIGHT}
+            detail = message["body"].decode()
+            response = problems.respond(Request(scope), refusal["status"], "bad_request", detail, headers=kept)
+            await response(scope, receive, send)
+
+        await self.app(scope, receive, send_problem)
 
 
 class CrossOrigin:
@@ -95,7 +131,7 @@ class CrossOrigin:
             )
         if "*" not in hosts:
             app = TrustedHostMiddleware(app, allowed_hosts=hosts, www_redirect=False)
-        return problems.PlainTextErrorsAsProblems(app)
+        return PlainTextErrorsAsProblems(app)
 
 
 def _without_content(send: Send) -> Send:

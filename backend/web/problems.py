@@ -14,9 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.web.request_state import request_id, request_state
 
@@ -117,9 +116,6 @@ DETAILS = {
     "database_unavailable": "The database is unavailable. Try again; an Idempotency-Key makes retries safe.",
     "internal_error": "Unexpected server error. It is logged with the request id.",
 }
-
-# Headers of a rejected preflight response that are sent with the problem.
-_PREFLIGHT = {"vary", "access-control-allow-origin", "access-control-allow-methods", "access-control-max-age"}
 
 MOST_ERRORS = 50
 LONGEST_NAME = 100
@@ -255,36 +251,6 @@ def _registered_handler(handlers: Mapping[Any, Handler], error: Exception) -> Ha
     statuses = [error.status_code] if isinstance(error, HTTPException) else []
     kinds = [kind for kind in (*statuses, *type(error).__mro__) if kind not in (500, Exception)]
     return next((handlers[kind] for kind in kinds if kind in handlers), None)
-
-
-class PlainTextErrorsAsProblems:
-    """ASGI middleware around Starlette's CORS and host checks: turns their plain-text 400 responses into problems.
-
-    Requests that pass these checks have `host_allowed` set in their RequestState; their responses are sent unchanged.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal: Message | None = None
-
-        async def send_problem(message: Message) -> None:
-            nonlocal refusal
-            is_refusal = message["type"] == "http.response.start" and message["status"] == HTTPStatus.BAD_REQUEST
-            if is_refusal and not request_state(scope).host_allowed:
-                headers = Headers(raw=message["headers"])
-                if headers.get("content-type", "").startswith("text/plain"):
-                    refusal = message
-                    return
-            if refusal is None:
-                await send(message)
-                return
-            kept = {name: value for name, value in Headers(raw=refusal["headers"]).items() if name in _PREFLIGHT}
-            detail = message["body"].decode()
-            await respond(Request(scope), refusal["status"], "bad_request", detail, headers=kept)(scope, receive, send)
-
-        await self.app(scope, receive, send_problem)
 
 
 async def _raise(_: Request, error: Exception) -> NoReturn:
