@@ -24,7 +24,7 @@ from backend import migrations
 from backend.auth.testing import LocalIssuer
 from backend.dev.postgres import EmbeddedPostgres
 from backend.sync.broker import MAX_STREAMS
-from backend.web.server import max_connections
+from backend.web.connection_limit import max_connections
 from benchmarks import cpu
 from benchmarks.__main__ import ISSUER, say, write
 from benchmarks.errors import BenchmarkError

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from backend.web.connection_limit import max_connections
 from backend.web.problems import TITLES
 from backend.web.response_cycle import Cycle
 
@@ -21,8 +21,6 @@ HEAD_SECONDS: Final = 10.0  # to receive the head of a request, or the rest of a
 LAST_HEAD_SECONDS: Final = 1.0  # the same, during shutdown
 LINGER_SECONDS: Final = 2.0  # to discard what a rejected client still sends
 STALL_SECONDS: Final = 30.0  # in which a client may read nothing of its response
-MAX_CONNECTIONS: Final = 10_000  # per worker, if the limit of open files allows it
-_OTHER_FILES: Final = 200  # database, Redis, log, listening socket, libraries
 
 
 class Protocol(HttpToolsProtocol):
@@ -271,18 +269,3 @@ class Flow(FlowControl):
     def resume_reading(self) -> None:
         if self.read_paused and not self._connection.has_waiting():
             super().resume_reading()
-
-
-@lru_cache(1)
-def max_connections() -> int:
-    """Raise the limit of open files as far as needed and allowed, and return the number of connections it permits."""
-    try:
-        import resource
-    except ImportError:
-        return MAX_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + _OTHER_FILES
-    if 0 <= soft < wanted:
-        soft = wanted if hard < 0 else min(hard, wanted)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return min(MAX_CONNECTIONS, soft - _OTHER_FILES) if soft >= 0 else MAX_CONNECTIONS

@@ -21,8 +21,9 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from backend.web import server
+from backend.web.connection_limit import max_connections
 from backend.web.response_cycle import Cycle
-from backend.web.server import MAX_HEAD, MAX_TRAILERS, MAX_UNREAD, PIECE, Protocol, max_connections
+from backend.web.server import MAX_HEAD, MAX_TRAILERS, MAX_UNREAD, PIECE, Protocol
 from tests.conftest import running
 
 BIG_BODY = 20_000_000
