@@ -51,7 +51,7 @@ class AccessLog:
             if message["type"] == "http.response.start":
                 state.answered = time.perf_counter()
                 state.status = message["status"]
-                message["headers"] = with_policies(message["headers"], scope, request_id)
+                message["headers"] = with_policies(message.get("headers", ()), scope, request_id)
             try:
                 await send(message)
             except (OSError, RuntimeError):

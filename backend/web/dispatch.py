@@ -7,6 +7,7 @@ routes. A test sends requests to every operation both ways.
 
 import re
 from collections.abc import Iterator, Set
+from http import HTTPStatus
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol, cast
 
@@ -15,7 +16,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.convertors import Convertor
 from starlette.routing import Mount, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.web.arguments import Arguments, Call
 from backend.web.parameters import Unsupported
@@ -179,4 +180,27 @@ class Dispatch:
             if (found := self._table.find(scope)) is not None:
                 await found.route.answer(found.permission, found.arguments, scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            await self._answer_head(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the route or mounted application for HEAD; without one, as GET (RFC 9110, section 9.3.2)."""
+        is_refused = False
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal is_refused
+            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.METHOD_NOT_ALLOWED:
+                is_refused = True
+            if not is_refused:
+                await send(message)
+
+        inner = dict(scope)
+        try:
+            await self._app(inner, receive, send_unless_refused)
+            if is_refused:
+                inner = {**scope, "method": "GET", "headers_only": True}
+                await self(inner, receive, send)
+        finally:
+            scope.update({**inner, **scope})  # route and principal, for the access log

@@ -34,14 +34,14 @@ _PREFLIGHT = {"vary", "access-control-allow-origin", "access-control-allow-metho
 
 
 class HeadAsGet:
-    """Answers HEAD with the status and headers of GET, without content (RFC 9110, section 9.3.2)."""
+    """Ends the response to HEAD after its headers (RFC 9110, section 9.3.2). `Dispatch` finds the route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope, send = {**scope, "method": "GET", "headers_only": True}, _without_content(send)
+            receive, send = _without_content(receive, send)
         await self.app(scope, receive, send)
 
 
@@ -134,10 +134,20 @@ class CrossOrigin:
         return PlainTextErrorsAsProblems(app)
 
 
-def _without_content(send: Send) -> Send:
-    async def send_head(message: Message) -> None:
-        if message["type"] == "http.response.body":
-            message = {**message, "body": b""}
-        await send(message)
+def _without_content(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """End the response with its head. A stream then receives a disconnect, so that it ends, too."""
+    has_ended = False
 
-    return send_head
+    async def receive_until_end() -> Message:
+        return {"type": "http.disconnect"} if has_ended else await receive()
+
+    async def send_head(message: Message) -> None:
+        nonlocal has_ended
+        if has_ended:
+            return
+        await send(message)
+        if message["type"] == "http.response.start":
+            has_ended = True
+            await send({"type": "http.response.body", "body": b""})
+
+    return receive_until_end, send_head

@@ -14,10 +14,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.web.request_state import request_id, request_state
+from backend.web.request_state import request_id, request_state, route_path
 
 Handler = Callable[[Request, Exception], Any]
 
@@ -122,6 +123,8 @@ LONGEST_NAME = 100
 
 # Reason phrases of RFC 9110; Python 3.11 has older ones.
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+_STATUSES = frozenset(HTTPStatus)
+_WITHOUT_CONTENT = frozenset({*range(100, 200), 204, 205, 304})  # RFC 9110, section 6.4.1
 
 # Codes of the errors that the framework raises.
 CODES = {
@@ -149,7 +152,7 @@ def respond(
 ) -> Response:
     body: dict[str, Any] = {
         "type": "about:blank",
-        "title": TITLES.get(status) or HTTPStatus(status).phrase,
+        "title": TITLES.get(status) or _phrase(status),
         "status": status,
         "detail": detail,
         "code": code,
@@ -169,16 +172,31 @@ async def domain_error(request: Request, error: Exception) -> Response:
 async def http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
-    code = getattr(error, "code", None) or CODES.get(status, HTTPStatus(status).name.lower())
-    headers = {"Allow": _methods(request)} if status == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
+    if status in _WITHOUT_CONTENT:
+        return Response(status_code=status, headers=error.headers)
+    code = getattr(error, "code", None) or CODES.get(status) or _name(status)
+    headers = error.headers
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        given = Headers(headers or {})
+        headers = {**given, "allow": _methods(request, given.get("allow", ""))}
     return respond(request, status, code, error.detail, headers=headers)
 
 
-def _methods(request: Request) -> str:
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in _STATUSES else f"Status {status}"
+
+
+def _name(status: int) -> str:
+    return HTTPStatus(status).name.lower() if status in _STATUSES else f"status_{status}"
+
+
+def _methods(request: Request, known: str) -> str:
     """All methods of a path (RFC 9110, section 10.2.1). Starlette names only those of the first matching route."""
-    found: set[str] = set()
+    found = set(filter(None, known.replace(",", " ").split()))
+    path = route_path(request.scope)
     for route in iter_route_contexts(request.app.routes):
-        if route.path_regex.match(request.scope["path"]):
+        pattern = getattr(route, "path_regex", None)  # a route for a host has none
+        if pattern is not None and pattern.match(path):
             found |= route.methods or set()
     return ", ".join(sorted(found))
 

@@ -122,7 +122,7 @@ class RateLimiting:
                 if decision is None and limits is not None and message["status"] < 500:
                     decision = state.rate_limit = await limits.count("address", address)
                 if decision is not None:
-                    message["headers"] = [*message["headers"], *decision.fields()]
+                    message["headers"] = [*message.get("headers", ()), *decision.fields()]
             await send(message)
 
         if limits is None:

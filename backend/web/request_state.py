@@ -1,7 +1,7 @@
 """What middleware and routes share about one request, as one typed object."""
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -51,6 +51,15 @@ def request_state(scope: MutableMapping[str, Any]) -> RequestState:
     """The state of a request. Raises KeyError outside of the access log's middleware."""
     state: RequestState = scope[_KEY]
     return state
+
+
+def route_path(scope: Mapping[str, Any]) -> str:
+    """The path of a request below the address under which the server or a parent application mounts this one."""
+    path: str = scope["path"]
+    root: str | None = scope.get("root_path")
+    if not root:
+        return path
+    return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
 def request_id(scope: MutableMapping[str, Any]) -> str | None:
