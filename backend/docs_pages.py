@@ -38,8 +38,9 @@ def routes_page(document: dict[str, Any]) -> str:
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             access = "" if operation.get("security") else "public"
-            text = " ".join(operation["description"].split("\n\n")[0].split()).replace("|", "\\|")
-            for tag in operation["tags"]:
+            description = operation.get("description") or operation.get("summary", "")
+            text = " ".join(description.split("\n\n")[0].split()).replace("|", "\\|")
+            for tag in operation.get("tags") or ("other",):
                 rows.setdefault(tag, []).append(f"| `{method.upper()} {path}` | {text} | {access} |")
     lines = [
         "# Routes",

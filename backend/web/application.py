@@ -1,9 +1,11 @@
 """FastAPI with compiled dispatch in front of it."""
 
+import warnings
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
@@ -40,10 +42,21 @@ class Application(FastAPI):
         return app
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, generated once."""
-        if not self.openapi_schema:
-            self.openapi_schema = openapi.corrected(super().openapi())
-        return self.openapi_schema
+        """The OpenAPI document, generated again after a change of the routes."""
+        before = self.openapi_schema
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Duplicate Operation ID")  # `correct` makes them unique
+            document = super().openapi()
+        if document is not before:
+            own = {
+                (str(route.path_format), method.lower())
+                for route in iter_route_contexts(self.routes)
+                if isinstance(route.original_route, self._compiled)
+                for method in route.methods or ()
+            }
+            handler = self.exception_handlers.get(RequestValidationError)
+            openapi.correct(document, own, problems=handler is problems.invalid_request)
+        return document
 
 
 def _operation_id(route: APIRoute) -> str:

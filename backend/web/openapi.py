@@ -1,6 +1,7 @@
 """Corrections to the OpenAPI document that FastAPI generates: problems, headers, merge patches, ids and examples."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,10 @@ DESCRIPTIONS = {
 }
 
 Headers = dict[str, dict[str, Any]]
+
+_METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
+_SCHEMAS = "#/components/schemas/"
+_COMPONENT = re.compile(r"[A-Za-z0-9._-]+")
 
 _ALWAYS: Headers = {
     "X-Request-ID": {
@@ -85,39 +90,116 @@ def responses(*statuses: int, headers: Mapping[int, Any] = MappingProxyType({}))
     return successful | {status: {"description": DESCRIPTIONS[status], "model": Problem} for status in statuses}
 
 
-def corrected(document: dict[str, Any]) -> dict[str, Any]:
-    """Correct the document in place and return it."""
-    schemas = document["components"]["schemas"]
-    headers: Headers = document["components"].setdefault("headers", {})
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            _correct_problems(operation["responses"])
-            _add_headers(operation["responses"], headers, limited=path.startswith("/api/"))
-            for parameter in operation.get("parameters", ()):
-                if (parameter["in"], parameter["name"]) == ("path", "id"):
-                    parameter |= _ID
-            if method == "patch":
-                content = operation["requestBody"]["content"]
-                content |= dict.fromkeys(MERGE_PATCH, content["application/json"])
-    for unused in "HTTPValidationError", "ValidationError":
-        schemas.pop(unused, None)
+def correct(document: dict[str, Any], own: Set[tuple[str, str]], *, problems: bool) -> None:
+    """Correct a document in place.
+
+    `own`: path and method of the routes of the application's own class. Others may be of any kind, so the document says
+    of them what FastAPI says, and what the middleware adds. `problems`: invalid requests are answered with problems.
+    """
+    components = document.setdefault("components", {})
+    schemas: dict[str, Any] = components.setdefault("schemas", {})
+    headers: Headers = components.setdefault("headers", {})
+    operations = {
+        (path, method): operation
+        for path, item in document.get("paths", {}).items()
+        for method, operation in item.items()
+        if method in _METHODS
+    }
+    for (path, method), operation in operations.items():
+        is_own = (path, method) in own
+        if problems:
+            _correct_invalid(operation, schemas, is_own=is_own)
+        if is_own:
+            _correct_own(operation, method)
+        responses = {status: response for status, response in operation["responses"].items() if "$ref" not in response}
+        for response in responses.values():
+            _correct_problem(response, schemas)
+        _add_headers(responses, headers, limited=path.startswith("/api/"))
+    _correct_ids(operations, own)
     for schema in schemas.values():
-        for example in schema.get("examples", ()):
-            # FastAPI omits null from examples, even for required members.
-            example |= dict.fromkeys(name for name in schema.get("required", ()) if name not in example)
-    return document
+        _correct_examples(schema)
+    for unused in "HTTPValidationError", "ValidationError":
+        if f"{_SCHEMAS}{unused}" not in _references(document):
+            schemas.pop(unused, None)
 
 
-def _correct_problems(responses: dict[str, Any]) -> None:
-    """Give problems their media type, and remove FastAPI's own 422, which this API never sends."""
-    for status, response in list(responses.items()):
-        content = response.get("content", {})
-        for kind, media in list(content.items()):  # FastAPI uses the response class of the route for problems, too
-            match media.get("schema"):
-                case {"$ref": "#/components/schemas/Problem"}:
+def _correct_own(operation: dict[str, Any], method: str) -> None:
+    for parameter in operation.get("parameters", ()):
+        if _is_id(parameter):
+            parameter |= _ID
+    content = operation.get("requestBody", {}).get("content", {})
+    if method == "patch" and "application/json" in content:
+        content |= dict.fromkeys(MERGE_PATCH, content["application/json"])
+
+
+def _correct_invalid(operation: dict[str, Any], schemas: dict[str, Any], *, is_own: bool) -> None:
+    """Replace FastAPI's own 422 by the problem that is sent instead, or remove it from a route that never sends one."""
+    responses = operation["responses"]
+    if f"{_SCHEMAS}HTTPValidationError" not in _references(responses.get("422")):
+        return
+    if is_own and "requestBody" not in operation and not any(map(_can_be_invalid, operation.get("parameters", ()))):
+        del responses["422"]
+        return
+    if "Problem" not in schemas:
+        problem = Problem.model_json_schema(ref_template=f"{_SCHEMAS}{{model}}", mode="serialization")
+        schemas |= problem.pop("$defs") | {"Problem": problem}
+    content = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}Problem"}}}
+    responses["422"] = {"description": DESCRIPTIONS[422], "content": content}
+
+
+def _can_be_invalid(parameter: dict[str, Any]) -> bool:
+    """Whether a value may fail validation. An optional text without limits cannot; an `id` is checked by its path."""
+    is_text = parameter.get("schema", {}).get("type") == "string"
+    has_limits = parameter.get("schema", {}).keys() & {"minLength", "maxLength", "pattern", "format", "enum", "const"}
+    return not _is_id(parameter) and not (is_text and not has_limits and not parameter.get("required"))
+
+
+def _is_id(parameter: dict[str, Any]) -> bool:
+    return (parameter.get("in"), parameter.get("name")) == ("path", "id")
+
+
+def _correct_problem(response: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Give a problem its media type: FastAPI uses the one of the route's response class."""
+    content = response.get("content", {})
+    for kind, media in list(content.items()):
+        match media.get("schema"):
+            case {"$ref": str(reference)}:
+                # FastAPI renames models of the same name, so the members identify a problem.
+                schema = schemas.get(reference.removeprefix(_SCHEMAS), {})
+                if schema.get("properties", {}).keys() == Problem.model_fields.keys():
                     content["application/problem+json"] = content.pop(kind)
-                case {"$ref": "#/components/schemas/HTTPValidationError"}:
-                    del responses[status]
+
+
+def _correct_ids(operations: dict[tuple[str, str], Any], own: Set[tuple[str, str]]) -> None:
+    """Make operation ids unique: of two, one gets path and method, as FastAPI's own have. `own` keeps its ids."""
+    seen = set()
+    for path, method in sorted(operations, key=lambda operation: operation not in own):
+        operation = operations[path, method]
+        if operation["operationId"] in seen:
+            operation["operationId"] = re.sub(r"\W", "_", f"{operation['operationId']}{path}_{method}")
+        seen.add(operation["operationId"])
+
+
+def _correct_examples(schema: dict[str, Any]) -> None:
+    """Add members that are required and may be null: FastAPI omits null from examples."""
+    nullable = [name for name in schema.get("required", ()) if _is_nullable(schema.get("properties", {}).get(name))]
+    for example in schema.get("examples", ()):
+        if isinstance(example, dict):
+            example |= dict.fromkeys(name for name in nullable if name not in example)
+
+
+def _is_nullable(schema: Any) -> bool:
+    return isinstance(schema, dict) and {"type": "null"} in schema.get("anyOf", ())
+
+
+def _references(node: Any) -> set[str]:
+    """All references in a part of a document."""
+    if isinstance(node, list):
+        return set().union(*map(_references, node))
+    if not isinstance(node, dict):
+        return set()
+    own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+    return own.union(*map(_references, node.values()))
 
 
 def _add_headers(responses: dict[str, Any], components: Headers, *, limited: bool) -> None:
@@ -127,6 +209,12 @@ def _add_headers(responses: dict[str, Any], components: Headers, *, limited: boo
         if "application/problem+json" in response.get("content", {}):
             headers |= _OF_PROBLEMS.get(status, {})
         response["headers"] = {
-            name: {"$ref": f"#/components/headers/{name}"} if components.setdefault(name, header) == header else header
+            name: {"$ref": f"#/components/headers/{name}"} if _is_shared(components, name, header) else header
             for name, header in headers.items()
         }
+
+
+def _is_shared(components: Headers, name: str, header: dict[str, Any]) -> bool:
+    """Whether the component `name` describes this header; if there is none, it becomes one."""
+    is_sharable = "$ref" not in header and _COMPONENT.fullmatch(name) is not None
+    return is_sharable and components.setdefault(name, header) == header
