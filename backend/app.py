@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from pkgutil import resolve_name
 from typing import TypedDict
@@ -13,12 +13,13 @@ from fastapi.telemetry import TelemetryConfig
 from backend import __version__, migrations
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
 from backend.database import Pool
-from backend.operations import health, metrics
+from backend.operations import health, metrics, tracing
 from backend.operations.access_log import AccessLog
+from backend.operations.log_lines import configure_own_logging
 from backend.operations.metrics import Metrics
 from backend.operations.shutdown import on_shutdown
 from backend.resources.retention import purging
-from backend.settings import Settings
+from backend.settings import InvalidSettings, Settings, load
 from backend.sync.broker import Broker
 from backend.users.cache_invalidation import Listener
 from backend.users.caller import CallerRoute, require_permissions
@@ -31,6 +32,7 @@ from backend.web.middleware import CrossOrigin, HeadAsGet
 from backend.web.proxies import TrustedProxies
 from backend.web.quotas import Quota
 from backend.web.rate_limits import RateLimiting, RateLimits
+from backend.web.start_up import StartError
 
 # One line per router. Features that are not listed are not imported, so their routes and tables do not exist.
 ROUTERS = (
@@ -66,15 +68,20 @@ class State(TypedDict):
 def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig | None = None) -> FastAPI:
     """Build the application.
 
-    Settings are read and connections opened at start-up, so that the OpenAPI document needs no settings. Start-up does
-    not wait for the database or the issuer: while one is unavailable, requests that need it are answered with 503.
-    Raises UnprotectedRoute, here or at start-up.
+    Connections are opened at start-up, so that the OpenAPI document needs no settings. Start-up does not wait for the
+    database or the issuer: while one is unavailable, requests that need it are answered with 503. Start-up raises
+    StartError for invalid settings and for routes without a permission.
+
+    `settings`, `telemetry`: None reads them from the environment, the settings at start-up.
     """
+    if telemetry is None and settings is None:
+        with suppress(tracing.NotInstalled):  # reported at start-up
+            telemetry = tracing.from_environment()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        require_permissions(app.routes)  # those that were added after `create_app` too
-        config = settings or Settings()
+        require_permissions(app.routes)
+        config = settings or read_settings()
         observer = Metrics() if config.metrics == "on" else None
         async with (
             RemoteKeys(config.jwks_url, max_stale=config.token_max_lifetime, observer=observer) as keys,
@@ -137,8 +144,18 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
         app.add_middleware(middleware)
     for router in health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS):
         app.include_router(router)
-    require_permissions(app.routes)
     return app
+
+
+def read_settings() -> Settings:
+    """Read the settings, and configure logging as they say unless the server has. Raises StartError."""
+    try:
+        settings = load()
+        tracing.is_wanted()
+    except (InvalidSettings, tracing.NotInstalled) as error:
+        raise StartError(str(error)) from None
+    configure_own_logging(settings.log_level, settings.log_format)
+    return settings
 
 
 @asynccontextmanager
@@ -193,3 +210,7 @@ def openapi_tags() -> list[dict[str, str | None]]:
     features = dict.fromkeys(name.split(".")[1] for name in ROUTERS)
     tags = [{"name": name, "description": import_module(f"backend.{name}").__doc__} for name in features]
     return [*tags, {"name": "service", "description": "Public: version, health and resource metadata."}]
+
+
+# For ASGI servers, such as `uvicorn backend.app:app`.
+app = create_app()

@@ -112,20 +112,14 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def application() -> "FastAPI":
-    """Create the application and configure logging, in each worker process of `serve`."""
-    from backend.app import create_app
-    from backend.operations import tracing
+    """The application, with logging configured, in each worker process of `serve`."""
+    from backend.app import app
     from backend.operations.log_lines import configure_logging
     from backend.operations.shutdown import stop_with_parent
-    from backend.users.caller import UnprotectedRoute
 
     settings = _settings(database=True)
     configure_logging(settings.log_level, settings.log_format)
     stop_with_parent()
-    try:
-        app = create_app(settings, telemetry=tracing.from_environment())
-    except UnprotectedRoute as error:
-        raise CommandError(error) from error
     # Imported objects are never garbage; collecting them would pause all requests for 90 ms.
     gc.collect()
     gc.freeze()
@@ -203,9 +197,9 @@ def openapi(_: argparse.Namespace) -> int:
     """Print the OpenAPI document as JSON"""
     import json
 
-    from backend.app import create_app
+    from backend.app import app
 
-    sys.stdout.write(json.dumps(create_app().openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(app.openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     return 0
 
 
@@ -219,10 +213,10 @@ def settings(_: argparse.Namespace) -> int:
 
 def routes(_: argparse.Namespace) -> int:
     """Print all routes as Markdown"""
-    from backend.app import create_app
+    from backend.app import app
     from backend.docs_pages import routes_page
 
-    sys.stdout.write(routes_page(create_app().openapi()))
+    sys.stdout.write(routes_page(app.openapi()))
     return 0
 
 
@@ -244,17 +238,12 @@ def token(options: argparse.Namespace) -> int:
 
 
 def _settings(*, database: bool = False) -> "Settings":
-    from pydantic import ValidationError
-
-    from backend.settings import Settings, explain
+    from backend.settings import InvalidSettings, load
 
     try:
-        settings = Settings()
-    except ValidationError as error:
-        raise CommandError(explain(error), code=2) from error
-    if database and not settings.database_url:
-        raise CommandError("DATABASE_URL: is not set (only `resource-server dev` can run without)", code=2)
-    return settings
+        return load(database=database)
+    except InvalidSettings as error:
+        raise CommandError(error, code=2) from error
 
 
 def _parser() -> argparse.ArgumentParser:

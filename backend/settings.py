@@ -242,6 +242,21 @@ class Settings(BaseSettings):
         return self.better_auth_jwks_url or f"{self.base_url}/jwks"
 
 
+class InvalidSettings(ValueError):
+    """The environment contains invalid settings. The message has one line for each."""
+
+
+def load(*, database: bool = True) -> Settings:
+    """Read the settings. Raises InvalidSettings. `database`: DATABASE_URL is required."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise InvalidSettings(explain(error)) from None
+    if database and not settings.database_url:
+        raise InvalidSettings("DATABASE_URL: is not set (only `resource-server dev` can run without)")
+    return settings
+
+
 def explain(error: ValidationError) -> str:
     """One line per invalid setting, with the name of its variable but not its value, which may be a secret."""
     lines = []

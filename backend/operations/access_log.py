@@ -15,7 +15,8 @@ from backend.auth import verified_principal
 from backend.operations.log_lines import LineHandler, line
 from backend.operations.metrics import Metrics
 from backend.web.headers import with_policies
-from backend.web.request_state import begin, request_state
+from backend.web.request_state import begin, request_state, route_path
+from backend.web.start_up import STATE, WITHOUT_LIFESPAN, refuse
 
 access = logging.getLogger("backend.access")
 
@@ -35,14 +36,19 @@ class AccessLog:
         self._ended: list[tuple[Scope, Context, bool]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        process = scope.setdefault("state", {})
+        if STATE not in process and route_path(scope) not in WITHOUT_LIFESPAN:
+            await refuse(scope, receive, send)
+        if (proxies := process.get("proxies")) is not None:
+            proxies.apply(scope)
+        if scope["type"] == "websocket":
             await self.app(scope, receive, send)
             return
         request_id = _request_id(scope)
         state = begin(scope, request_id)
-        process = scope.setdefault("state", {})
-        if (proxies := process.get("proxies")) is not None:
-            proxies.apply(scope)
         metrics = process.get("metrics")
         if metrics is not None:
             metrics.in_progress += 1

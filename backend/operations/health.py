@@ -38,7 +38,8 @@ class Liveness(BaseModel):
 @router.get("/", summary="Name and version")
 async def get_service(request: Request) -> Service:
     """The name and version of the API, and the paths of its documentation."""
-    return Service(name=request.app.title, version=__version__, docs="/docs", openapi="/openapi.json")
+    root = request.scope.get("root_path", "").rstrip("/")
+    return Service(name=request.app.title, version=__version__, docs=f"{root}/docs", openapi=f"{root}/openapi.json")
 
 
 @router.get("/livez", summary="Liveness")

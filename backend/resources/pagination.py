@@ -19,6 +19,7 @@ from starlette.requests import Request
 from backend.database import Row
 from backend.resources.types import Digits
 from backend.web.problems import InvalidCursor
+from backend.web.request_state import public_path
 
 T = TypeVar("T")
 Q = TypeVar("Q", bound=Select[Any])
@@ -128,7 +129,7 @@ def link(request: Request, next_cursor: str | None) -> dict[str, str]:
         return {}
     given: bytes = request.scope["query_string"]
     rest = (_cached_rest if len(given) <= MAX_CACHED else _rest)(given)
-    return {"Link": f'<{request.scope["path"]}?{rest}cursor={next_cursor}>; rel="next"'}
+    return {"Link": f'<{public_path(request.scope)}?{rest}cursor={next_cursor}>; rel="next"'}
 
 
 def _rest(query_string: bytes) -> str:

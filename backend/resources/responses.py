@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from backend.database import Row
+from backend.web.request_state import public_path
 
 Versions = list[int]
 
@@ -84,7 +85,7 @@ class Answer:
 
     def created(self, request: Request, row: Row) -> Response:
         """201 for a POST to a collection, with ETag and Location."""
-        return self.versioned(row, 201, Location=f"{request.scope['path']}/{row['id']}")
+        return self.versioned(row, 201, Location=f"{public_path(request.scope)}/{row['id']}")
 
     def unless_known(self, request: Request, row: Row) -> Response:
         """304 if If-None-Match contains the current version, else the row."""

@@ -30,6 +30,7 @@ from backend.tasks.service import FEED, TaskService
 from backend.tasks.tags import TagService
 from backend.users.caller import REFUSALS, CallerRoute
 from backend.web import openapi
+from backend.web.request_state import public_path
 
 
 class BatchRoute(CallerRoute):
@@ -147,7 +148,9 @@ async def put_task(request: Request, caller: TasksWrite, id: UUID, data: TaskCre
         must_exist="if-match" in request.headers,
     )
     return (
-        task_response.versioned(task, 201, Location=request.scope["path"]) if created else task_response.versioned(task)
+        task_response.versioned(task, 201, Location=public_path(request.scope))
+        if created
+        else task_response.versioned(task)
     )
 
 

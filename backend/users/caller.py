@@ -20,6 +20,7 @@ from backend.web.rate_limits import count_user
 from backend.web.request_state import request_state
 from backend.web.requests import JSON, MERGE_PATCH, JSONRequest
 from backend.web.signature import CallerDependency, effective_dependant, find_dependencies
+from backend.web.start_up import StartError
 
 MISSING_ROLE: Final = "The account does not have the required role."
 REFUSALS: Final = openapi.responses(400, 401, 403, 429, 500, 503)
@@ -84,7 +85,7 @@ async def public() -> None:
 Public = Annotated[None, Depends(public)]
 
 
-class UnprotectedRoute(RuntimeError):
+class UnprotectedRoute(StartError):
     """The signature of a handler names no permission, and the route is not declared public."""
 
 

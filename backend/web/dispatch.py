@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.web.arguments import Arguments, Call
 from backend.web.parameters import Unsupported
+from backend.web.start_up import start
 
 # The methods of `Route`, and those that FastAPI calls. Routes of a class that overrides one are not compiled.
 _ROUTE_METHODS: Final = ("permission", "answer", "get_route_handler", "handle", "matches")
@@ -182,6 +183,8 @@ class Dispatch:
                 return
         if scope["type"] == "http" and scope["method"] == "HEAD":
             await self._answer_head(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await start(self._app, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

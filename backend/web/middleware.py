@@ -6,6 +6,7 @@ process has started, and skip it for requests that it would not change.
 
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -86,17 +87,21 @@ class CrossOrigin:
     def __init__(self, app: ASGIApp) -> None:
         self._inner = app
         self._compressed = GZipMiddleware(app, minimum_size=MIN_COMPRESSED, compresslevel=4)
-        self._chain: ASGIApp | None = None
+        self._settings: object = None  # those of the lifespan that the chain is assembled for
+        self._chain = self._sockets = app
         self._allowed_hosts: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._inner(scope, receive, send)
             return
-        if self._chain is None:
-            settings = scope["state"]["settings"]
-            self._chain = self._assemble(settings.cors_origins, settings.trusted_hosts)
-        await (self._chain if self._needs_chain(scope["headers"]) else self._inner)(scope, receive, send)
+        settings = scope["state"].get("settings")
+        if settings is not self._settings:
+            self._configure(settings)
+        if scope["type"] == "websocket":
+            await self._sockets(scope, receive, send)
+        else:
+            await (self._chain if self._needs_chain(scope["headers"]) else self._inner)(scope, receive, send)
 
     def _needs_chain(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether the request has an Origin, accepts gzip, or names a host that is not known to be allowed."""
@@ -118,6 +123,15 @@ class CrossOrigin:
             self._allowed_hosts.update(hosts)
         await self._compressed(scope, receive, send)
 
+    def _configure(self, settings: Any) -> None:
+        """`settings`: None without a lifespan, for requests that need none."""
+        self._settings, self._allowed_hosts = settings, set()
+        self._chain = self._sockets = self._inner
+        if settings is not None:
+            self._chain = self._assemble(settings.cors_origins, settings.trusted_hosts)
+            if "*" not in settings.trusted_hosts:
+                self._sockets = _trusted_host(self._inner, settings.trusted_hosts)
+
     def _assemble(self, origins: tuple[str, ...], hosts: tuple[str, ...]) -> ASGIApp:
         app: ASGIApp = self._allowed
         if origins:
@@ -130,8 +144,12 @@ class CrossOrigin:
                 max_age=3600,
             )
         if "*" not in hosts:
-            app = TrustedHostMiddleware(app, allowed_hosts=hosts, www_redirect=False)
+            app = _trusted_host(app, hosts)
         return PlainTextErrorsAsProblems(app)
+
+
+def _trusted_host(app: ASGIApp, hosts: tuple[str, ...]) -> ASGIApp:
+    return TrustedHostMiddleware(app, allowed_hosts=hosts, www_redirect=False)
 
 
 def _without_content(receive: Receive, send: Send) -> tuple[Receive, Send]:

@@ -28,13 +28,14 @@ class TrustedProxies:
         if not self._is_trusted(peer):
             return
         forwarded_for: list[bytes] = []
+        is_socket = scope["type"] == "websocket"
         for name, value in scope["headers"]:
             if name == b"x-forwarded-for":
                 forwarded_for.append(value)
             elif name == b"x-forwarded-proto":
                 scheme = value.rpartition(b",")[2].strip().lower()
                 if scheme in (b"http", b"https"):
-                    scope["scheme"] = scheme.decode()
+                    scope["scheme"] = (scheme.replace(b"http", b"ws") if is_socket else scheme).decode()
         client = peer
         for hop in reversed(b",".join(forwarded_for).decode("latin-1").rsplit(",", _MAX_HOPS)):
             if (address := _address(hop.strip())) is None:

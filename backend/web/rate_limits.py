@@ -12,7 +12,7 @@ from backend.auth import AuthError, Principal, TokenVerifier, read_token
 from backend.web.problems import DomainError, domain_error
 from backend.web.proxies import client_network
 from backend.web.quotas import Counters, Decision, Quota, Subject, decide
-from backend.web.request_state import request_state
+from backend.web.request_state import request_state, route_path
 
 EXEMPT: Final = frozenset({"/livez", "/readyz", "/metrics"})
 SECURITY_EVENTS: Final = "/api/v1/security-events"  # authenticated by the token in the body
@@ -107,11 +107,11 @@ class RateLimiting:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in EXEMPT:
+        if scope["type"] != "http" or (path := route_path(scope)) in EXEMPT:
             await self.app(scope, receive, send)
             return
         process, state = scope["state"], request_state(scope)
-        is_event = scope["path"] == SECURITY_EVENTS and scope["method"] == "POST"
+        is_event = path == SECURITY_EVENTS and scope["method"] == "POST"
         limits: RateLimits | None = None if is_event else process["rate_limits"]
         address = client_network(scope)
 
@@ -128,7 +128,7 @@ class RateLimiting:
         if limits is None:
             await self.app(scope, receive, send_with_limits if is_event else send)
             return
-        has_credentials = reads_credentials(scope["path"]) and _has_credentials(scope)
+        has_credentials = reads_credentials(path) and _has_credentials(scope)
         decision = limits.would_exceed("address", address)
         if decision and has_credentials and _was_verified(process["bearer"].verifier, scope):
             decision = None

@@ -62,6 +62,12 @@ def route_path(scope: Mapping[str, Any]) -> str:
     return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
+def public_path(scope: Mapping[str, Any]) -> str:
+    """The path of a request as its client sees it: a proxy may have removed the address that is mounted."""
+    root: str = scope.get("root_path", "")
+    return f"{root.rstrip('/')}{route_path(scope)}" if root else scope["path"]
+
+
 def request_id(scope: MutableMapping[str, Any]) -> str | None:
     """The id of a request; None outside of the access log's middleware."""
     state: RequestState | None = scope.get(_KEY)

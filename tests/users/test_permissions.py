@@ -9,12 +9,10 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
 from fastapi.routing import APIRoute
 from starlette.responses import PlainTextResponse
 
-from backend import cli
 from backend.app import create_app
 from backend.auth import CurrentPrincipal
 from backend.auth.testing import LocalIssuer
 from backend.database import Actor
-from backend.operations import health
 from backend.settings import Settings
 from backend.tasks.auth import TasksRead, TasksWrite
 from backend.users.admin.auth import Admin, current_admin
@@ -180,23 +178,6 @@ async def test_a_mounted_route_without_a_permission_stops_the_start(settings: Se
     with pytest.raises(UnprotectedRoute, match="POST /no_caller"):
         async with running(settings, issuer, change=lambda app: app.mount("/mounted", mounted)):
             pass
-
-
-def test_serve_ends_with_one_line_that_names_the_route(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    router = APIRouter(route_class=CallerRoute)
-    router.get("/unprotected")(no_caller)
-    monkeypatch.setattr(health, "router", router)
-    with pytest.raises(UnprotectedRoute):
-        create_app()
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setattr("backend.operations.log_lines.configure_logging", lambda *_: None)
-    monkeypatch.setattr("backend.operations.shutdown.stop_with_parent", lambda: None)
-    monkeypatch.setattr("uvicorn.run", lambda *_, **__: cli.application())
-    assert cli.main(["serve"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"GET /unprotected ({__name__}.no_caller)" in line
 
 
 @pytest.mark.parametrize("handler", UNPROTECTED)
