@@ -137,6 +137,7 @@ CODES = {
     413: "body_too_large",
     415: "unsupported_media_type",
     431: "headers_too_large",
+    501: "not_implemented",
     503: "unavailable",
 }
 

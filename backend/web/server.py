@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ HEAD_SECONDS: Final = 10.0  # to receive the head of a request, or the rest of a
 LAST_HEAD_SECONDS: Final = 1.0  # the same, during shutdown
 LINGER_SECONDS: Final = 2.0  # to discard what a rejected client still sends
 STALL_SECONDS: Final = 30.0  # in which a client may read nothing of its response
+
+logger = logging.getLogger(__name__)
 
 
 class Protocol(HttpToolsProtocol):
@@ -123,10 +126,10 @@ class Protocol(HttpToolsProtocol):
             self._reject(400, "bad_request", "A request with a body cannot request another protocol.")
             raise ValueError("rejected")  # ends the parser, which would read the body as the next request
         super().on_headers_complete()
+        if self._upgraded and self._should_upgrade():
+            return
         self._in_body, self._trailers, self._excess, self._unread = True, 0, -self._piece, 0
         cycle: Any = self.cycle
-        if cycle is None:  # a WebSocket handshake
-            return
         cycle.__class__ = Cycle
         stopping: asyncio.Event | None = self.app_state.get("stopping")
         if stopping is not None and stopping.is_set():
@@ -153,6 +156,25 @@ class Protocol(HttpToolsProtocol):
             self._end(self._pending_rejection)
         elif self._unparsed and not self.pipeline:
             self._parse()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Pass the connection on to the protocol of the WebSocket library, which has no deadlines of this class."""
+        cycle: Any = self.cycle
+        if self.ws_protocol_class is None:
+            logger.warning("a WebSocket handshake was refused: install the extra `websockets`")
+            self._reject(501, "not_implemented", "This server does not support WebSockets.")
+        elif cycle is not None and not cycle.response_complete:
+            self._reject(400, "bad_request", "A WebSocket handshake must wait for the responses to earlier requests.")
+        else:
+            if self._stall is not None:
+                self._stall.cancel()
+            super().handle_websocket_upgrade()
+
+    def _should_upgrade(self) -> bool:
+        return self._get_upgrade() == b"websocket"
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Log nothing: other protocols are ignored (RFC 9110, section 7.8)."""
 
     def send_400_response(self, msg: str) -> None:
         self._reject(400, "bad_request", msg)
