@@ -256,7 +256,7 @@ def _welcome(port: int, settings: Settings, issuer: Issuer | None, database: str
         "Better Auth": f"{issuer.url} (the reference issuer)" if issuer else f"{settings.better_auth_url} (yours)",
         "PostgreSQL": "yours (DATABASE_URL)" if settings.database_url else database,
         "Data": f"{data_dir}/ (delete it to start with empty data)" if issuer or not settings.database_url else "yours",
-        "Try": f'curl -s {address}/api/v1/tasks -H "Authorization: Bearer {bearer}"',
+        "Try": f'curl -s {address}/api/v1/users/me -H "Authorization: Bearer {bearer}"',
         "Stop": "Ctrl-C",
     }
     if issuer and issuer.web:
