@@ -9,6 +9,8 @@ from typing import TypedDict
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
+from sqlalchemy import MetaData
+from sqlmodel import SQLModel
 
 from backend import __version__, migrations
 from backend.auth import Bearer, RemoteKeys, TokenVerifier
@@ -156,6 +158,13 @@ def read_settings() -> Settings:
         raise StartError(str(error)) from None
     configure_own_logging(settings.log_level, settings.log_format)
     return settings
+
+
+def tables() -> MetaData:
+    """The tables of all features that are listed."""
+    for router in ROUTERS:
+        resolve_name(router)
+    return SQLModel.metadata
 
 
 @asynccontextmanager

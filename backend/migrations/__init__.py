@@ -12,6 +12,7 @@ from backend.database import NOTICE_DEAD_CLIENT, with_keepalives
 if TYPE_CHECKING:
     # Imported only for a migration: it takes 11 MB and 0.1 s.
     from alembic.config import Config
+    from sqlalchemy import MetaData
 
 OLDEST_POSTGRES = 18
 
@@ -19,6 +20,12 @@ OLDEST_POSTGRES = 18
 _LOCK = 0x6261_7273
 
 _LINK = Path(__file__).with_name("link.sql")
+
+_COLUMNS = """
+SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relnamespace = current_schema()::regnamespace
+  AND a.attnum > 0 AND NOT a.attisdropped
+"""
 
 
 class MigrationError(Exception):
@@ -55,6 +62,17 @@ ALTER TABLE {table} FORCE ROW LEVEL SECURITY;
 CREATE POLICY owner ON {table} TO api_user
   USING (owner_id = nullif(current_setting('app.caller', true), '')::uuid);
 CREATE POLICY system ON {table} TO api_system USING (true);
+"""
+
+
+def unisolate(table: str) -> str:
+    """SQL for a downgrade: undo `isolate`."""
+    return f"""
+DROP POLICY system ON {table};
+DROP POLICY owner ON {table};
+ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY;
+ALTER TABLE {table} DISABLE ROW LEVEL SECURITY;
+REVOKE ALL ON {table} FROM api_system, api_user;
 """
 
 
@@ -98,6 +116,15 @@ def unlink(table: str, *, labels: str) -> str:
     return f"DROP FUNCTION {', '.join(f'{name}_in_{table}' for name in names)} CASCADE"
 
 
+def unnumber(table: str) -> str:
+    """SQL for a downgrade: undo `number`."""
+    return f"""
+DROP TRIGGER forget_changes ON {table};
+DROP TRIGGER number_change ON {table};
+DROP TRIGGER await_turn ON {table};
+"""
+
+
 def upgrade(url: str) -> None:
     """Migrate the database at `url` (libpq) to the newest revision, in one transaction. Raises `MigrationError`.
 
@@ -128,6 +155,26 @@ def pending(url: str) -> str | None:
     if reason := _unsupported(current):
         return reason
     return f"the database is at revision {current}, this version needs {head()}: run `resource-server migrate`"
+
+
+def missing(url: str, models: "MetaData") -> str | None:
+    """The tables and columns of these models that no migration has made in the database at `url`, or None.
+
+    Raises `MigrationError`.
+    """
+    with _open(url) as connection:
+        columns = set(connection.execute(_COLUMNS).fetchall())
+    existing = {table for table, _ in columns}
+    lacks = []
+    for table in models.sorted_tables:
+        if table.schema is None and table.name not in existing:
+            lacks.append(f"table {table.name}")
+        elif table.schema is None:
+            absent = [column.name for column in table.c if (table.name, column.name) not in columns]
+            lacks += [f"column {table.name}.{name}" for name in absent]
+    if not lacks:
+        return None
+    return f"no migration for {', '.join(lacks)}: run `alembic revision --autogenerate -m <message>`"
 
 
 def _unsupported(current: str | None) -> str | None:

@@ -3,10 +3,11 @@
 from typing import Any
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Column, Index
 from sqlmodel import SQLModel
 
-from backend.migrations import _connect
+from backend.migrations import _connect, autogenerate
 from backend.settings import Settings
 
 
@@ -18,10 +19,20 @@ def include_object(item: Any, _: object, __: object, ___: object, there: object)
 
 connection = context.config.attributes.get("connection")
 if connection is None:
-    from backend.app import create_app
+    from backend.app import tables
 
-    create_app()  # imports all features with their tables
-    connection = _connect(Settings().direct_url)
-context.configure(connection=connection, target_metadata=SQLModel.metadata, include_object=include_object)
+    tables()
+    url = Settings().direct_url
+    if not url:
+        raise CommandError("DATABASE_URL is not set: it must name a migrated database, such as the one of `make dev`")
+    connection = _connect(url)
+context.configure(
+    connection=connection,
+    target_metadata=SQLModel.metadata,
+    include_object=include_object,
+    render_item=autogenerate.render_item,
+    process_revision_directives=autogenerate.process_revision_directives,
+    autogenerate_plugins=autogenerate.PLUGINS,
+)
 with context.begin_transaction():
     context.run_migrations()

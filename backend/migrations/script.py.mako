@@ -1,3 +1,8 @@
+<%!
+def code(text):
+    """The operations without Alembic's comments, which ask for changes."""
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("# ###")).strip() or "pass"
+%>\
 """${message}"""
 
 import sqlalchemy as sa
@@ -8,8 +13,8 @@ down_revision = "${down_revision}"
 
 
 def upgrade() -> None:
-    ${upgrades if upgrades else "pass"}
+    ${upgrades | code}
 
 
 def downgrade() -> None:
-    ${downgrades if downgrades else "pass"}
+    ${downgrades | code}
