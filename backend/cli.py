@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from backend.settings import Settings
 
-
 # Seconds; longer than the 60 of common proxies, so that a proxy does not send a request on a connection being closed.
 _KEEP_ALIVE = 75
 
@@ -50,21 +49,19 @@ def web(options: argparse.Namespace) -> int:
 
 
 def _up(options: argparse.Namespace, *, web: bool = False) -> int:
-    from backend.dev.issuer import IssuerError
-    from backend.dev.postgres import EmbeddedPostgresError
-    from backend.dev.up import DevError, up
+    from backend.dev import DevError
+    from backend.dev.up import up
 
-    settings = _settings()
     try:
         return up(
             port=options.port,
             issuer_port=options.issuer_port,
             data_dir=options.data_dir,
-            settings=settings,
+            settings=_settings(),
             say=_print,
             web=web,
         )
-    except (DevError, EmbeddedPostgresError, IssuerError) as error:
+    except DevError as error:
         raise CommandError(error) from error
 
 
@@ -81,16 +78,20 @@ def serve(options: argparse.Namespace) -> int:
 
     settings = _settings(database=True)
     try:
-        if options.migrate:
+        if reason := migrations.pending(settings.direct_url):
+            if not options.migrate:
+                raise CommandError(reason)
             migrations.upgrade(settings.direct_url)
-        elif reason := migrations.pending(settings.direct_url):
-            raise CommandError(reason)
+        if options.migrate and options.workers == 1:  # the supervisor of several workers does not import the features
+            from backend.app import tables
+
+            if reason := migrations.missing(settings.direct_url, tables()):
+                raise CommandError(reason)
         tracing.is_wanted()
     except (migrations.MigrationError, tracing.NotInstalled) as error:
         raise CommandError(" ".join(str(error).split())) from error
     configure_logging(settings.log_level, settings.log_format)
-    several = options.workers > 1 and settings.metrics == "on"
-    with shared_by_workers() if several else nullcontext():
+    with shared_by_workers() if options.workers > 1 and settings.metrics == "on" else nullcontext():
         uvicorn.run(
             "backend.cli:application",
             factory=True,
@@ -156,8 +157,7 @@ def reinstate(options: argparse.Namespace) -> int:
         raise CommandError(" ".join(str(error).split())) from error
 
     async def run() -> dict[str, object]:
-        prepare = settings.database_prepare == "on"
-        async with Pool(settings.database_url, size=LEAST_SIZE, prepare=prepare) as pool:
+        async with Pool(settings.database_url, size=LEAST_SIZE, prepare=settings.database_prepare == "on") as pool:
             return await service.reinstate(pool, settings.issuers[0], options.user)
 
     try:
@@ -175,22 +175,13 @@ def doctor(options: argparse.Namespace) -> int:
     """Check settings, database, issuer and a token, and report what to change"""
     import asyncio
 
-    from backend.doctor import examine
+    from backend.doctor import report
 
-    settings = _settings()
     token: str | None = options.token
     if token == "-":  # noqa: S105  # arguments are visible to other users of the machine
         token = sys.stdin.read()
 
-    async def report() -> bool:
-        succeeded = True
-        async for finding in examine(settings, token.strip() if token is not None else None):
-            sys.stdout.write(f"{finding}\n")
-            sys.stdout.flush()
-            succeeded = succeeded and finding.holds
-        return succeeded
-
-    return 0 if asyncio.run(report()) else 1
+    return 0 if asyncio.run(report(_settings(), token and token.strip(), sys.stdout)) else 1
 
 
 def openapi(_: argparse.Namespace) -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 from threading import Timer
 from typing import IO, Literal, Self
 
+from backend.dev import DevError
+
 KeyAlgorithm = Literal["EdDSA", "ES256", "ES512", "PS256", "RS256"]
 
 OLDEST_NODE = "22.16"
@@ -22,7 +24,7 @@ _IS_SUPPORTED = "Boolean(process.getBuiltinModule?.('node:sqlite')?.StatementSyn
 CONTRACT = Path(__file__).resolve().parents[2] / "frontend-contract"
 
 
-class IssuerError(Exception):
+class IssuerError(DevError):
     """The reference issuer does not run. The message gives the reason and the remedy."""
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from backend.dev import DevError
+
 logger = logging.getLogger(__name__)
 
 MAJOR = "18"
@@ -19,7 +21,7 @@ SYSTEM_DIRECTORY = Path("/var/lib/better-auth-resource-server")
 ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath}
 
 
-class EmbeddedPostgresError(Exception):
+class EmbeddedPostgresError(DevError):
     """PostgreSQL did not start. The message gives the reason and the remedy in one line."""
 
 

@@ -1,22 +1,20 @@
 """Runs PostgreSQL, Better Auth and the API together on one machine, for development."""
 
-import http.client
 import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import NamedTuple
 
-from backend.dev import parent_watchdog
+from backend.dev import DevError
+from backend.dev.api_process import ApiProcess, Event, watch
 from backend.dev.issuer import Issuer
 from backend.dev.postgres import EmbeddedPostgres
 from backend.dev.web import build
@@ -24,25 +22,11 @@ from backend.settings import Settings
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _RELOAD_INTERVAL = 0.5  # seconds
-_START_TIMEOUT = 60.0  # seconds
 _SECURITY_EVENTS = "/api/v1/security-events"
-
-
-class DevError(Exception):
-    """The system cannot start. The message gives the reason in one line."""
 
 
 class _Stopped(BaseException):
     """A signal asked this process to stop."""
-
-
-class _Event(NamedTuple):
-    """A component has ended or has become ready."""
-
-    component: str
-    process: object
-    code: int | None
-    """The exit code; None: the component is ready."""
 
 
 def up(
@@ -62,7 +46,7 @@ def up(
     say: prints a line at the terminal.
     web: run the web app, which contains the issuer.
 
-    Raises DevError, EmbeddedPostgresError, IssuerError.
+    Raises DevError.
     """
     try:
         with _stop_on_signals(), ExitStack() as stack:
@@ -90,10 +74,12 @@ def _run(
     settings: Settings,
     say: Callable[[str], None],
 ) -> int:
-    events: SimpleQueue[_Event] = SimpleQueue()
+    events: SimpleQueue[Event] = SimpleQueue()
     port = listener.getsockname()[1]
     public_url = settings.public_url if "public_url" in settings.model_fields_set else f"http://localhost:{port}"
     environment = {"PUBLIC_URL": public_url, "DRAIN_SECONDS": "0"}
+    if settings.log_format is None and sys.stderr.isatty():
+        environment["LOG_FORMAT"] = "console"  # the API's own stderr is a pipe
     if issuer:
         issuer.api_url = f"http://127.0.0.1:{port}"
         issuer.security_events = f"{issuer.api_url}{_SECURITY_EVENTS}"
@@ -104,7 +90,7 @@ def _run(
     if not database:
         postgres = stack.enter_context(EmbeddedPostgres(data_dir / "postgres"))
         database = environment["DATABASE_URL"] = environment["DATABASE_DIRECT_URL"] = postgres.url
-        _watch(events, "PostgreSQL", None, postgres.wait)
+        watch(events, "PostgreSQL", None, postgres.wait)
     _migrate(environment)
     if issuer:
         issuer_starts.result()
@@ -113,79 +99,35 @@ def _run(
             # The user may open the app's pages under either name, and both origins call the API.
             pages = (issuer.url, f"http://127.0.0.1:{issuer.port}")
             environment["CORS_ORIGINS"] = ",".join(dict.fromkeys([*settings.cors_origins, *pages]))
-        _watch(events, "the web app" if issuer.web else "the issuer", None, issuer.wait)
+        watch(events, "the web app" if issuer.web else "the issuer", None, issuer.wait)
 
-    api = _Api(listener, environment, events)
+    api = ApiProcess(listener, environment, events)
     stack.callback(api.stop)
     api.start()
-    sources, ready, reloaded = _sources(), False, False
+    sources, is_ready, is_welcomed = _sources(), False, False
     while True:
         try:
             event = events.get(timeout=_RELOAD_INTERVAL)
         except Empty:
             if (now := _sources()) != sources:
                 say(f"reload: {', '.join(sorted({path for path, _ in now ^ sources}))}")
-                sources, ready, reloaded = now, False, True
+                sources, is_ready = now, False
                 api.stop()
                 api.start()
             continue
         if event.process not in (None, api.process):
             continue  # from a process that a reload has replaced
         if event.code is None:
-            if not reloaded:
+            if not is_welcomed:
                 say(_welcome(port, settings, issuer, database, data_dir))
-            ready = True
-        elif event.process and reloaded and not ready:
-            say("the API failed to start; it will restart when a file changes")
+            is_ready = is_welcomed = True
+        elif event.process and not is_ready:
+            say(f"the API cannot start: {api.fail()}; it will restart when a file changes")
+            if not settings.database_url:
+                say(f"for commands in another terminal: export DATABASE_URL={shlex.quote(database)}")
         else:
             say(f"{event.component} ended unexpectedly (exit code {event.code}): stopping all components")
             return 1
-
-
-class _Api:
-    """The API's process. It inherits the listening socket, so that requests during a reload wait and none fails."""
-
-    def __init__(self, listener: socket.socket, environment: Mapping[str, str], events: "SimpleQueue[_Event]") -> None:
-        self._listener = listener
-        self._environment = {**os.environ, **environment}
-        self._events = events
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        fd = self._listener.fileno()
-        process = self.process = subprocess.Popen(  # noqa: S603 - fixed program and arguments
-            parent_watchdog.arguments([sys.executable, "-m", "backend.cli", "serve", "--fd", str(fd)], grace=5),
-            stdin=subprocess.PIPE,
-            env=self._environment,
-            pass_fds=[fd],
-            start_new_session=True,
-        )
-        _watch(self._events, "the API", process, process.wait)
-        _watch(self._events, "the API", process, self._await_ready)
-
-    def stop(self) -> None:
-        """Stop the process; requests in progress have 5 s to finish."""
-        if self.process:
-            self.process.communicate()
-
-    def _await_ready(self) -> None:
-        host, port = self._listener.getsockname()
-        connection = http.client.HTTPConnection(host, port, timeout=_START_TIMEOUT)
-        try:
-            connection.request("GET", "/livez")
-            connection.getresponse()
-        finally:
-            connection.close()
-
-
-def _watch(events: "SimpleQueue[_Event]", component: str, process: object, wait: Callable[[], int | None]) -> None:
-    """Put an event into `events` when `wait` returns: an exit code, or None when the component is ready."""
-
-    def run() -> None:
-        with suppress(OSError):  # no response; the watcher of the process reports its end
-            events.put(_Event(component, process, wait()))
-
-    threading.Thread(target=run, daemon=True).start()
 
 
 def _migrate(environment: Mapping[str, str]) -> None:
@@ -237,7 +179,7 @@ def _sources() -> frozenset[tuple[str, int]]:
     found = set()
     for folder, _, names in os.walk(_PACKAGE):
         for name in names:
-            if name.endswith(".py"):
+            if name.endswith((".py", ".sql")):
                 path = Path(folder, name)
                 found.add((str(path.relative_to(_PACKAGE.parent)), path.stat().st_mtime_ns))
     return frozenset(found)

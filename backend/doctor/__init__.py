@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import TextIO
 
 from backend.doctor.addresses import examine_addresses
 from backend.doctor.findings import Finding, Level
@@ -10,7 +11,17 @@ from backend.doctor.stores import examine_account, examine_database, examine_red
 from backend.doctor.tokens import TokenExamination
 from backend.settings import Settings
 
-__all__ = ["Finding", "Level", "examine"]
+__all__ = ["Finding", "Level", "examine", "report"]
+
+
+async def report(settings: Settings, token: str | None, output: TextIO) -> bool:
+    """Write the findings of `examine` in lines. Return whether all hold."""
+    succeeded = True
+    async for finding in examine(settings, token):
+        output.write(f"{finding}\n")
+        output.flush()
+        succeeded = succeeded and finding.holds
+    return succeeded
 
 
 async def examine(

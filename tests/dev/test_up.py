@@ -20,8 +20,9 @@ import httpx
 import pytest
 
 import backend
+from backend.dev import DevError
 from backend.dev.people import People
-from backend.dev.up import DevError, up
+from backend.dev.up import up
 from backend.settings import Settings
 from tests.conftest import create_database
 from tests.dev.conftest import copy_data
@@ -235,44 +236,155 @@ def test_a_failed_migration_is_reported_in_one_line(own_servers: Path) -> None:
         run(own_servers, Terminal())
 
 
-def test_a_reload_fails_no_request(own_servers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a copy of the package, so that the running tests keep their sources."""
-    copy = own_servers / "backend"
-    shutil.copytree(Path(backend.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr("backend.dev.up._PACKAGE", copy)
-    monkeypatch.setenv("PYTHONPATH", str(own_servers))
-    source = copy / "__init__.py"
+class Copy:
+    """A copy of the package, so that the running tests keep their sources. Steps of a test follow lines of `up`."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for part in "backend", "pyproject.toml":
+            source, target = Path(backend.__file__).parents[1] / part, place / part
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+        self.place = place
+        self.folder = place / "backend"
+        self.port = 0
+        monkeypatch.setattr("backend.dev.up._PACKAGE", self.folder)
+        monkeypatch.setenv("PYTHONPATH", str(place))
+
+    def started(self, welcome: str) -> None:
+        self.port = int(re.findall(r"http://127\.0\.0\.1:(\d+)", welcome)[0])
+
+    def get(self, path: str, method: str = "GET", **options: Any) -> tuple[int, Any]:
+        """The status and body of a response. A request during a start waits."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request(method, path, **options)
+        response = connection.getresponse()
+        status, body = response.status, response.read()
+        connection.close()
+        return status, json.loads(body) if body else None
+
+
+@pytest.fixture
+def package(own_servers: Path, monkeypatch: pytest.MonkeyPatch) -> Copy:
+    return Copy(own_servers, monkeypatch)
+
+
+def test_a_reload_fails_no_request(own_servers: Path, package: Copy) -> None:
+    source = package.folder / "__init__.py"
     text = source.read_text()
-    port, versions = 0, []
+    versions: list[str] = []
     clients: list[threading.Thread] = []
 
-    def version() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/")
-        versions.append(json.loads(connection.getresponse().read())["version"])
-        connection.close()
+    def change(welcome: str) -> None:
+        package.started(welcome)
+        versions.append(package.get("/")[1]["version"])
+        source.write_text(text.replace(backend.__version__, "9.9.9"))
 
-    def break_source(welcome: str) -> None:
-        nonlocal port
-        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)", welcome)[0])
-        version()
-        source.write_text("this is no Python")
-
-    def repair_source(_: str) -> None:
+    def ask(_: str) -> None:
         def await_the_new_version() -> None:
-            version()
+            while versions[-1] == backend.__version__:  # until the old process has stopped
+                versions.append(package.get("/")[1]["version"])
             press_ctrl_c()
 
         clients.append(threading.Thread(target=await_the_new_version))
         clients[0].start()
-        source.write_text(text.replace(backend.__version__, "9.9.9"))
 
-    terminal = Terminal(**{"API": break_source, "the API failed to start": repair_source})
+    terminal = Terminal(**{"API": change, "reload:": ask})
     assert run(own_servers, terminal) == 0
     clients[0].join()
-    assert versions == [backend.__version__, "9.9.9"]
-    assert terminal.lines.count("reload: backend/__init__.py") == 2
-    assert terminal.lines.count("the API failed to start; it will restart when a file changes") == 1
+    assert set(versions) == {backend.__version__, "9.9.9"}
+    assert terminal.lines.count("reload: backend/__init__.py") == 1
+
+
+def test_an_api_that_cannot_start_answers_503_until_it_is_repaired(own_servers: Path, package: Copy) -> None:
+    source = package.folder / "__init__.py"
+    text, answers = source.read_text(), []
+
+    def break_source(welcome: str) -> None:
+        package.started(welcome)
+        source.write_text("this is no Python")
+
+    def ask(_: str) -> None:
+        answers.append(package.get("/api/v1/tasks", "POST", body=b"x" * 200_000))
+        answers.append(package.get("/livez", "HEAD"))
+        source.write_text(text)
+
+    def repaired(_: str) -> None:
+        def await_the_api() -> None:
+            while (answer := package.get("/livez"))[0] == 503:
+                pass
+            answers.append(answer)
+            press_ctrl_c()
+
+        if answers:
+            threading.Thread(target=await_the_api).start()
+
+    terminal = Terminal(**{"API": break_source, "the API cannot start": ask, "reload:": repaired})
+    assert run(own_servers, terminal) == 0
+    (refused, problem), head, (status, _) = answers
+    assert (refused, head, status) == (503, (503, None), 200)
+    assert problem == {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": "The API cannot start: SyntaxError: invalid syntax (backend/__init__.py, line 1)",
+        "code": "unavailable",
+        "request_id": None,
+    }
+
+
+TABLE = """
+from fastapi import APIRouter
+
+from backend.resources.models import Owned
+
+router = APIRouter()
+
+
+class Gadget(Owned, table=True):
+    __tablename__ = "gadgets"
+
+
+@router.get("/gadgets")
+async def list_gadgets() -> list[str]:
+    return [Gadget.__tablename__]
+"""
+
+
+def test_a_new_migration_is_applied_on_reload(own_servers: Path, package: Copy) -> None:
+    """A new table makes the API refuse to start until it has a migration."""
+    application, details = package.folder / "app.py", []
+    (package.folder / "gadgets").mkdir()
+
+    def add_table(welcome: str) -> None:
+        package.started(welcome)
+        (package.folder / "gadgets/__init__.py").write_text("")
+        (package.folder / "gadgets/router.py").write_text(TABLE)
+        application.write_text(
+            application.read_text().replace("ROUTERS = (", 'ROUTERS = (\n    "backend.gadgets.router:router",')
+        )
+
+    def add_migration(_: str) -> None:
+        details.append(package.get("/gadgets")[1]["detail"])
+        if len(details) > 1:  # a reload between two of the writes
+            return
+        command = [sys.executable, "-m", "alembic", "revision", "--autogenerate", "-m", "gadgets"]
+        done = subprocess.run(command, cwd=own_servers, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+        def await_the_table() -> None:
+            while (answer := package.get("/gadgets"))[0] == 503:
+                pass
+            details.append(answer)
+            press_ctrl_c()
+
+        threading.Thread(target=await_the_table).start()
+
+    assert run(own_servers, Terminal(**{"API": add_table, "the API cannot start": add_migration})) == 0
+    reason = "no migration for table gadgets: run `alembic revision --autogenerate -m <message>`"
+    assert details[0] == f"The API cannot start: {reason}"
+    assert details[-1] == (200, ["gadgets"])
 
 
 # Builds the web app. In the gate, the tests of its build and those in a browser cover it.
