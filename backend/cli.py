@@ -184,6 +184,18 @@ def doctor(options: argparse.Namespace) -> int:
     return 0 if asyncio.run(report(_settings(), token and token.strip(), sys.stdout)) else 1
 
 
+def new(options: argparse.Namespace) -> int:
+    """Write a new resource into this checkout: its code, a test and the migration"""
+    from backend.dev import DevError
+    from backend.dev.new_resource import new_resource
+
+    try:
+        _print("\n".join(new_resource(options.name, options.singular, _settings())))
+    except DevError as error:
+        raise CommandError(error) from error
+    return 0
+
+
 def openapi(_: argparse.Namespace) -> int:
     """Print the OpenAPI document as JSON"""
     import json
@@ -242,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     added = {}
-    for run in (dev, web, serve, migrate, reinstate, doctor, settings, routes, openapi, token):
+    for run in (dev, web, serve, migrate, reinstate, doctor, new, settings, routes, openapi, token):
         added[run] = commands.add_parser(run.__name__, help=run.__doc__, description=f"{run.__doc__}.")
         added[run].set_defaults(run=run)
     for command in (added[dev], added[web]):
@@ -256,6 +268,8 @@ def _parser() -> argparse.ArgumentParser:
     added[serve].add_argument("--migrate", action="store_true", help="migrate the database before starting")
     added[reinstate].add_argument("user", metavar="USER", help="id of the user in this API or at Better Auth")
     added[doctor].add_argument("--token", help="JWT or session token to check; -: read it from standard input")
+    added[new].add_argument("name", metavar="NAME", help="plural in lower case, such as bank_accounts")
+    added[new].add_argument("--singular", help="singular of NAME, if it is irregular")
     added[token].add_argument("--email", help="email address of the user, who is signed up if new")
     return parser
 

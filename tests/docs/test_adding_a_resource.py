@@ -1,79 +1,74 @@
-"""The guide to a new resource: its code, applied to a copy of the project, passes the linters and the tests."""
+"""The guide to a new resource: each chapter, applied to a copy of the project, passes the linters and its tests."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-from uuid import uuid4
+import shlex
 
 import pytest
 
-from backend import migrations
-from tests.conftest import create_database
+from backend.dev.new_resource import GUIDE, apply_guide
+from tests.support.checkout import ROOT, Checkout
 
-ROOT = Path(__file__).parents[2]
-GUIDE = ROOT / "docs" / "adding-a-resource.md"
-BLOCK = re.compile(r"^```(python|diff) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NOT_COPIED = shutil.ignore_patterns("__pycache__", "node_modules", "results", "load")
-
-
-def apply_guide(folder: Path, text: str) -> list[Path]:
-    """Write the files of the guide into `folder` and apply its diffs; return the changed files."""
-    numbers = {"NEXT": f"{int(migrations.head()) + 1:04}", "NEWEST": migrations.head()}
-    files = []
-    for kind, name, block in BLOCK.findall(re.sub("NEXT|NEWEST", lambda match: numbers[match[0]], text)):
-        file = folder / name
-        if kind == "diff":
-            lines = block.splitlines(keepends=True)
-            before = "".join(line[1:] for line in lines if line[0] == " ")
-            assert file.read_text().count(before) == 1, f"{name} does not contain the context of the diff:\n{before}"
-            block = file.read_text().replace(before, "".join(line[1:] for line in lines))
-        else:
-            assert not file.exists(), f"{name} already exists"
-            file.parent.mkdir(exist_ok=True)
-        file.write_text(block)
-        files.append(file)
-    return files
+TEXT = (ROOT / GUIDE).read_text()
+CHAPTERS = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n)+)", TEXT, re.MULTILINE))
+FIRST, LAST = "The smallest resource", "Tests"
+CODE = re.compile(r"^```\w.*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MIGRATION = re.compile(r"^\.venv/bin/(alembic .+)$", re.MULTILINE)
 
 
-class Checkout:
-    """A copy of this project with the guide applied, and a way to run Python modules in it."""
+class Reader:
+    """Follows the guide in a copy of the project."""
 
-    def __init__(self, folder: Path, postgres: str) -> None:
-        for part in "backend", "benchmarks", "tests":
-            shutil.copytree(ROOT / part, folder / part, ignore=NOT_COPIED)
-        shutil.copy(ROOT / "pyproject.toml", folder)
-        self.folder = folder
-        self.files = [str(file.relative_to(folder)) for file in apply_guide(folder, GUIDE.read_text())]
-        self._environment = os.environ | {"PYTHONPATH": str(folder), "TEST_DATABASE_URL": postgres}
+    def __init__(self, checkout: Checkout) -> None:
+        self.checkout = checkout
+        self.files: dict[str, None] = {}
+        self._unread = list(CHAPTERS)
+        checkout.run("backend.cli", "migrate")
 
-    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=self.folder,
-            env=self._environment | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def read_to(self, heading: str) -> None:
+        """Apply all chapters up to this one."""
+        while heading in self._unread:
+            chapter = CHAPTERS[self._unread.pop(0)]
+            for file, text in apply_guide(self.checkout.folder, chapter).items():
+                name = str(file.relative_to(self.checkout.folder))
+                self.checkout.write(name, text)
+                self.files[name] = None
+            for command in MIGRATION.findall(chapter):
+                self.checkout.run(*shlex.split(command))
+                self.files[f"backend/migrations/versions/{self.checkout.migrations()[-1]}"] = None
+                self.checkout.run("backend.cli", "migrate")
+
+    def lint(self, *linter: str) -> None:
+        self.checkout.run(*linter, *self.files)
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, postgres: str) -> Checkout:
-    return Checkout(tmp_path_factory.mktemp("checkout"), postgres)
+def reader(tmp_path_factory: pytest.TempPathFactory, postgres: str) -> Reader:
+    return Reader(Checkout(tmp_path_factory.mktemp("checkout"), postgres))
 
 
-def test_a_resource_is_one_folder_one_migration_and_one_line() -> None:
-    blocks = BLOCK.findall(GUIDE.read_text())
-    new = {str(Path(name).parent) for kind, name, _ in blocks if kind == "python"}
-    added = {name: re.findall(r"^[+-].*", block, re.MULTILINE) for kind, name, block in blocks if kind == "diff"}
-    assert new == {"backend/notes", "backend/migrations/versions"}
-    assert {name: len(lines) for name, lines in added.items()} == {
-        "backend/app.py": 1,
-        "tests/resources/test_owned_resources.py": 1,
-    }
+def test_the_first_chapter_has_at_most_70_lines_of_code() -> None:
+    assert next(iter(CHAPTERS)) == FIRST
+    assert sum(block.count("\n") for block in CODE.findall(CHAPTERS[FIRST])) <= 70
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        FIRST,
+        *(
+            pytest.param(heading, marks=pytest.mark.full)
+            for heading in ("Permissions", "Updates with ETags", "Pages and filters", "Search", "Sync")
+        ),
+    ],
+)
+def test_a_chapter_works(reader: Reader, heading: str) -> None:
+    """In another interpreter, on a new database."""
+    reader.read_to(heading)
+    reader.lint("ruff", "check", "--no-cache")
+    reader.lint("ruff", "format", "--check", "--no-cache")
+    test = f"tests/docs/chapters.py::test_{heading.lower().replace(' ', '_')}"
+    reader.checkout.run("pytest", "-q", "-p", "no:cacheprovider", test)
+    assert "No new upgrade operations" in reader.checkout.run("alembic", "check")
 
 
 @pytest.mark.parametrize(
@@ -86,9 +81,9 @@ def test_a_resource_is_one_folder_one_migration_and_one_line() -> None:
     ],
     ids=lambda command: " ".join(command[:2]).partition(" --")[0],
 )
-def test_the_linters_accept_the_code(checkout: Checkout, linter: list[str]) -> None:
-    result = checkout.run(*linter, *checkout.files)
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_the_linters_accept_all_chapters(reader: Reader, linter: list[str]) -> None:
+    reader.read_to(LAST)
+    reader.lint(*linter)
 
 
 # Tests of the whole API, which must pass with another resource.
@@ -102,48 +97,30 @@ TESTS_OF_THE_WHOLE_API = [
 ]
 
 
-def test_the_resource_passes_the_tests_of_all_resources(checkout: Checkout) -> None:
-    """Runs in another interpreter on a new database."""
+def test_the_resource_passes_the_tests_of_all_resources(reader: Reader) -> None:
+    reader.read_to(LAST)
     tests = [
+        "tests/notes",
+        "tests/docs/chapters.py",
         "tests/resources/test_owned_resources.py",
         "tests/database/test_migrations.py",
         "tests/contract/test_conformance.py",
         "tests/test_architecture.py",
     ]
-    chosen = ["-k", "(not test_conformance or notes) and not concurrent_migrations and not revisions_it_replaced"]
-    result = checkout.run(
-        "pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, *TESTS_OF_THE_WHOLE_API, *chosen
+    chosen = (
+        "(not test_conformance or notes) and not concurrent_migrations and not revisions_it_replaced"
+        " and not smallest_resource"
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    output = reader.checkout.run(
+        "pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, *TESTS_OF_THE_WHOLE_API, "-k", chosen
+    )
     # These tests exist only in the copy.
     for name in (
+        "test_a_note_is_stored",
+        "test_search",
         "test_users_cannot_see_change_or_detect_rows_of_others[notes-unfiltered]",
         "test_every_operation_is_documented[list_notes]",
         "test_hostile_values_are_answered_as_documented[post-/api/v1/notes]",
         "test_only_the_application_imports_a_feature[notes]",
     ):
-        assert f"{name} PASSED" in result.stdout
-
-
-def test_autogenerate_writes_the_tables_and_indexes(checkout: Checkout, postgres: str, tmp_path: Path) -> None:
-    url = create_database(postgres, f"guide_{uuid4().hex[:8]}")
-    migrations.upgrade(url)
-    (written,) = (checkout.folder / file for file in checkout.files if file.endswith("_notes.py"))
-    original = written.rename(tmp_path / written.name)
-    revision = written.name.partition("_")[0]
-    result = checkout.run(
-        "alembic", "revision", "--autogenerate", "--rev-id", revision, "-m", "notes", DATABASE_URL=url
-    )
-    generated = written.read_text()
-    original.replace(written)
-    assert result.returncode == 0, result.stderr
-    up, down = generated.split("def downgrade")
-    assert re.findall(r"op\.(\w+\('\w+')", up) == [
-        "create_table('notes'",
-        "create_index('notes_by_change'",
-        "create_index('notes_by_creation'",
-        "create_index('notes_by_number'",
-        "create_index('notes_deleted'",
-        "create_index('notes_to_purge'",
-    ]
-    assert "op.drop_table('notes')" in down
+        assert f"{name} PASSED" in output
