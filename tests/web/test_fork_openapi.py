@@ -272,7 +272,7 @@ def test_routes_that_are_added_later_are_in_the_document() -> None:
     assert "/plain/{size}" not in app.openapi()["paths"]
     app.include_router(router)
     document = app.openapi()
-    assert "/plain/{size}" in document["paths"]
+    assert VALIDATION_ERROR not in references_in(document["paths"]["/plain/{size}"])
     assert app.openapi() is document
 
 
