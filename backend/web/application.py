@@ -8,7 +8,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
 from backend.web import openapi, problems
-from backend.web.dispatch import Dispatch
+from backend.web.dispatch import CompiledRoutes, Dispatch
 
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
@@ -26,13 +26,13 @@ class Application(FastAPI):
             swagger_ui_oauth2_redirect_url=None,
             **options,
         )
-        self._compiled = compiled
+        self.compiled_routes = CompiledRoutes(self.router, compiled)
         problems.install(self)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Put the added middleware around compiled dispatch and FastAPI; FastAPI's own stays around FastAPI alone."""
         added, self.user_middleware = self.user_middleware, []
-        dispatch = Dispatch(super().build_middleware_stack(), self.router, self._compiled)
+        dispatch = Dispatch(super().build_middleware_stack(), self.compiled_routes)
         self.user_middleware = added
         app: ASGIApp = problems.ExceptionsAsProblems(dispatch)
         for middleware, arguments, options in reversed(added):

@@ -5,6 +5,7 @@ for routes that use only supported features. FastAPI handles all others, and sti
 routes. A test sends requests to every operation both ways.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Set
 from operator import attrgetter
@@ -19,6 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.web.arguments import Arguments, Call
 from backend.web.parameters import Unsupported
+
+logger = logging.getLogger(__name__)
 
 # The methods of `Route`, and those that FastAPI calls. Routes of a class that overrides one are not compiled.
 _ROUTE_METHODS: Final = ("permission", "answer", "get_route_handler", "handle", "matches")
@@ -53,6 +56,7 @@ class _Table:
 
     def __init__(self, router: APIRouter, kind: type[Any]) -> None:
         routers = list(_routers(router))
+        self.compiled: list[_Compiled] = []
         self._router = router
         self._routers = routers
         self._routes = list(router.routes)
@@ -96,10 +100,12 @@ class _Table:
                 if any(_matches(each, route.methods, str(context.path)) for each in before):
                     opaque.append(context)  # it may still be the first that answers another of its methods
                 else:
+                    self.compiled.append(route)
                     self._fixed.update(((method, str(context.path)), route) for method in route.methods)
             elif any(_may_overlap(each, context) for each in opaque):
                 opaque.append(context)
             else:
+                self.compiled.append(route)
                 for method in route.methods:
                     self._rest.setdefault(method, []).append(route)
             before.append(context)
@@ -158,25 +164,48 @@ def _may_overlap(context: RouteContext, other: RouteContext) -> bool:
     return _matches(context, methods, path) and bool(other.path_regex.match(path))
 
 
+class CompiledRoutes:
+    """The compiled routes of an application. They are compiled again after its routes have changed."""
+
+    def __init__(self, router: APIRouter, kind: type[Any]) -> None:
+        """`kind`: a route class with the methods of `Route`."""
+        self._router = router
+        self._kind = kind
+        self._is_on = True
+        self._table: _Table | None = None
+
+    def start(self, *, is_on: bool) -> None:
+        """Switch compiled dispatch on or off at start-up, and log the number of routes on each way."""
+        self._is_on = is_on
+        fast = len(self._current().compiled) if is_on else 0
+        every = sum(1 for _ in iter_route_contexts(self._router.routes))
+        logger.info("routes: %d by fast dispatch, %d by FastAPI", fast, every - fast)
+
+    def find(self, scope: Scope) -> _Compiled | None:
+        """The compiled route of a request; None if FastAPI has to handle it."""
+        return self._current().find(scope) if self._is_on else None
+
+    def _current(self) -> _Table:
+        table = self._table
+        if table is None or not table.is_current():
+            table = self._table = _Table(self._router, self._kind)
+        return table
+
+
 class Dispatch:
     """ASGI middleware in front of FastAPI: dispatches requests to compiled routes.
 
     FastAPI handles all other requests, and every request that is traced, while a dependency is overridden or the
-    application is mounted under a path. `kind`: a route class with the methods of `Route`.
+    application is mounted under a path.
     """
 
-    def __init__(self, app: ASGIApp, router: APIRouter, kind: type[Any]) -> None:
+    def __init__(self, app: ASGIApp, routes: CompiledRoutes) -> None:
         self._app = app
-        self._router = router
-        self._kind = kind
-        self._table = _Table(router, kind)
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_plain = scope["type"] == "http" and "fastapi.telemetry" not in scope and not scope.get("root_path")
-        if is_plain and not scope["app"].dependency_overrides:
-            if not self._table.is_current():
-                self._table = _Table(self._router, self._kind)
-            if (found := self._table.find(scope)) is not None:
-                await found.route.answer(found.permission, found.arguments, scope, receive, send)
-                return
+        if is_plain and not scope["app"].dependency_overrides and (found := self._routes.find(scope)) is not None:
+            await found.route.answer(found.permission, found.arguments, scope, receive, send)
+            return
         await self._app(scope, receive, send)
