@@ -7,7 +7,7 @@ from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from backend.web import openapi, problems
+from backend.web import exceptions, openapi
 from backend.web.dispatch import CompiledRoutes, Dispatch
 
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
@@ -26,18 +26,20 @@ class Application(FastAPI):
             swagger_ui_oauth2_redirect_url=None,
             **options,
         )
-        self.compiled_routes = CompiledRoutes(self.router, compiled)
-        problems.install(self)
+        self.compiled_routes = CompiledRoutes(self, compiled)
+        exceptions.install(self)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Put the added middleware around compiled dispatch and FastAPI; FastAPI's own stays around FastAPI alone."""
         added, self.user_middleware = self.user_middleware, []
-        dispatch = Dispatch(super().build_middleware_stack(), self.compiled_routes)
+        app = super().build_middleware_stack()
         self.user_middleware = added
-        app: ASGIApp = problems.ExceptionsAsProblems(dispatch)
+        if self.compiled_routes.is_possible:
+            app = Dispatch(app, self.compiled_routes)
+        app = exceptions.ExceptionsAsProblems(app)
         for middleware, arguments, options in reversed(added):
             app = middleware(app, *arguments, **options)
-        return app
+        return exceptions.with_added_handler(app, self)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, generated once."""

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Set
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.convertors import Convertor
 from starlette.routing import Mount, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from backend.web import exceptions
 from backend.web.arguments import Arguments, Call
 from backend.web.parameters import Unsupported
 
@@ -63,6 +64,7 @@ class _Table:
         self._versions = list(map(_version, routers))
         self._fixed: dict[tuple[str, str], _Compiled] = {}
         self._rest: dict[str, list[_Compiled]] = {}
+        self._overrides = router.dependency_overrides_provider
         if all(type(each) is APIRouter and each.middleware_stack == each.app for each in routers):
             self._compile(kind)
 
@@ -75,6 +77,8 @@ class _Table:
         method, path = scope["method"], scope["path"]
         found, parameters = self._fixed.get((method, path)), {}
         if found is None:
+            if path[-1:] == "\n":
+                return None  # the patterns of fixed paths match it, too
             for each in self._rest.get(method, ()):
                 if match := each.pattern.match(path):
                     given = match.groupdict().items()
@@ -82,7 +86,7 @@ class _Table:
                     break
             else:
                 return None
-        scope["router"] = self._router
+        scope.setdefault("router", self._router)  # that of an application around this one
         scope["route"] = found.route
         scope["endpoint"] = found.endpoint
         scope["path_params"] = {**scope.get("path_params", {}), **parameters}  # a Host route may have some
@@ -93,7 +97,7 @@ class _Table:
         before: list[RouteContext] = []
         opaque: list[RouteContext] = []
         for context in iter_route_contexts(self._routes):
-            route = _compiled(context, kind)
+            route = _compiled(context, kind, self._overrides)
             if route is None:
                 opaque.append(context)
             elif not route.convertors:
@@ -120,14 +124,17 @@ def _routers(router: APIRouter) -> Iterator[APIRouter]:
             yield from _routers(included)
 
 
-def _compiled(context: RouteContext, kind: type[Any]) -> _Compiled | None:
+def _compiled(context: RouteContext, kind: type[Any], overrides: Any) -> _Compiled | None:
+    """`overrides`: the application, whose `dependency_overrides` are looked at for each request."""
     route = context.original_route
     if not isinstance(route, kind) or context.max_body_size is not None:
         return None
-    if any(getattr(type(route), name) is not getattr(kind, name) for name in _ROUTE_METHODS):
+    if any(getattr(type(route), name) is not getattr(kind, name) or name in vars(route) for name in _ROUTE_METHODS):
         return None  # a custom route class
+    if context.dependency_overrides_provider not in (None, overrides):
+        return None
     try:
-        arguments = Arguments(context.dependant, context.status_code, context.response_class)
+        arguments = Arguments(context)
     except Unsupported:
         return None
     compiled = cast(Route, route)
@@ -167,18 +174,24 @@ def _may_overlap(context: RouteContext, other: RouteContext) -> bool:
 class CompiledRoutes:
     """The compiled routes of an application. They are compiled again after its routes have changed."""
 
-    def __init__(self, router: APIRouter, kind: type[Any]) -> None:
+    def __init__(self, app: FastAPI, kind: type[Any]) -> None:
         """`kind`: a route class with the methods of `Route`."""
-        self._router = router
+        self._app = app
         self._kind = kind
         self._is_on = True
         self._table: _Table | None = None
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether the application itself has only supported features."""
+        app = self._app
+        return not app.debug and app.max_body_size is None and app.router.dependency_overrides_provider is app
+
     def start(self, *, is_on: bool) -> None:
         """Switch compiled dispatch on or off at start-up, and log the number of routes on each way."""
         self._is_on = is_on
-        fast = len(self._current().compiled) if is_on else 0
-        every = sum(1 for _ in iter_route_contexts(self._router.routes))
+        fast = len(self._current().compiled) if is_on and self.is_possible else 0
+        every = sum(1 for _ in iter_route_contexts(self._app.router.routes))
         logger.info("routes: %d by fast dispatch, %d by FastAPI", fast, every - fast)
 
     def find(self, scope: Scope) -> _Compiled | None:
@@ -188,7 +201,7 @@ class CompiledRoutes:
     def _current(self) -> _Table:
         table = self._table
         if table is None or not table.is_current():
-            table = self._table = _Table(self._router, self._kind)
+            table = self._table = _Table(self._app.router, self._kind)
         return table
 
 
@@ -206,6 +219,9 @@ class Dispatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_plain = scope["type"] == "http" and "fastapi.telemetry" not in scope and not scope.get("root_path")
         if is_plain and not scope["app"].dependency_overrides and (found := self._routes.find(scope)) is not None:
-            await found.route.answer(found.permission, found.arguments, scope, receive, send)
+            try:
+                await found.route.answer(found.permission, found.arguments, scope, receive, send)
+            except Exception as error:  # noqa: BLE001  # raised again unless it has a handler
+                await exceptions.handle(error, scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -22,7 +22,7 @@ from backend.users import auth
 from backend.users.caller import CallerRoute, Permission
 from backend.web.arguments import Arguments
 from backend.web.dispatch import _Table
-from backend.web.parameters import Unsupported
+from backend.web.parameters import Unsupported, cacheable
 from backend.web.problems import NotFound
 from tests.conftest import Api, Person, running
 
@@ -260,17 +260,24 @@ def test_unsupported_handlers_are_left_to_fastapi(handler: Any) -> None:
     (route,) = router.routes
     assert isinstance(route, CallerRoute)
     with pytest.raises(Unsupported):
-        Arguments(route.dependant)
+        Arguments(route)
 
 
+@cacheable
 class Frozen(Paging):
     model_config = ConfigDict(frozen=True)
 
 
+class NotDeclared(Frozen):
+    pass
+
+
+@cacheable
 class WithList(Frozen):
     names: list[str] = []
 
 
+@cacheable
 class WithTime(Frozen):
     read_at: float = Field(default_factory=time)
 
@@ -287,6 +294,10 @@ async def reads_a_frozen_model(page: Annotated[Frozen, Query()]) -> Response:
     return Response(f"{page}")
 
 
+async def reads_a_subclass(page: Annotated[NotDeclared, Query()]) -> Response:
+    return Response(f"{page}")
+
+
 async def reads_a_mutable_model(page: Annotated[Paging, Query()]) -> Response:
     return Response(f"{page}")
 
@@ -297,6 +308,7 @@ async def reads_a_mutable_model(page: Annotated[Paging, Query()]) -> Response:
         (reads_a_frozen_model, "limit=2", True),
         (reads_a_frozen_model, f"limit={2:0256}", False),  # too long to be cached
         (reads_a_mutable_model, "limit=2", False),
+        (reads_a_subclass, "limit=2", False),
         (reads_a_list, "limit=2&names=a", False),
         (reads_a_time, "limit=2", False),
     ],
@@ -306,7 +318,7 @@ async def test_a_frozen_query_model_is_cached_by_query_string(handler: Any, quer
     router.get("/")(handler)
     (route,) = router.routes
     assert isinstance(route, CallerRoute)
-    arguments = Arguments(route.dependant)
+    arguments = Arguments(route)
 
     async def page(query: str) -> Any:
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": query.encode()}

@@ -1,4 +1,4 @@
-"""FAST_DISPATCH on and off: the same responses and log lines for every operation, in time linear in the input."""
+"""FAST_DISPATCH changes neither responses nor log lines; the time of a request is linear in the size of its input."""
 
 import asyncio
 import json
@@ -86,8 +86,8 @@ def masked(value: Any) -> Any:
 
 
 @dataclass
-class Way:
-    """An application, an administrator with the same data as that of the other, and the requests on the fast way."""
+class Variant:
+    """An application, an administrator with some data, and the names of the compiled routes that were used."""
 
     api: Api
     ada: Person
@@ -125,7 +125,9 @@ class Way:
 
 
 @pytest.fixture
-async def ways(settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Way]]:
+async def variants(
+    settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[list[Variant]]:
     answer = CallerRoute.answer
 
     async def noted(
@@ -136,16 +138,16 @@ async def ways(settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.Monk
         receive: Receive,
         send: Send,
     ) -> None:
-        next(way for way in both if way.api.app is scope["app"]).fast.add(route.name)
+        next(variant for variant in both if variant.api.app is scope["app"]).fast.add(route.name)
         await answer(route, permission, arguments, scope, receive, send)
 
     monkeypatch.setattr(CallerRoute, "answer", noted)
     async with AsyncExitStack() as stack:
-        both: list[Way] = []
+        both: list[Variant] = []
         for value in ("on", "off"):
             changed = settings.model_copy(update={"fast_dispatch": value})
             api = await stack.enter_async_context(running(changed, issuer))
-            both.append(Way(api, api.person(role="admin")))
+            both.append(Variant(api, api.person(role="admin")))
             await both[-1].prepare()
         yield both
 
@@ -166,7 +168,7 @@ def operations(api: Api) -> list[tuple[str, str, bytes | None]]:
 
 
 def requests(method: str, valid: bytes | None) -> Iterator[Request]:
-    """Each kind of input alone, then a valid request, since it may change what the others find."""
+    """Each kind of input alone. The valid request is last, because it may delete what the others need."""
     yield from (({}, query, None) for query in QUERIES)
     yield from ((headers, "", valid) for headers in HEADERS[1:])
     if method in ("POST", "PUT", "PATCH"):
@@ -176,25 +178,27 @@ def requests(method: str, valid: bytes | None) -> Iterator[Request]:
     yield {}, "", valid
 
 
-async def test_every_operation_answers_alike_with_fast_dispatch_on_and_off(
-    ways: list[Way], caplog: pytest.LogCaptureFixture
+async def test_fast_dispatch_does_not_change_the_response_of_any_operation(
+    variants: list[Variant], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "backend")
     statuses = set()
-    for method, path, body in operations(ways[0].api):
+    for method, path, body in operations(variants[0].api):
         if path == f"{TASKS}/events":
             continue  # a stream, see below
         for request in requests(method, body):
             for kind in ("own", UNKNOWN, "1") if "{id}" in path else ("own",):
                 answers = []
-                for way in ways:
-                    own = path.replace("{id}", way.ids.get(path.partition("/{id}")[0], "") if kind == "own" else kind)
-                    answers.append(await way.answer(method, own, request, caplog))
+                for variant in variants:
+                    own = path.replace(
+                        "{id}", variant.ids.get(path.partition("/{id}")[0], "") if kind == "own" else kind
+                    )
+                    answers.append(await variant.answer(method, own, request, caplog))
                 assert answers[0] == answers[1], (method, path, kind, request)
                 statuses.add(answers[0][0])
     assert statuses >= {200, 201, 204, 304, 400, 401, 404, 412, 413, 415, 422}
-    assert len(ways[0].fast) > 20
-    assert ways[1].fast == set()
+    assert len(variants[0].fast) > 20
+    assert variants[1].fast == set()
 
 
 def scope_of(
@@ -215,9 +219,9 @@ def scope_of(
     }
 
 
-async def test_a_stream_begins_alike_with_fast_dispatch_on_and_off(ways: list[Way]) -> None:
+async def test_fast_dispatch_does_not_change_the_start_of_a_stream(variants: list[Variant]) -> None:
     begun = []
-    for way in ways:
+    for variant in variants:
         started = asyncio.Event()
 
         async def receive(started: asyncio.Event = started) -> Message:
@@ -230,15 +234,15 @@ async def test_a_stream_begins_alike_with_fast_dispatch_on_and_off(ways: list[Wa
                 begun.append((message["status"], sorted(headers)))
                 started.set()
 
-        bearer = (b"authorization", way.ada.bearer["Authorization"].encode())
-        await way.api.app(scope_of(way.api, f"{TASKS}/events", headers=[bearer]), receive, send)
+        bearer = (b"authorization", variant.ada.bearer["Authorization"].encode())
+        await variant.api.app(scope_of(variant.api, f"{TASKS}/events", headers=[bearer]), receive, send)
     assert begun[0] == begun[1]
     assert begun[0][0] == 200
-    assert "stream_changes" in ways[0].fast
+    assert "stream_changes" in variants[0].fast
 
 
 @pytest.mark.parametrize("value", ["on", "off"])
-async def test_the_number_of_routes_on_each_way_is_logged_at_start(
+async def test_the_number_of_compiled_routes_is_logged_at_start(
     settings: Settings, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture, value: str
 ) -> None:
     caplog.set_level(logging.INFO, "backend.web.dispatch")
@@ -283,7 +287,7 @@ def headers(name: str, value: bytes) -> Callable[[Api, int], Scope]:
 
 @dataclass
 class Body:
-    """A POST with a JSON document: one text between two others."""
+    """A POST with a JSON document, of which the part between `begin` and `end` grows."""
 
     begin: bytes
     of: Sized
@@ -323,7 +327,7 @@ GROWING: dict[str, Callable[[Api, int], Scope]] = {
 
 @pytest.mark.parametrize("kind", GROWING)
 async def test_the_time_of_a_request_is_linear_in_the_size_of_its_input(api: Api, kind: str) -> None:
-    """Eight times the input takes about eight times the time; a quadratic part would take 64 times."""
+    """For eight times the input, a linear algorithm needs eight times the time, a quadratic one 64 times."""
     ada, first, last = api.person(), 8_000, 64_000
     await ada.get(TASKS)
 
