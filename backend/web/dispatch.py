@@ -8,7 +8,7 @@ routes. A test sends requests to every operation both ways.
 import logging
 import re
 from collections.abc import Iterator, Set
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from fastapi import APIRouter, FastAPI
@@ -69,8 +69,10 @@ class _Table:
             self._compile(kind)
 
     def is_current(self) -> bool:
-        """Whether no route was added or removed since."""
-        return self._routes == self._router.routes and self._versions == list(map(_version, self._routers))
+        """Whether no route was added, removed or replaced since. Routes that are equal may have other dependencies."""
+        routes = self._router.routes
+        is_same = len(routes) == len(self._routes) and all(map(is_, routes, self._routes))
+        return is_same and self._versions == list(map(_version, self._routers))
 
     def find(self, scope: Scope) -> _Compiled | None:
         """The compiled route of a request, with `scope` set as by FastAPI; None if FastAPI has to handle it."""

@@ -175,12 +175,28 @@ async def test_routes_can_be_removed_and_added_at_run_time(settings: Settings, i
         assert (await ada.get(LIST)).text == "replaced"
 
 
-async def test_an_included_router_can_get_routes_at_run_time(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_a_route_can_be_replaced_by_an_equal_one_at_run_time(
+    settings: Settings, issuer: LocalIssuer, compiled: list[str]
+) -> None:
+    first = CallerRoute("/found", authorized_replacement, methods=["GET"])
+    refusing = CallerRoute("/found", authorized_replacement, methods=["GET"], dependencies=[Depends(refuse_async)])
+    assert first == refusing
+    async with running(settings, issuer, change=insert_first(first)) as api:
+        assert (await api.person().get("/found")).text == "replaced"
+        api.app.router.routes[0] = refusing
+        assert (await api.person().get("/found")).status_code == 418
+    assert compiled == ["/found", "/found"]
+
+
+async def test_an_included_router_can_get_routes_at_run_time(
+    settings: Settings, issuer: LocalIssuer, compiled: list[str]
+) -> None:
     added = APIRouter(route_class=CallerRoute)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         assert (await api.person().get("/later")).status_code == 404
         added.get("/later")(authorized_replacement)
         assert (await api.person().get("/later")).text == "replaced"
+    assert compiled == ["/later"]
 
 
 def insert_first(route: Any) -> Callable[[FastAPI], None]:
