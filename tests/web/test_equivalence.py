@@ -1,5 +1,6 @@
 """Compiled dispatch gives the same responses as FastAPI's own dispatch."""
 
+from dataclasses import dataclass, fields
 from itertools import product
 from pkgutil import resolve_name
 from time import time
@@ -8,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 from fastapi import APIRouter, Body, Cookie, Depends, Header, Query, Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -29,6 +31,10 @@ from tests.conftest import Api, Person, running
 
 def unused() -> None:
     """A dependency of no route. Any override switches compiled dispatch off."""
+
+
+async def does_nothing() -> None:
+    """A dependency that dispatch compiles."""
 
 
 async def send(person: Person, method: str, url: str, headers: dict[str, str], body: bytes | None) -> tuple[Any, ...]:
@@ -260,6 +266,36 @@ def test_unsupported_handlers_are_left_to_fastapi(handler: Any) -> None:
     (route,) = router.routes
     assert isinstance(route, CallerRoute)
     with pytest.raises(Unsupported):
+        Arguments(route)
+
+
+@dataclass
+class NewerDependant(Dependant):
+    """As of a FastAPI with one more kind of dependency."""
+
+    of_a_new_kind: bool = False
+
+
+async def adds_nothing(_: Annotated[None, Depends(does_nothing)]) -> Response:
+    return Response()
+
+
+def newer(dependant: Dependant) -> Dependant:
+    return NewerDependant(**{each.name: getattr(dependant, each.name) for each in fields(dependant)})
+
+
+def test_an_unknown_kind_of_dependency_is_left_to_fastapi() -> None:
+    route = CallerRoute("/", adds_nothing)
+    Arguments(route)
+    route.dependant.dependencies[0] = newer(route.dependant.dependencies[0])
+    with pytest.raises(Unsupported, match="unknown kind"):
+        Arguments(route)
+
+
+def test_a_handler_of_an_unknown_kind_is_left_to_fastapi() -> None:
+    route = CallerRoute("/", adds_nothing)
+    route.dependant = newer(route.dependant)
+    with pytest.raises(Unsupported, match="unknown kind"):
         Arguments(route)
 
 
