@@ -368,7 +368,7 @@ async def test_a_frozen_query_model_is_cached_by_query_string(handler: Any, quer
             await page("limit=many")
 
 
-def test_every_route_of_the_project_is_compiled(api: Api) -> None:
+async def test_every_route_of_the_project_is_compiled(api: Api) -> None:
     routes = [route for name in ROUTERS for route in resolve_name(name).routes if isinstance(route, CallerRoute)]
     assert len(routes) > 20
     table = _Table(api.app.router, CallerRoute)
