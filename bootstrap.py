@@ -20,15 +20,16 @@ from typing import Iterator  # noqa: UP035 - for Python 3.6
 
 USAGE = """usage: python3 bootstrap.py COMMAND [ARGUMENT ...]
 
-  setup      create or repair .venv and the Node packages; every other command does this first
-  dev        run PostgreSQL, Better Auth and the API on this machine: resource-server dev
-  web        the same with a web app: resource-server web
-  test       run the tests of the gate in parallel, with coverage; with arguments: pytest ARGUMENT ...
-  test-full  run all tests, and write tests/RESULTS.md
-  bench      compare with other servers under load: [--quick] [--peer NAME] [--workload NAME]
-  lint       ruff check, ruff format --check, mypy
-  audit      check the pinned packages for known vulnerabilities
-  lock       update requirements/*.txt from pyproject.toml, with uv"""
+  setup        create or repair .venv and the Node packages; every other command does this first
+  dev          run PostgreSQL, Better Auth and the API on this machine: resource-server dev
+  web          the same with a web app: resource-server web
+  test         run the tests of the gate in parallel, with coverage; with arguments: pytest ARGUMENT ...
+  test-full    run all tests, and write tests/RESULTS.md
+  test-newest  run the tests of the gate with the newest releases of all packages, in .venv/newest
+  bench        compare with other servers under load: [--quick] [--peer NAME] [--workload NAME]
+  lint         ruff check, ruff format --check, mypy
+  audit        check the pinned packages for known vulnerabilities
+  lock         update requirements/*.txt from pyproject.toml, with uv"""
 
 NEEDED_PYTHON = (3, 11)
 CANDIDATES = ("python3.14", "python3.13", "python3.12", "python3.11")
@@ -51,6 +52,7 @@ require_python(sys.version_info, sys.argv)
 
 ROOT = Path(__file__).resolve().parent
 NEEDED_PIP = (22, 3)
+PROJECT = ["--no-deps", "--no-build-isolation", "--no-index", "--editable", "."]
 # Better Auth reads the columns of a prepared statement, which node:sqlite supports since Node.js 22.16 and 23.11.
 NEEDED_NODE = (22, 16)
 UNSUPPORTED_NODE = ((23, 0), (23, 11))
@@ -69,9 +71,9 @@ class SetupError(Exception):
 class Checkout:
     """`.venv` and the Node packages of a working directory: created if missing, repaired if incomplete or outdated."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, venv: "Path | None" = None) -> None:
         self.root = root
-        self.venv = root / ".venv"
+        self.venv = venv or root / ".venv"
         self.bin = self.venv / "bin"
         self.python = self.bin / "python"
         self.log = self.venv / "setup.log"
@@ -125,21 +127,33 @@ class Checkout:
         if recreate:
             self._create_venv()
         self._unfinished.touch()
+        install = self._pip_install()
+        for name in files:
+            if name.startswith("requirements/"):
+                # The file is complete. Some versions of pip would resolve an extra again, to its newest release.
+                self._run(name, [*install, "--no-deps", "--require-hashes", "-r", name])
+        self._run("this project", [*install, *PROJECT])
+        stamp = {"root": str(self.root), "python": self._version(), "files": files}
+        self._stamp.write_text(json.dumps(stamp, indent=1))
+        self._unfinished.unlink()
+
+    def upgrade(self, requirements: "list[str]") -> None:
+        """Install the newest releases and this project; the environment is created if missing. Raises SetupError."""
+        if not self._version():
+            self._create_venv()
+        install = self._pip_install()
+        self._run("newest releases", [*install, "--upgrade", "--upgrade-strategy=eager", *requirements])
+        self._run("this project", [*install, *PROJECT])
+
+    def _pip_install(self) -> "list[str | Path]":
+        """The command `pip install`, with a pip that is new enough."""
         pip: list[str | Path] = [self.python, "-I", "-m", "pip"]
         if not output(*pip, "--version"):
             self._run("pip", [self.python, "-I", "-m", "ensurepip"])
         install = [*pip, "install", "--no-user", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
         if number(output(*pip, "--version")) < NEEDED_PIP:
             self._run("a newer pip", [*install, "--upgrade", "pip"])
-        for name in files:
-            if name.startswith("requirements/"):
-                # The file is complete. Some versions of pip would resolve an extra again, to its newest release.
-                self._run(name, [*install, "--no-deps", "--require-hashes", "-r", name])
-        project = ["--no-deps", "--no-build-isolation", "--no-index", "--editable", "."]
-        self._run("this project", [*install, *project])
-        stamp = {"root": str(self.root), "python": self._version(), "files": files}
-        self._stamp.write_text(json.dumps(stamp, indent=1))
-        self._unfinished.unlink()
+        return install
 
     def _create_venv(self) -> None:
         interpreter = getattr(sys, "_base_executable", sys.executable)  # this process may run on the one in .venv
@@ -302,6 +316,31 @@ def every_test(checkout: Checkout, _: "list[str]") -> int:
     return subprocess.call([*pytest, "--results=tests/RESULTS.md"], cwd=checkout.root)
 
 
+def test_newest(checkout: Checkout, arguments: "list[str]") -> int:
+    """Run the tests in `arguments`, or those of the gate, with the newest release of each package."""
+    newest = Checkout(checkout.root, checkout.venv / "newest")
+    newest.upgrade(without_versions((checkout.root / "pyproject.toml").read_text()))
+    # One test finds that the releases are not those of pyproject.toml.
+    pytest: list[str | Path] = [
+        newest.python,
+        "-m",
+        "pytest",
+        "-rs",
+        "--deselect=tests/dev/test_bootstrap.py::test_the_locks_are_complete",
+    ]
+    return subprocess.call([*pytest, *(arguments or [*PARALLEL, "-m", "not full"])], cwd=checkout.root)
+
+
+def without_versions(pyproject: str) -> "list[str]":
+    """The packages that the project and its tests need, in any version: `a[b]>=1; marker` as `a[b]; marker`."""
+    import tomllib
+
+    project = tomllib.loads(pyproject)
+    optional, groups = project["project"]["optional-dependencies"], project["dependency-groups"]
+    needed = [*project["project"]["dependencies"], *optional["postgres"], *groups["dev"]]
+    return [re.sub(r"^([\w.-]+(?:\[[^]]*\])?)[^;]*", r"\1", requirement) for requirement in needed]
+
+
 def bench(checkout: Checkout, arguments: "list[str]") -> int:
     os.chdir(str(checkout.root))
     os.execv(str(checkout.python), [str(checkout.python), "-m", "benchmarks", *arguments])
@@ -360,6 +399,7 @@ COMMANDS = {
     "web": web,
     "test": test,
     "test-full": every_test,
+    "test-newest": test_newest,
     "bench": bench,
     "lint": lint,
     "audit": audit,
@@ -374,13 +414,13 @@ def main(arguments: "list[str]") -> int:
         return 0 if arguments[:1] in (["-h"], ["--help"], ["help"]) else 2
     checkout = Checkout(ROOT)
     try:
-        server = "TEST_DATABASE_URL" if command in (test, every_test) else "DATABASE_URL"
+        server = "TEST_DATABASE_URL" if command in (test, every_test, test_newest) else "DATABASE_URL"
         benchmark = command is bench  # always uses the embedded server
         checkout.set_up(
             postgres=benchmark or not has_database(ROOT, server),
             load=benchmark and not shutil.which("wrk"),
-            peers=arguments[0] in ("bench", "test", "test-full"),
-            web=arguments[0] in ("setup", "web", "test", "test-full"),
+            peers=arguments[0] in ("bench", "test", "test-full", "test-newest"),
+            web=arguments[0] in ("setup", "web", "test", "test-full", "test-newest"),
         )
         return command(checkout, arguments[1:])
     except SetupError as error:

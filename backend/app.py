@@ -67,7 +67,7 @@ class State(TypedDict):
     stopping: asyncio.Event
 
 
-def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig | None = None) -> Application:
     """Build the application.
 
     Connections are opened at start-up, so that the OpenAPI document needs no settings. Start-up does not wait for the
@@ -84,6 +84,7 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         require_permissions(app.routes)
         config = settings or read_settings()
+        app.compiled_routes.start(is_on=config.fast_dispatch == "on")
         observer = Metrics() if config.metrics == "on" else None
         async with (
             RemoteKeys(config.jwks_url, max_stale=config.token_max_lifetime, observer=observer) as keys,

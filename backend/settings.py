@@ -178,6 +178,11 @@ class Settings(BaseSettings):
     metrics_token: SecretStr = Field(
         default=SecretStr(""), description="Bearer token for `/metrics`. Default: none, so it is public."
     )
+    fast_dispatch: Literal["on", "off"] = Field(
+        default="on",
+        description="Use compiled dispatch for the routes that it supports. Set to `off` to let FastAPI handle all "
+        "requests, which takes several times the processor time.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Minimum log level.")
     log_format: Literal["json", "console"] | None = Field(
         default=None,
@@ -188,7 +193,7 @@ class Settings(BaseSettings):
     @classmethod
     def _lower_case(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for name in ("log_level", "log_format", "database_prepare", "rate_limit", "metrics"):
+            for name in ("log_level", "log_format", "database_prepare", "fast_dispatch", "rate_limit", "metrics"):
                 if isinstance(data.get(name), str):
                     data[name] = data[name].lower()
         return data

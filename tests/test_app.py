@@ -513,7 +513,7 @@ async def test_no_route_or_dependency_runs_in_a_thread(api: Api) -> None:
             assert inspect.iscoroutinefunction(call), found.call
 
 
-def test_the_order_of_the_middleware(api: Api) -> None:
+async def test_the_order_of_the_middleware(api: Api) -> None:
     """Outer middleware adds its headers and log line to the responses of inner middleware."""
     outermost_first: list[object] = [each.cls for each in api.app.user_middleware]
     assert outermost_first == [AccessLog, HeadAsGet, CrossOrigin, RateLimiting]

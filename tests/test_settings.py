@@ -115,6 +115,7 @@ def test_an_empty_value_means_the_default(monkeypatch: pytest.MonkeyPatch) -> No
         ("RATE_LIMIT", "6/fortnight"),
         ("REDIS_URL", "http://:hunter2@redis:6379"),
         ("METRICS", "some"),
+        ("FAST_DISPATCH", "fast"),
         ("LOG_LEVEL", "loud"),
         ("LOG_FORMAT", "xml"),
     ],

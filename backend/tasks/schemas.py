@@ -11,6 +11,7 @@ from backend.resources.pagination import Page, PageQuery, without_default
 from backend.resources.types import Flag, NotBlank, Storable, Time
 from backend.sync.changes import ChangePage
 from backend.tasks.models import DESCRIPTION_LENGTH, TITLE_LENGTH, Priority, Status
+from backend.web.parameters import cacheable
 
 Title = Annotated[str, Field(min_length=1, max_length=TITLE_LENGTH), Storable, NotBlank]
 Description = Annotated[str, Field(max_length=DESCRIPTION_LENGTH), Storable]
@@ -116,6 +117,7 @@ Sort = Literal[
 ]  # fmt: skip
 
 
+@cacheable
 class TaskQuery(PageQuery):
     """Filters and sort order of a list. Each field that is set adds the filter of the same name."""
 

@@ -18,7 +18,7 @@ from backend.web import openapi
 from backend.web.arguments import Arguments
 from backend.web.rate_limits import count_user
 from backend.web.request_state import request_state
-from backend.web.requests import JSON, MERGE_PATCH, JSONRequest
+from backend.web.requests import JSON, MERGE_PATCH, JSONRequest, with_body
 from backend.web.signature import CallerDependency, effective_dependant, find_dependencies
 from backend.web.start_up import StartError
 
@@ -146,8 +146,8 @@ class CallerRoute(APIRoute):
         """Answer a request from the compiled dispatcher. FastAPI itself uses `get_route_handler`."""
         request = self._request(scope, receive)
         await self._enforce(request, permission)
-        answer = await self.endpoint(**await arguments.of(request))
-        await (Response(status_code=204) if answer is None else answer)(scope, receive, send)
+        response = await arguments.call(request)
+        await response(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
@@ -155,18 +155,22 @@ class CallerRoute(APIRoute):
         permission = self.permission(dependant)
 
         async def handler(request: Request) -> Response:
-            request = self._request(request.scope, request.receive)
+            # A fork's own class reads the body in its own way.
+            own = self._request(request.scope, request.receive, request) if type(request) is Request else request
             overrides = getattr(request.scope.get("app"), "dependency_overrides", ())
             required = permission
             if permission and overrides:
                 required = _combined(find_dependencies(dependant, CallerRequirement, overrides)) or _PUBLIC
-            await self._enforce(request, required)
-            return await answer(request)
+            await self._enforce(own, required)
+            try:
+                return await answer(own)
+            finally:
+                with_body(request)
 
         return handler
 
-    def _request(self, scope: Scope, receive: Receive) -> JSONRequest:
-        return JSONRequest(scope, receive, media_types=self._media_types, limit=self.body_limit)
+    def _request(self, scope: Scope, receive: Receive, source: Request | None = None) -> JSONRequest:
+        return JSONRequest(scope, receive, media_types=self._media_types, limit=self.body_limit, source=source)
 
     async def _enforce(self, request: Request, permission: Permission | None) -> None:
         if permission is None:

@@ -9,8 +9,8 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from backend.web import openapi, problems
-from backend.web.dispatch import Dispatch
+from backend.web import exceptions, openapi, problems
+from backend.web.dispatch import CompiledRoutes, Dispatch
 
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
@@ -29,17 +29,18 @@ class Application(FastAPI):
             **options,
         )
         self._compiled = compiled
-        problems.install(self)
+        self.compiled_routes = CompiledRoutes(self, compiled)
+        exceptions.install(self)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Put the added middleware around compiled dispatch and FastAPI; FastAPI's own stays around FastAPI alone."""
         added, self.user_middleware = self.user_middleware, []
-        dispatch = Dispatch(super().build_middleware_stack(), self.router, self._compiled)
+        dispatch = Dispatch(super().build_middleware_stack(), self.compiled_routes)
         self.user_middleware = added
-        app: ASGIApp = problems.ExceptionsAsProblems(dispatch)
+        app: ASGIApp = exceptions.ExceptionsAsProblems(dispatch)
         for middleware, arguments, options in reversed(added):
             app = middleware(app, *arguments, **options)
-        return app
+        return exceptions.with_added_handler(app, self)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, generated again after a change of the routes."""

@@ -5,22 +5,26 @@ for routes that use only supported features. FastAPI handles all others, and sti
 routes. A test sends requests to every operation both ways.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Set
 from http import HTTPStatus
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.convertors import Convertor
 from starlette.routing import Mount, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.web import exceptions
 from backend.web.arguments import Arguments, Call
 from backend.web.parameters import Unsupported
 from backend.web.start_up import start
+
+logger = logging.getLogger(__name__)
 
 # The methods of `Route`, and those that FastAPI calls. Routes of a class that overrides one are not compiled.
 _ROUTE_METHODS: Final = ("permission", "answer", "get_route_handler", "handle", "matches")
@@ -55,24 +59,30 @@ class _Table:
 
     def __init__(self, router: APIRouter, kind: type[Any]) -> None:
         routers = list(_routers(router))
+        self.compiled: list[_Compiled] = []
         self._router = router
         self._routers = routers
         self._routes = list(router.routes)
         self._versions = list(map(_version, routers))
         self._fixed: dict[tuple[str, str], _Compiled] = {}
         self._rest: dict[str, list[_Compiled]] = {}
+        self._overrides = router.dependency_overrides_provider
         if all(type(each) is APIRouter and each.middleware_stack == each.app for each in routers):
             self._compile(kind)
 
     def is_current(self) -> bool:
-        """Whether no route was added or removed since."""
-        return self._routes == self._router.routes and self._versions == list(map(_version, self._routers))
+        """Whether no route was added, removed or replaced since. Routes that are equal may have other dependencies."""
+        routes = self._router.routes
+        is_same = len(routes) == len(self._routes) and all(map(is_, routes, self._routes))
+        return is_same and self._versions == list(map(_version, self._routers))
 
     def find(self, scope: Scope) -> _Compiled | None:
         """The compiled route of a request, with `scope` set as by FastAPI; None if FastAPI has to handle it."""
         method, path = scope["method"], scope["path"]
         found, parameters = self._fixed.get((method, path)), {}
         if found is None:
+            if path[-1:] == "\n":
+                return None  # the patterns of fixed paths match it, too
             for each in self._rest.get(method, ()):
                 if match := each.pattern.match(path):
                     given = match.groupdict().items()
@@ -80,7 +90,7 @@ class _Table:
                     break
             else:
                 return None
-        scope["router"] = self._router
+        scope.setdefault("router", self._router)  # that of an application around this one
         scope["route"] = found.route
         scope["endpoint"] = found.endpoint
         scope["path_params"] = {**scope.get("path_params", {}), **parameters}  # a Host route may have some
@@ -91,17 +101,19 @@ class _Table:
         before: list[RouteContext] = []
         opaque: list[RouteContext] = []
         for context in iter_route_contexts(self._routes):
-            route = _compiled(context, kind)
+            route = _compiled(context, kind, self._overrides)
             if route is None:
                 opaque.append(context)
             elif not route.convertors:
                 if any(_matches(each, route.methods, str(context.path)) for each in before):
                     opaque.append(context)  # it may still be the first that answers another of its methods
                 else:
+                    self.compiled.append(route)
                     self._fixed.update(((method, str(context.path)), route) for method in route.methods)
             elif any(_may_overlap(each, context) for each in opaque):
                 opaque.append(context)
             else:
+                self.compiled.append(route)
                 for method in route.methods:
                     self._rest.setdefault(method, []).append(route)
             before.append(context)
@@ -116,14 +128,17 @@ def _routers(router: APIRouter) -> Iterator[APIRouter]:
             yield from _routers(included)
 
 
-def _compiled(context: RouteContext, kind: type[Any]) -> _Compiled | None:
+def _compiled(context: RouteContext, kind: type[Any], overrides: Any) -> _Compiled | None:
+    """`overrides`: the application, whose `dependency_overrides` are looked at for each request."""
     route = context.original_route
     if not isinstance(route, kind) or context.max_body_size is not None:
         return None
-    if any(getattr(type(route), name) is not getattr(kind, name) for name in _ROUTE_METHODS):
+    if any(getattr(type(route), name) is not getattr(kind, name) or name in vars(route) for name in _ROUTE_METHODS):
         return None  # a custom route class
+    if context.dependency_overrides_provider not in (None, overrides):
+        return None
     try:
-        arguments = Arguments(context.dependant, context.status_code, context.response_class)
+        arguments = Arguments(context)
     except Unsupported:
         return None
     compiled = cast(Route, route)
@@ -160,27 +175,65 @@ def _may_overlap(context: RouteContext, other: RouteContext) -> bool:
     return _matches(context, methods, path) and bool(other.path_regex.match(path))
 
 
+class CompiledRoutes:
+    """The compiled routes of an application. They are compiled again after its routes have changed."""
+
+    def __init__(self, app: FastAPI, kind: type[Any]) -> None:
+        """`kind`: a route class with the methods of `Route`."""
+        self._app = app
+        self._kind = kind
+        self._is_on = True
+        self._table: _Table | None = None
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the application itself has only supported features."""
+        app = self._app
+        return not app.debug and app.max_body_size is None and app.router.dependency_overrides_provider is app
+
+    def start(self, *, is_on: bool) -> None:
+        """Switch compiled dispatch on or off at start-up, and log the number of routes on each way."""
+        self._is_on = is_on
+        fast = len(self._current().compiled) if is_on and self.is_possible else 0
+        every = sum(1 for _ in iter_route_contexts(self._app.router.routes))
+        logger.info("routes: %d by fast dispatch, %d by FastAPI", fast, every - fast)
+
+    def find(self, scope: Scope) -> _Compiled | None:
+        """The compiled route of a request; None if FastAPI has to handle it."""
+        return self._current().find(scope) if self._is_on else None
+
+    def _current(self) -> _Table:
+        table = self._table
+        if table is None or not table.is_current():
+            table = self._table = _Table(self._app.router, self._kind)
+        return table
+
+
 class Dispatch:
     """ASGI middleware in front of FastAPI: dispatches requests to compiled routes.
 
     FastAPI handles all other requests, and every request that is traced, while a dependency is overridden or the
-    application is mounted under a path. `kind`: a route class with the methods of `Route`.
+    application is mounted under a path.
     """
 
-    def __init__(self, app: ASGIApp, router: APIRouter, kind: type[Any]) -> None:
+    def __init__(self, app: ASGIApp, routes: CompiledRoutes) -> None:
         self._app = app
-        self._router = router
-        self._kind = kind
-        self._table = _Table(router, kind)
+        self._routes = routes
+        self._is_possible = routes.is_possible
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_plain = scope["type"] == "http" and "fastapi.telemetry" not in scope and not scope.get("root_path")
-        if is_plain and not scope["app"].dependency_overrides:
-            if not self._table.is_current():
-                self._table = _Table(self._router, self._kind)
-            if (found := self._table.find(scope)) is not None:
+        is_plain = (
+            self._is_possible
+            and scope["type"] == "http"
+            and "fastapi.telemetry" not in scope
+            and not scope.get("root_path")
+        )
+        if is_plain and not scope["app"].dependency_overrides and (found := self._routes.find(scope)) is not None:
+            try:
                 await found.route.answer(found.permission, found.arguments, scope, receive, send)
-                return
+            except Exception as error:  # noqa: BLE001  # raised again unless it has a handler
+                await exceptions.handle(error, scope, receive, send)
+            return
         if scope["type"] == "http" and scope["method"] == "HEAD":
             await self._answer_head(scope, receive, send)
         elif scope["type"] == "lifespan":

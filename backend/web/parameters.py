@@ -1,27 +1,36 @@
 """Parameters of a compiled handler, validated by FastAPI: single values, and models of the query string."""
 
-from collections.abc import Collection
 from functools import lru_cache
 from types import NoneType
-from typing import Any, Final, NamedTuple, get_args, get_origin
+from typing import Any, Final, NamedTuple, TypeVar
 
-from pydantic import BaseModel
+from fastapi._compat import field_annotation_is_scalar, field_annotation_is_sequence
+from pydantic import BaseModel, Json
 from starlette.datastructures import QueryParams
 
 Errors = list[Any]
 Values = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 MAX_QUERIES: Final = 256  # cached for each route
 MAX_QUERY: Final = 256  # bytes of a cached query string
 
 ABSENT: Final = object()  # the request has no such parameter
-_TEXT: Final = (str, bytes)  # collections, but single values in a request
 _EMPTY: Final = (None, tuple, frozenset)  # default factories whose result is the same for every request
 _SHAREABLE: Final = (str, int, float, bool, NoneType)
 
 
 class Unsupported(TypeError):
     """The handler has parameters that only FastAPI can resolve."""
+
+
+def cacheable(model: type[M]) -> type[M]:
+    """Declare that a frozen model of query parameters depends on the query string alone, not on time or state.
+
+    Its values are then cached by query string. The declaration does not hold for subclasses.
+    """
+    model.__cacheable__ = True  # type: ignore[attr-defined]  # read by QueryModel
+    return model
 
 
 class Field(NamedTuple):
@@ -45,33 +54,36 @@ class Field(NamedTuple):
             values[field.name] = value
 
 
-class _Unshareable(Exception):
-    """The values of a query string cannot be cached."""
+class _Uncacheable(Exception):
+    """The result of a query string must not be cached."""
 
-    def __init__(self, values: Values) -> None:
+    def __init__(self, values: Values, errors: Errors) -> None:
         super().__init__()
-        self.values = values
+        self.result = values, errors
 
 
 class QueryModel:
-    """A model of query parameters. Frozen models are cached by query string.
+    """A model of query parameters. `cacheable` models are cached by query string.
 
     A model is not cached if a member can be modified, as a list can, or has a default from a function.
     """
 
     def __init__(self, field: Field, model: type[BaseModel]) -> None:
+        members = model.model_fields.values()
         self._field = field
-        self._names = frozenset(model.model_fields)
-        self._lists = {name for name, member in model.model_fields.items() if _is_list(member.annotation)}
-        is_fixed = all(member.default_factory in _EMPTY for member in model.model_fields.values())
-        is_shareable = is_fixed and model.model_config.get("frozen")
-        self._cached = lru_cache(MAX_QUERIES)(self._validate_shareable) if is_shareable else self._validate
+        self._names = tuple(model.model_fields)
+        self._lists = {
+            name for name, member in model.model_fields.items() if field_annotation_is_sequence(member.annotation)
+        }
+        is_fixed = all(member.default_factory in _EMPTY for member in members) and not field.field.field_info.metadata
+        is_cacheable = "__cacheable__" in vars(model) and is_fixed and model.model_config.get("frozen")
+        self._cached = lru_cache(MAX_QUERIES)(self._validate_cacheable) if is_cacheable else self._validate
 
     def read(self, given: bytes, values: Values, errors: Errors) -> None:
         try:
             parsed, invalid = (self._cached if len(given) <= MAX_QUERY else self._validate)(given)
-        except _Unshareable as error:  # exceptions are not cached
-            parsed, invalid = error.values, []
+        except _Uncacheable as error:  # exceptions are not cached
+            parsed, invalid = error.result
         values.update(parsed)
         errors.extend(invalid)
 
@@ -81,35 +93,44 @@ class QueryModel:
         self._field.read(self._parse(given), values, errors)
         return values, errors
 
-    def _validate_shareable(self, given: bytes) -> tuple[Values, Errors]:
-        """Raises _Unshareable for a model that requests cannot share: one that can be modified has no hash."""
+    def _validate_cacheable(self, given: bytes) -> tuple[Values, Errors]:
+        """Raises _Uncacheable for errors, which handlers may modify, and for values that have no hash."""
         values, errors = self._validate(given)
         try:
             hash(tuple(values.values()))
         except TypeError:
-            raise _Unshareable(values) from None
+            raise _Uncacheable(values, errors) from None
+        if errors:
+            raise _Uncacheable(values, errors)
         return values, errors
 
     def _parse(self, given: bytes) -> Values:
         """Parse a query string. A repeated parameter has its last value; lists and unknown names have all values.
 
-        One pass: the cost is linear in the length of the query string.
+        One pass: the cost is linear in the length of the query string. The order is FastAPI's, for validators and
+        errors that show it.
         """
         found: dict[str, list[str]] = {}
         for name, value in QueryParams(given).multi_items():
             found.setdefault(name, []).append(value)
-        return {
-            name: values if name in self._lists or (len(values) > 1 and name not in self._names) else values[-1]
-            for name, values in found.items()
-        }
+        parsed: Values = {}
+        for name in self._names:
+            if (values := found.pop(name, None)) is not None:
+                parsed[name] = values if name in self._lists else values[-1]
+        for name, values in found.items():
+            parsed[name] = values if len(values) > 1 else values[0]
+        return parsed
 
 
 def query_model(field: Any) -> QueryModel:
     model = field.field_info.annotation
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise Unsupported(f"the query parameter {field.name} is not part of a model")
-    if any(member.alias or member.validation_alias for member in model.model_fields.values()):
+    members = model.model_fields.values()
+    if any(member.alias or member.validation_alias for member in members):
         raise Unsupported(f"{model.__name__} has members with an alias")
+    if any(type(each) is Json for member in (field.field_info, *members) for each in member.metadata):
+        raise Unsupported(f"{model.__name__} is JSON in a query parameter")
     return QueryModel(Field(field, ("query",)), model)
 
 
@@ -119,17 +140,5 @@ def is_scalar(field: Any) -> bool:
     if info.validate_default:
         return False
     shareable = info.is_required() or (info.default_factory is None and isinstance(info.default, _SHAREABLE))
-    has_one_name = info.validation_alias in (None, field.alias)
-    return shareable and has_one_name and not _is_list(info.annotation) and not _is_model(info.annotation)
-
-
-def _is_list(annotation: Any) -> bool:
-    """Whether a value may be a collection."""
-    kinds = (kind for each in (annotation, *get_args(annotation)) for kind in (each, get_origin(each)))
-    return any(
-        isinstance(kind, type) and issubclass(kind, Collection) and not issubclass(kind, _TEXT) for kind in kinds
-    )
-
-
-def _is_model(annotation: Any) -> bool:
-    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in (annotation, *get_args(annotation)))
+    has_one_name = info.validation_alias in (None, field.alias) and field.alias.isascii()
+    return shareable and has_one_name and field_annotation_is_scalar(info.annotation)

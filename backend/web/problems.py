@@ -1,26 +1,21 @@
 """Errors as `application/problem+json` (RFC 9457) with stable codes."""
 
 import logging
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from inspect import isawaitable
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 import psycopg
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from psycopg_pool import PoolTimeout
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.web.request_state import request_id, request_state, route_path
-
-Handler = Callable[[Request, Exception], Any]
+from backend.web.request_state import request_id, route_path
 
 logger = logging.getLogger(__name__)
 
@@ -235,51 +230,3 @@ async def database_error(request: Request, error: Exception) -> Response:
 
 async def internal_error(request: Request, _: Exception) -> Response:
     return respond(request, 500, "internal_error", DETAILS["internal_error"])
-
-
-class ExceptionsAsProblems:
-    """ASGI middleware around FastAPI and compiled dispatch: turns exceptions into problems, and logs unexpected ones.
-
-    The log contains the type and the traceback of an error, but not its message, which may quote the request.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self.app(scope, receive, send)
-        except Exception as error:
-            if scope["type"] != "http":
-                raise
-            has_begun = request_state(scope).status is not None
-            handlers: Mapping[Any, Handler] = scope["app"].exception_handlers
-            handler = None if has_begun else _registered_handler(handlers, error)
-            if handler is None:
-                trace = "".join(traceback.format_tb(error.__traceback__))
-                logger.error("unexpected %s\n%s", type(error).__qualname__, trace)  # noqa: TRY400  # omits the message
-                handler = handlers.get(500, handlers[Exception])
-            if has_begun:
-                return
-            response = (internal_error if handler is _raise else handler)(Request(scope), error)
-            await (await response if isawaitable(response) else response)(scope, receive, send)
-
-
-def _registered_handler(handlers: Mapping[Any, Handler], error: Exception) -> Handler | None:
-    """The handler of an error by its status or type, as Starlette looks it up; None for unexpected errors."""
-    statuses = [error.status_code] if isinstance(error, HTTPException) else []
-    kinds = [kind for kind in (*statuses, *type(error).__mro__) if kind not in (500, Exception)]
-    return next((handlers[kind] for kind in kinds if kind in handlers), None)
-
-
-async def _raise(_: Request, error: Exception) -> NoReturn:
-    """Replaces the handler of FastAPI's outermost middleware, which would respond in plain text."""
-    raise error
-
-
-def install(app: FastAPI) -> None:
-    app.add_exception_handler(DomainError, domain_error)
-    app.add_exception_handler(HTTPException, http_exception)
-    app.add_exception_handler(RequestValidationError, invalid_request)
-    app.add_exception_handler(psycopg.Error, database_error)
-    app.add_exception_handler(Exception, _raise)

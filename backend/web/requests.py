@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope
 
 JSON = ("application/json",)
 BODY_SECONDS = 30.0
+_BODY = "resource_server.body"
 MERGE_PATCH = ("application/merge-patch+json", "application/json")
 
 
@@ -22,10 +23,20 @@ class JSONRequest(Request):
     body is read.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, *, media_types: tuple[str, ...], limit: int) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        *,
+        media_types: tuple[str, ...],
+        limit: int,
+        source: Request | None = None,
+    ) -> None:
+        """`source`: a request that may have read the body already."""
         super().__init__(scope, receive)
         self._media_types = media_types
         self._limit = limit
+        self._source = source
 
     async def body(self) -> bytes:
         """Raises HTTPException: 415 for another media type or encoding, 413 above the limit, 408 after BODY_SECONDS."""
@@ -36,10 +47,11 @@ class JSONRequest(Request):
                 self._check_media_type(headers)
             if length is not None and length.isdigit() and int(length) > self._limit:
                 self._reject_size()
+            source = self if self._source is None else self._source
             chunks, size = [], 0
             try:
                 async with asyncio.timeout(BODY_SECONDS):
-                    async for chunk in self.stream():
+                    async for chunk in source.stream():
                         size += len(chunk)
                         if size > self._limit:
                             self._reject_size()
@@ -49,7 +61,7 @@ class JSONRequest(Request):
                 raise HTTPException(
                     408, "The request body was not received in time.", {"Connection": "close"}
                 ) from None
-            self._body = b"".join(chunks)
+            self._body = self.scope[_BODY] = b"".join(chunks)
         return self._body
 
     async def json(self) -> Any:
@@ -71,6 +83,13 @@ class JSONRequest(Request):
 
     def _reject_size(self) -> NoReturn:
         raise HTTPException(413, f"The request body is larger than {self._limit} bytes.")
+
+
+def with_body(request: Request) -> Request:
+    """Let a request return the body that a JSONRequest of the same scope has read, for handlers of errors."""
+    if (body := request.scope.get(_BODY)) is not None:
+        request._body = body  # noqa: SLF001  # no public attribute makes body() return it
+    return request
 
 
 def _reject_duplicate_names(pairs: list[tuple[str, Any]]) -> None:

@@ -331,6 +331,26 @@ def test_a_database_in_dotenv_is_found(root: Path, monkeypatch: pytest.MonkeyPat
     assert bootstrap.has_database(root, "DATABASE_URL")
 
 
+def test_newest_releases_are_those_of_any_version(root: Path, steps: list[str]) -> None:
+    (root / "pyproject.toml").write_text(
+        """
+        [project]
+        dependencies = ["a>=1,<2", "b[c,d]==1", "e>=1; sys_platform != 'win32'", "f"]
+        [project.optional-dependencies]
+        postgres = ["g~=1.0"]
+        [dependency-groups]
+        dev = ["h-i >= 2"]
+        """
+    )
+    wanted = bootstrap.without_versions((root / "pyproject.toml").read_text())
+    assert wanted == ["a", "b[c,d]", "e; sys_platform != 'win32'", "f", "g", "h-i"]
+    newest = Checkout(root, root / ".venv" / "newest")
+    (root / ".venv").mkdir()
+    newest.upgrade(wanted)
+    newest.upgrade(wanted)
+    assert steps == [".venv", *["pip", "a newer pip", "newest releases", "this project"] * 2]
+
+
 def test_an_unknown_command_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert (bootstrap.main(["dance"]), bootstrap.main([]), bootstrap.main(["--help"])) == (2, 2, 0)
     assert capsys.readouterr().out == f"{bootstrap.USAGE}\n" * 3
@@ -347,11 +367,9 @@ def test_a_failed_set_up_prints_one_line(capsys: pytest.CaptureFixture[str], mon
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_runs_bootstrap() -> None:
-    command = ["make", "-n", "-C", str(bootstrap.ROOT), "setup", "dev", "test", "test-full", "lint", "audit", "lock"]
+    command = ["make", "-n", "-C", str(bootstrap.ROOT), *bootstrap.COMMANDS]
     # The tests may run under make, whose variables would change this one.
     own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=own)
     ran = [line.strip() for line in done.stdout.splitlines() if "bootstrap.py" in line]
-    assert ran == [
-        f"python3 bootstrap.py {name}" for name in ("setup", "dev", "test", "test-full", "lint", "audit", "lock")
-    ]
+    assert ran == [f"python3 bootstrap.py {name}" for name in bootstrap.COMMANDS]

@@ -433,7 +433,7 @@ async def test_null_restores_the_default(api: Api, resource: Resource) -> None:
             assert cleared.json()[name] == without.json()[name]
 
 
-def test_conditional_requests_are_documented(api: Api, resource: Resource) -> None:
+async def test_conditional_requests_are_documented(api: Api, resource: Resource) -> None:
     """`tests/contract/test_openapi.py` tests the rest of the documentation."""
     document = api.app.openapi()
     assert resource.name in {tag["name"] for tag in document["tags"] if tag["description"]}

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from fastapi.security import SecurityScopes
 from pydantic import BaseModel
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
@@ -19,7 +20,7 @@ from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from backend.tasks.router import batch_router, router, tags_router
 from backend.users import auth
-from backend.users.caller import CallerRoute, Permission
+from backend.users.caller import Caller, CallerRequirement, CallerRoute, Permission
 from backend.web.application import Application
 from backend.web.arguments import Arguments
 from tests.conftest import Api, Person, running
@@ -124,6 +125,28 @@ async def test_routes_with_async_dependencies_are_compiled(
     assert compiled == [LIST, TASK, LIST]
 
 
+class OnlyReads(CallerRequirement):
+    """A requirement of a fork, with a check of its own."""
+
+    async def __call__(self, request: Request, security_scopes: SecurityScopes) -> Caller:  # type: ignore[override]  # as its base
+        caller = await super().__call__(request, security_scopes)
+        if request.method != "GET":
+            raise HTTPException(418)
+        return caller
+
+
+async def test_a_subclass_of_the_requirement_makes_its_own_checks(settings: Settings, issuer: LocalIssuer) -> None:
+    async def subject(caller: Annotated[Caller, Depends(OnlyReads(session_only=True))]) -> Response:
+        return PlainTextResponse(caller.principal.subject)
+
+    added = APIRouter(route_class=CallerRoute)
+    added.api_route("/subject", methods=["GET", "POST"])(subject)
+    async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
+        ada = api.person()
+        assert (await ada.get("/subject")).status_code == 200
+        assert (await ada.post("/subject", {})).status_code == 418
+
+
 async def test_another_prefix_replaces_the_old_path(
     settings: Settings, issuer: LocalIssuer, compiled: list[str]
 ) -> None:
@@ -152,12 +175,28 @@ async def test_routes_can_be_removed_and_added_at_run_time(settings: Settings, i
         assert (await ada.get(LIST)).text == "replaced"
 
 
-async def test_an_included_router_can_get_routes_at_run_time(settings: Settings, issuer: LocalIssuer) -> None:
+async def test_a_route_can_be_replaced_by_an_equal_one_at_run_time(
+    settings: Settings, issuer: LocalIssuer, compiled: list[str]
+) -> None:
+    first = CallerRoute("/found", authorized_replacement, methods=["GET"])
+    refusing = CallerRoute("/found", authorized_replacement, methods=["GET"], dependencies=[Depends(refuse_async)])
+    assert first == refusing
+    async with running(settings, issuer, change=insert_first(first)) as api:
+        assert (await api.person().get("/found")).text == "replaced"
+        api.app.router.routes[0] = refusing
+        assert (await api.person().get("/found")).status_code == 418
+    assert compiled == ["/found", "/found"]
+
+
+async def test_an_included_router_can_get_routes_at_run_time(
+    settings: Settings, issuer: LocalIssuer, compiled: list[str]
+) -> None:
     added = APIRouter(route_class=CallerRoute)
     async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
         assert (await api.person().get("/later")).status_code == 404
         added.get("/later")(authorized_replacement)
         assert (await api.person().get("/later")).text == "replaced"
+    assert compiled == ["/later"]
 
 
 def insert_first(route: Any) -> Callable[[FastAPI], None]:
