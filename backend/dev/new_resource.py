@@ -25,7 +25,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _LONGEST_NAME = 30
 _BLOCK = re.compile(r"^```(python|diff) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _WORD = re.compile(r"(?<![a-zA-Z])(?P<article>[Aa][ _])?(?P<word>(?:note|Note|NOTE)[sS]?)(?![a-z])")
-# Each table of tags is its own.
+# Each resource would get the same table of labels.
 _LEFT_OUT = re.compile(r"^## Many-to-many\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _CONTRACT = Path("frontend-contract")
 _DOCUMENT, _ROUTES, _TYPES = _CONTRACT / "openapi.json", Path("docs", "routes.md"), _CONTRACT / "schema.d.ts"

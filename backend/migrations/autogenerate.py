@@ -1,4 +1,4 @@
-"""What `alembic revision --autogenerate` adds to owned tables: privileges, policies and change numbers."""
+"""What `alembic revision --autogenerate` adds to owned tables: privileges, policies, change numbers and links."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -17,16 +17,19 @@ from alembic.operations.ops import (
 from alembic.runtime.plugins import Plugin
 from alembic.util import DispatchPriority, PriorityDispatchResult
 from sqlalchemy import Column, Table, TypeDecorator, text
+from sqlmodel import SQLModel
 
 from backend.migrations import head
+from backend.resources.links import Link
 
 PLUGINS = ("alembic.autogenerate.*", "backend.migrations")
 
-# What `isolate` and `number` have done to the tables that exist.
+# What `isolate`, `number` and `link` have done to the tables that exist.
 _STATE = """
 SELECT c.relname,
        c.relforcerowsecurity AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polname = 'owner'),
-       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'number_change')
+       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'number_change'),
+       EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'show_new_links')
 FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relnamespace = current_schema()::regnamespace
 """
 
@@ -61,6 +64,32 @@ def _render(context: AutogenContext, operation: TableSQL) -> list[str]:
     return [f"op.execute({operation.function}({operation.table!r}{generated}))"]
 
 
+class LinkSQL(MigrateOperation):
+    """Executes the SQL of `link`, or of `unlink` in the downgrade."""
+
+    def __init__(self, function: Literal["link", "unlink"], link: Link) -> None:
+        self.function = function
+        self.link = link
+
+    def reverse(self) -> "LinkSQL":
+        return LinkSQL("unlink" if self.function == "link" else "link", self.link)
+
+    def to_diff_tuple(self) -> tuple[Any, ...]:
+        """For `alembic check`."""
+        return self.function, self.link.table.name
+
+
+@renderers.dispatch_for(LinkSQL)
+def _render_link(context: AutogenContext, operation: LinkSQL) -> list[str]:
+    link = operation.link
+    context.imports.add(f"from backend.migrations import {operation.function}")
+    if operation.function == "unlink":
+        return [f"op.execute(unlink({link.table.name!r}, labels={link.labels.name!r}))"]
+    row, label = (column.name.removesuffix("_id") for column in (link.row_id, link.label_id))
+    ends = f"{row}={link.rows.name!r}, {label}={link.labels.name!r}, names={link.shown.name!r}"
+    return [f"op.execute(link({link.table.name!r}, {ends}))"]
+
+
 def render_item(kind: str, item: Any, _: AutogenContext) -> str | Literal[False]:
     """Render SQLModel's types as those of SQLAlchemy that they store, which need no import."""
     is_sqlmodel = isinstance(item, TypeDecorator) and type(item).__module__.startswith("sqlmodel.")
@@ -72,7 +101,7 @@ def compare_owned_tables(context: AutogenContext, upgrade: UpgradeOps, _: set[st
     assert context.connection is not None
     state = {name: row for name, *row in context.connection.exec_driver_sql(_STATE)}
     for table in context.sorted_tables:
-        is_isolated, is_numbered = state.get(table.name, (False, False))
+        is_isolated, is_numbered, *_rest = state.get(table.name, (False, False))
         is_new = table.name not in state
         if "owner_id" in table.c and not is_isolated:
             upgrade.ops.append(TableSQL("isolate", None if is_new else "unisolate", table.name))
@@ -80,6 +109,9 @@ def compare_owned_tables(context: AutogenContext, upgrade: UpgradeOps, _: set[st
             generated = [column.name for column in table.c if column.computed is not None]
             upgrade.ops += _number_rows(upgrade, table)
             upgrade.ops.append(TableSQL("number", None if is_new else "unnumber", table.name, generated))
+    for link in SQLModel.metadata.info.get("links", []):
+        if link.table.name not in state or not state[link.table.name][2]:
+            upgrade.ops.append(LinkSQL("link", link))
     return PriorityDispatchResult.CONTINUE
 
 

@@ -1,9 +1,14 @@
 """What the notes of docs/adding-a-resource.md do after each chapter. `test_adding_a_resource.py` runs it in a copy."""
 
 from typing import Any
+from uuid import UUID
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 
+from backend.database import Actor, Database, Statement
+from backend.resources.models import CALLER
 from tests.conftest import Api, Person
 from tests.support.following import Copy
 
@@ -91,3 +96,24 @@ async def test_sync(api: Api) -> None:
     assert await copy.sync() == [note]
     await ada.delete(f"{PATH}/{note['id']}")
     assert [each["id"] for each in await copy.sync() if each["deleted_at"]] == [note["id"]]
+
+
+async def test_many_to_many(api: Api) -> None:
+    from backend.notes.models import Label  # type: ignore[import-not-found, unused-ignore]  # only in the copy
+
+    ada = api.person()
+    copy = Copy(ada, path=PATH)
+    note = await make(ada, labels=["Home", "HOME", "garden"])
+    assert note["labels"] == ["garden", "Home"]
+    other = await make(ada, labels=["home"])
+    assert (await ada.get(PATH, params={"label": ["home", "garden"]})).json()["items"] == [note]
+    await copy.sync()
+    id = UUID((await ada.get("/api/v1/users/me")).json()["id"])
+    rename = update(Label).where(col(Label.owner_id) == CALLER, col(Label.folded) == "home").values(name="x")
+    await Database(api.state["pool"], Actor.user(id)).rows(Statement(rename))
+    assert {each["id"]: (each["labels"], each["version"]) for each in await copy.sync()} == {
+        note["id"]: (["garden", "x"], 2),
+        other["id"]: (["x"], 2),
+    }
+    cleared = await ada.patch(f"{PATH}/{note['id']}", {"labels": None})
+    assert cleared.json()["labels"] == []

@@ -109,7 +109,7 @@ def test_the_resource_passes_the_tests_of_all_resources(reader: Reader) -> None:
     ]
     chosen = (
         "(not test_conformance or notes) and not concurrent_migrations and not revisions_it_replaced"
-        " and not smallest_resource"
+        " and not smallest_resource and not many_to_many"
     )
     output = reader.checkout.run(
         "pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests, *TESTS_OF_THE_WHOLE_API, "-k", chosen
@@ -124,3 +124,17 @@ def test_the_resource_passes_the_tests_of_all_resources(reader: Reader) -> None:
         "test_only_the_application_imports_a_feature[notes]",
     ):
         assert f"{name} PASSED" in output
+
+
+@pytest.mark.full
+def test_labels_pass_the_tests_of_all_resources(reader: Reader) -> None:
+    """Last: its chapter changes lines of the chapter `Tests`."""
+    reader.read_to("Many-to-many")
+    reader.lint("ruff", "check", "--no-cache")
+    reader.lint("ruff", "format", "--check", "--no-cache")
+    reader.lint("mypy", f"--cache-dir={ROOT / '.mypy_cache'}")
+    tests = "tests/docs/chapters.py::test_many_to_many", "tests/notes", "tests/resources/test_owned_resources.py"
+    output = reader.checkout.run("pytest", "-v", "--no-header", "-p", "no:cacheprovider", *tests)
+    for name in "test_many_to_many", "test_a_note_is_stored":
+        assert f"{name} PASSED" in output
+    assert "No new upgrade operations" in reader.checkout.run("alembic", "check")
