@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterator, Set
 from http import HTTPStatus
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from fastapi import APIRouter, FastAPI
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 # The methods of `Route`, and those that FastAPI calls. Routes of a class that overrides one are not compiled.
 _ROUTE_METHODS: Final = ("permission", "answer", "get_route_handler", "handle", "matches")
-# Grows with each route that is added to a router. FastAPI itself checks it, too.
-_version: Final = attrgetter("_routes_version")
 
 
 class Route(Protocol):
@@ -63,7 +61,7 @@ class _Table:
         self._router = router
         self._routers = routers
         self._routes = list(router.routes)
-        self._versions = list(map(_version, routers))
+        self._versions = _versions(routers)
         self._fixed: dict[tuple[str, str], _Compiled] = {}
         self._rest: dict[str, list[_Compiled]] = {}
         self._overrides = router.dependency_overrides_provider
@@ -74,7 +72,7 @@ class _Table:
         """Whether no route was added, removed or replaced since. Routes that are equal may have other dependencies."""
         routes = self._router.routes
         is_same = len(routes) == len(self._routes) and all(map(is_, routes, self._routes))
-        return is_same and self._versions == list(map(_version, self._routers))
+        return is_same and self._versions == _versions(self._routers)
 
     def find(self, scope: Scope) -> _Compiled | None:
         """The compiled route of a request, with `scope` set as by FastAPI; None if FastAPI has to handle it."""
@@ -126,6 +124,11 @@ def _routers(router: APIRouter) -> Iterator[APIRouter]:
         included = getattr(route, "original_router", None)
         if included is not None:
             yield from _routers(included)
+
+
+def _versions(routers: list[APIRouter]) -> list[int]:
+    """Numbers that grow with each route that is added to a router. FastAPI itself checks them, too."""
+    return [each._routes_version for each in routers]  # noqa: SLF001  # the method that adds them up is slow
 
 
 def _compiled(context: RouteContext, kind: type[Any], overrides: Any) -> _Compiled | None:
