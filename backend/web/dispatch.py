@@ -225,13 +225,9 @@ class Dispatch:
         self._is_possible = routes.is_possible
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_plain = (
-            self._is_possible
-            and scope["type"] == "http"
-            and "fastapi.telemetry" not in scope
-            and not scope.get("root_path")
-        )
-        if is_plain and not scope["app"].dependency_overrides and (found := self._routes.find(scope)) is not None:
+        is_plain = scope["type"] == "http" and "fastapi.telemetry" not in scope and not scope.get("root_path")
+        is_fast = is_plain and self._is_possible and not scope["app"].dependency_overrides
+        if is_fast and (found := self._routes.find(scope)) is not None:
             try:
                 await found.route.answer(found.permission, found.arguments, scope, receive, send)
             except Exception as error:  # noqa: BLE001  # raised again unless it has a handler

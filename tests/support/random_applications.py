@@ -44,6 +44,7 @@ from backend.users.caller import CurrentCaller, Permission
 from backend.web.application import Application
 from backend.web.arguments import Arguments
 from backend.web.parameters import cacheable
+from backend.web.start_up import STATE
 from tests.support.public_route import PublicRoute
 
 Log = list[Any]
@@ -311,7 +312,7 @@ class RandomRequest:
             "headers": [(b"host", b"test"), (b"x-request-id", b"same"), *self.headers],
             "server": ("test", 80),
             "client": ("127.0.0.1", 1),
-            "state": {},
+            "state": {STATE: None},
         }
         chunks, sent = list(self.body) or [b""], list[Message]()
 

@@ -38,7 +38,7 @@ from backend.settings import Settings
 from backend.web.application import Application
 from backend.web.parameters import cacheable
 from tests.conftest import running
-from tests.support.public_route import PublicRoute
+from tests.support.public_route import PublicRoute, started
 
 Call = tuple[str, str] | tuple[str, str, dict[str, str]] | tuple[str, str, dict[str, str], bytes]
 Feature = Callable[[FastAPI, APIRouter, list[Any]], Sequence[Call]]
@@ -675,7 +675,7 @@ class Harness:
         async with app.router.lifespan_context(app) as state:
 
             async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-                await app({**scope, "state": dict(state or {})}, receive, send)
+                await started(app)({**scope, "state": dict(state or {})}, receive, send)
 
             transport = httpx.ASGITransport(with_state, raise_app_exceptions=False, root_path=root_path)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -683,6 +683,7 @@ class Harness:
                     headers, body = (*rest, None, None)[:2]
                     async with asyncio.timeout(20):
                         answer = await http.request(method, path, headers=headers, content=body)
+                    assert b"has not started" not in answer.content, "the feature was not reached"
                     kept = [each for each in answer.headers.multi_items() if each[0] not in OWN_HEADERS]
                     found.append((method, path, answer.status_code, sorted(kept), answer.content))
         return [*found, events]
@@ -711,7 +712,7 @@ async def test_a_mounted_application_can_name_routes_of_its_parent() -> None:
         app.add_middleware(AccessLog)
         outer = FastAPI()
         outer.mount("", app, name="inner")
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(started(outer)), base_url="http://test") as http:
             found.append((await http.get("/value")).text)
     assert found == ["http://test/value"] * 2
 
@@ -726,7 +727,7 @@ async def test_an_application_in_debug_mode_responds_with_the_traceback() -> Non
 
     app.include_router(router)
     app.add_middleware(AccessLog)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(started(app)), base_url="http://test") as http:
         answer = await http.get("/value")
     assert answer.status_code == 500
     assert "RuntimeError: the reason" in answer.text
