@@ -1,4 +1,4 @@
-"""The documentation: error codes and threats are complete; links, tests, commands and settings exist."""
+"""The documentation: error codes and threats are complete; links, paths, tests, commands and settings exist."""
 
 import re
 from pathlib import Path
@@ -15,9 +15,11 @@ from backend.web import problems
 from backend.web.problems import DomainError
 
 ROOT = Path(__file__).parents[2]
+FOR_AGENTS = [ROOT / "AGENTS.md", ROOT / "llms.txt"]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    *FOR_AGENTS,
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "backend").glob("*/README.md")),
     ROOT / "frontend-contract/README.md",
@@ -60,6 +62,24 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("page", FOR_AGENTS, ids=lambda page: page.name)
+def test_named_paths_exist(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    top = "|".join(re.escape(path.name) for path in ROOT.iterdir() if path.is_dir())
+    for path in re.findall(rf"(?<![\w/.-])(?:{top})/(?:[\w./*-]*[\w*/])?", prose):
+        assert any(ROOT.glob(path)), path
+
+
+def test_the_list_for_language_models_has_the_format_of_llmstxt_org() -> None:
+    """A title, a summary, text without headings, then sections that contain only links with descriptions."""
+    summary, *sections = re.split(r"^## ", (ROOT / "llms.txt").read_text(), flags=re.MULTILINE)
+    assert re.match(r"# .+\n\n(> .+\n)+\n", summary)
+    assert len(re.findall(r"^#", summary, re.MULTILINE)) == 1
+    assert [section.partition("\n")[0] for section in sections] == ["Integrating", "Forking", "Operating", "Optional"]
+    for section in sections:
+        assert re.fullmatch(r".+\n\n(- \[[^]\n]+\]\([^)\s]+\): .+\n)+\n?", section), section
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_tests_exist(page: Path) -> None:
     for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
@@ -79,8 +99,9 @@ def test_the_page_of_routes_is_up_to_date() -> None:
     assert page == routes_page(create_app().openapi()), "run `.venv/bin/resource-server routes > docs/routes.md`"
 
 
-def test_the_readme_has_fewer_than_900_words() -> None:
-    assert len((ROOT / "README.md").read_text().split()) < 900
+@pytest.mark.parametrize(("page", "words"), [("README.md", 900), ("AGENTS.md", 450)])
+def test_a_page_is_short(page: str, words: int) -> None:
+    assert len((ROOT / page).read_text().split()) < words
 
 
 def test_named_commands_and_settings_exist() -> None:
