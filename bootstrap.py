@@ -56,8 +56,9 @@ PROJECT = ["--no-deps", "--no-build-isolation", "--no-index", "--editable", "."]
 # Better Auth reads the columns of a prepared statement, which node:sqlite supports since Node.js 22.16 and 23.11.
 NEEDED_NODE = (22, 16)
 UNSUPPORTED_NODE = ((23, 0), (23, 11))
-# Whole files to one process, so that a fixture of a module is created once.
-PARALLEL = ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
+# Whole files to one process, so that a fixture of a module is created once. One more than processors, up to four: tests
+# wait for servers and browsers half of the time.
+PARALLEL = (f"--numprocesses={min(4, (os.cpu_count() or 1) + 1)}", "--dist=loadfile")
 UNREACHABLE = re.compile(
     "NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|Max retries exceeded"
     "|Failed to establish a new connection|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH"
