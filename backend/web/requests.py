@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, NoReturn
 
 from pydantic_core import from_json
@@ -38,30 +38,40 @@ class JSONRequest(Request):
         self._limit = limit
         self._source = source
 
-    async def body(self) -> bytes:
-        """Raises HTTPException: 415 for another media type or encoding, 413 above the limit, 408 after BODY_SECONDS."""
-        if not hasattr(self, "_body"):
-            headers = dict(reversed(self.scope["headers"]))  # the first of repeated headers
-            length = headers.get(b"content-length")
-            if length != b"0" and (length is not None or b"transfer-encoding" in headers):
-                self._check_media_type(headers)
-            if length is not None and length.isdigit() and int(length) > self._limit:
-                self._reject_size()
-            source = self if self._source is None else self._source
-            chunks, size = [], 0
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The body in chunks, of any media type; forms are read from it, too.
+
+        Raises HTTPException: 413 above the limit, 408 after BODY_SECONDS.
+        """
+        source = super().stream() if self._source is None else self._source.stream()
+        until, size = asyncio.get_running_loop().time() + BODY_SECONDS, 0
+        length = self.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length) > self._limit:
+            self._reject_size()
+        while True:
             try:
-                async with asyncio.timeout(BODY_SECONDS):
-                    async for chunk in source.stream():
-                        size += len(chunk)
-                        if size > self._limit:
-                            self._reject_size()
-                        chunks.append(chunk)
+                async with asyncio.timeout_at(until):
+                    chunk = await anext(source, None)
             except TimeoutError:
                 # The rest of the body must not be read as the next request.
                 raise HTTPException(
                     408, "The request body was not received in time.", {"Connection": "close"}
                 ) from None
-            self._body = self.scope[_BODY] = b"".join(chunks)
+            if chunk is None:
+                return
+            size += len(chunk)
+            if size > self._limit:
+                self._reject_size()
+            yield chunk
+
+    async def body(self) -> bytes:
+        """Raises HTTPException: 415 for another media type or encoding, and those of `stream`."""
+        if not hasattr(self, "_body"):
+            headers = dict(reversed(self.scope["headers"]))  # the first of repeated headers
+            length = headers.get(b"content-length")
+            if length != b"0" and (length is not None or b"transfer-encoding" in headers):
+                self._check_media_type(headers)
+            self._body = self.scope[_BODY] = b"".join([chunk async for chunk in self.stream()])
         return self._body
 
     async def json(self) -> Any:
