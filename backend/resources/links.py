@@ -1,6 +1,8 @@
 """Many-to-many: rows that show the names of labels of the same owner, such as the tags of tasks."""
 
+import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -33,12 +35,20 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
 from sqlalchemy.orm import declared_attr
 from sqlmodel import Field, SQLModel
 
 from backend.database import Statement
 from backend.resources.models import CALLER
 from backend.resources.types import NotBlank, Storable
+
+_PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+# Parameters, aliases and columns in link.sql.
+_OWN_NAMES = frozenset({
+    "changed", "folded", "id", "link", "links", "n", "name", "names", "one", "owner", "owner_id", "owners", "renamed",
+    "told", "updated_at", "version",
+})  # fmt: skip
 
 NAME_LENGTH = 50
 MAX_NAMES = 20  # of one row
@@ -161,9 +171,11 @@ def link(name: str, *, names: str, **ends: type[SQLModel]) -> Link:
     """Link rows to labels of the same owner, such as `link("task_tags", task=Task, tag=Tag, names="tag_names")`.
 
     This table has the columns `owner_id`, `task_id` and `tag_id`. `names`: the rows' column made by `shown_names`. The
-    migration calls the function of the same name in `backend.migrations`.
+    migration calls the function of the same name in `backend.migrations`. Raises ValueError for names that the SQL of
+    its triggers cannot contain.
     """
     (row, rows), (label, labels) = ((end, _table(model)) for end, model in ends.items())
+    _check_names(name, names, (row, rows), (label, labels))
     row_id, label_id = (Column(f"{end}_id", Uuid, primary_key=True) for end in (row, label))
     table = Table(
         name,
@@ -178,6 +190,20 @@ def link(name: str, *, names: str, **ends: type[SQLModel]) -> Link:
     found = Link(table, rows, labels, row_id, label_id, rows.c[names])
     rows.metadata.info.setdefault("links", []).append(found)
     return found
+
+
+def _check_names(table: str, names: str, *ends: tuple[str, Table]) -> None:
+    """SQL would take these names for key words, or resolve them to a column in place of a parameter."""
+    for name in (table, names, *chain.from_iterable((end, its_table.name) for end, its_table in ends)):
+        if not _PLAIN_NAME.fullmatch(name) or name in RESERVED_WORDS:
+            raise ValueError(f"link {table}: {name} is not a name in lower case, or a key word of SQL")
+    if used := _OWN_NAMES.intersection(end for end, _ in ends):
+        raise ValueError(f"link {table}: its triggers use the name {min(used)}: choose another for this end")
+    for _, its_table in ends:
+        for column in {"owner", "changed", "owners", *(other for other, _ in ends)} & set(its_table.c.keys()):
+            raise ValueError(f"link {table}: its triggers use the name {column}: rename {its_table.name}.{column}")
+    if names in ("names", "owner"):
+        raise ValueError(f"link {table}: its triggers use the name {names}: choose another for the column")
 
 
 def _table(model: type[SQLModel]) -> Table:

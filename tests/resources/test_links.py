@@ -328,3 +328,34 @@ def test_links_can_share_labels_and_be_undone(url: str) -> None:
         }
         connection.execute("UPDATE scratch_labels SET name = name; DELETE FROM scratch_labels")
         connection.rollback()
+
+
+class Owners(Synced, Scratch, table=True):
+    __tablename__ = "scratch_owners"
+
+    owner: UUID
+    labels: list[str] = shown_names()
+
+
+class Shown(Synced, Scratch, table=True):
+    __tablename__ = "scratch_shown"
+
+    names: list[str] = shown_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "ends", "reason"),
+    [
+        ("Links", "labels", {"note": Note, "label": Label}, "Links is not a name"),
+        ("links", "labels", {"order": Note, "label": Label}, "order is not a name"),
+        ("links", "labels", {"note": Note, "version": Label}, "name version: choose another for this end"),
+        ("links", "labels", {"note": Note, "title": Label}, "rename scratch_notes.title"),
+        ("links", "labels", {"note": Owners, "label": Label}, "rename scratch_owners.owner"),
+        ("links", "names", {"row": Shown, "label": Label}, "name names: choose another for the column"),
+    ],
+)
+def test_names_that_the_triggers_cannot_contain_are_refused(
+    name: str, names: str, ends: dict[str, type[SQLModel]], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        link(name, names=names, **ends)
