@@ -57,8 +57,8 @@ PROJECT = ["--no-deps", "--no-build-isolation", "--no-index", "--editable", "."]
 NEEDED_NODE = (22, 16)
 UNSUPPORTED_NODE = ((23, 0), (23, 11))
 # Whole files to one process, so that a fixture of a module is created once. One more than processors, up to four: tests
-# wait for servers and browsers half of the time.
-PARALLEL = (f"--numprocesses={min(4, (os.cpu_count() or 1) + 1)}", "--dist=loadfile")
+# wait for servers and browsers half of the time. `tests/conftest.py` has the order of the files.
+PARALLEL = (f"--numprocesses={min(4, (os.cpu_count() or 1) + 1)}", "--dist=loadfile", "--no-loadscope-reorder")
 UNREACHABLE = re.compile(
     "NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|Max retries exceeded"
     "|Failed to establish a new connection|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH"

@@ -31,9 +31,27 @@ pytest_plugins = [
     "tests.support.results",
 ]
 
+# Files that take longest. They start first, so that at the end no process runs one of them while the others are idle.
+LONGEST = (
+    "tests/docs/test_adding_a_resource.py",
+    "tests/contract/test_web.py",
+    "tests/database/test_autogenerate.py",
+    "tests/docs/test_agents.py",
+    "tests/contract/test_typescript.py",
+    "tests/web/test_fast_dispatch.py",
+    "tests/contract/test_mobile.py",
+    "tests/docs/test_removing_tasks.py",
+    "tests/faults/test_machines.py",
+    "tests/dev/test_up.py",
+)
+
 ISSUER = "http://issuer.test"
 BASE = f"{ISSUER}/api/auth"
 AUDIENCE = "http://localhost:8000"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture(scope="session")
