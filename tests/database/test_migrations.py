@@ -1,6 +1,7 @@
 """The migrations, the database roles, and the properties that every table must have."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -93,7 +94,9 @@ def test_an_empty_older_or_newer_schema_is_reported(empty: str) -> None:
 
 def test_the_first_migration_creates_the_schema_of_the_revisions_it_replaced(empty: str) -> None:
     """`tests/database/schema.sql` is a dump of a database that the former revisions 0001 to 0010 created."""
-    migrations.upgrade(empty)
+    alembic = [sys.executable, "-m", "alembic", "upgrade", "0010"]
+    environment = {**os.environ, "DATABASE_URL": empty, "DATABASE_DIRECT_URL": empty}
+    subprocess.run(alembic, cwd=ROOT, env=environment, check=True)
     program = "pg_dump"
     with suppress(EmbeddedPostgresError):
         program = str(postgres_binaries.installed() / program)
