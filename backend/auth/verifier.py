@@ -103,11 +103,12 @@ class TokenVerifier:
         self._observer.judged("verified")
         return verified.principal
 
-    def remembers(self, token: str) -> bool:
-        """Whether the token is cached as verified, so that `verify` needs no cryptography. Never raises."""
+    def cached_principal(self, token: str) -> Principal | None:
+        """The principal of a token that was verified before, so that `verify` needs no cryptography. Never raises."""
         if len(token) > MAX_TOKEN or not token.isascii():
-            return False
-        return self._cached(sha256(token.encode()).digest()) is not None
+            return None
+        verified = self._cached(sha256(token.encode()).digest())
+        return verified and verified.principal
 
     def _cached(self, digest: bytes) -> _Verified | None:
         try:

@@ -97,8 +97,9 @@ class RateLimiting:
 
     A request with valid credentials counts for its user, any other request for its address. Users behind one address
     therefore do not share a quota, while forged tokens are limited. An address over its quota is rejected, except for
-    requests with a recently verified token: a neighbour's flood does not lock users out. On routes that do not read
-    credentials, every request counts for its address.
+    requests with a recently verified token: a neighbour's flood does not lock users out. These requests count for the
+    user, even if no route authorizes them. On routes that do not read credentials, every request counts for its
+    address.
 
     Security events have quotas of their own (`EventQuotas`), which are counted by their route.
     """
@@ -114,13 +115,15 @@ class RateLimiting:
         is_event = path == SECURITY_EVENTS and scope["method"] == "POST"
         limits: RateLimits | None = None if is_event else process["rate_limits"]
         address = client_network(scope)
+        user: Principal | None = None  # of a request from an address over its quota
 
         async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
                 decision = state.rate_limit
                 # A failed authentication counts for the address. Server errors are not the client's fault.
                 if decision is None and limits is not None and message["status"] < 500:
-                    decision = state.rate_limit = await limits.count("address", address)
+                    counted: tuple[Subject, str] = ("user", user.subject) if user else ("address", address)
+                    decision = state.rate_limit = await limits.count(*counted)
                 if decision is not None:
                     message["headers"] = [*message.get("headers", ()), *decision.fields()]
             await send(message)
@@ -130,8 +133,8 @@ class RateLimiting:
             return
         has_credentials = reads_credentials(path) and _has_credentials(scope)
         decision = limits.would_exceed("address", address)
-        if decision and has_credentials and _was_verified(process["bearer"].verifier, scope):
-            decision = None
+        if decision and has_credentials and (user := _cached_principal(process["bearer"].verifier, scope)):
+            decision = limits.would_exceed("user", user.subject)
         elif decision is None and not has_credentials:
             decision = state.rate_limit = await limits.count("address", address)
         if decision and decision.exceeded:
@@ -151,8 +154,8 @@ def _has_credentials(scope: Scope) -> bool:
     return any(name == b"authorization" for name, _ in scope["headers"])
 
 
-def _was_verified(verifier: TokenVerifier, scope: Scope) -> bool:
+def _cached_principal(verifier: TokenVerifier, scope: Scope) -> Principal | None:
     try:
-        return verifier.remembers(read_token(Request(scope)))
+        return verifier.cached_principal(read_token(Request(scope)))
     except AuthError:
-        return False
+        return None

@@ -318,17 +318,17 @@ class TestCache:
         assert await verifier.verify(token) is await verifier.verify(token)
         assert seen == ["verified", "hit"]
 
-    async def test_remembers_is_true_only_for_cached_tokens(self, issuer: LocalIssuer, time: Time) -> None:
+    async def test_only_cached_tokens_have_a_cached_principal(self, issuer: LocalIssuer, time: Time) -> None:
         verifier, seen = self.verifier(issuer, time)
         token = issuer.token(expires_in=100)
-        assert not verifier.remembers(token)
+        assert not verifier.cached_principal(token)
         await verifier.verify(token)
-        assert verifier.remembers(token)
-        assert not verifier.remembers(token + "x")
-        assert not verifier.remembers(token + "\u00e9")
-        assert not verifier.remembers(token + "x" * MAX_TOKEN)
+        assert verifier.cached_principal(token)
+        assert not verifier.cached_principal(token + "x")
+        assert not verifier.cached_principal(token + "\u00e9")
+        assert not verifier.cached_principal(token + "x" * MAX_TOKEN)
         await time.advance(105)
-        assert not verifier.remembers(token)
+        assert not verifier.cached_principal(token)
         assert seen == ["verified"]
 
     async def test_failures_are_not_cached(self, issuer: LocalIssuer, time: Time) -> None:

@@ -171,6 +171,16 @@ class TestAddresses:
             malformed = {"Authorization": "Bearer " + "x" * 40_000}
             assert (await api.http.get(TASKS, headers=malformed)).status_code == 429
 
+    async def test_a_verified_token_lifts_no_limit_of_requests_that_no_route_authorizes(self, limited: Any) -> None:
+        async with limited("3/hour") as api:
+            ada = api.person()
+            assert (await ada.get(TASKS)).status_code == 200
+            for _ in range(3):
+                await api.http.get("/nowhere")
+            answers = [await ada.get("/api/v1/nowhere") for _ in range(4)]
+            assert [answer.status_code for answer in answers] == [404, 404, 429, 429]
+            assert [limit(answer)[1] for answer in answers[:3]] == ['"user";r=1', '"user";r=0', '"user";r=0']
+
     @pytest.mark.parametrize("path", ["/", "/openapi.json", "/nowhere", TASKS])
     async def test_requests_without_credentials_count_for_the_address(self, limited: Any, path: str) -> None:
         async with limited("1/hour") as api:
