@@ -26,8 +26,12 @@ from backend.web.start_up import start
 
 logger = logging.getLogger(__name__)
 
-# The methods of `Route`, and those that FastAPI calls. Routes of a class that overrides one are not compiled.
-_ROUTE_METHODS: Final = ("permission", "answer", "get_route_handler", "handle", "matches")
+# What a subclass or mixin of the route class may define: members that both ways use, and those of every class. Routes
+# of any other class are not compiled.
+_COMPILED_MEMBERS: Final = frozenset({
+    "body_limit", "authorize", "__module__", "__doc__", "__dict__", "__weakref__", "__annotations__",
+    "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__",
+})  # fmt: skip
 
 
 class Route(Protocol):
@@ -136,8 +140,11 @@ def _compiled(context: RouteContext, kind: type[Any], overrides: Any) -> _Compil
     route = context.original_route
     if not isinstance(route, kind) or context.max_body_size is not None:
         return None
-    if any(getattr(type(route), name) is not getattr(kind, name) or name in vars(route) for name in _ROUTE_METHODS):
+    added = [each for each in type(route).__mro__ if each not in kind.__mro__]
+    if not all(_COMPILED_MEMBERS.issuperset(vars(each)) for each in added):
         return None  # a custom route class
+    if not vars(route).keys().isdisjoint(dir(type(route))):
+        return None  # a method of its own
     if context.dependency_overrides_provider not in (None, overrides):
         return None
     try:

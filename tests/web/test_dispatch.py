@@ -281,6 +281,62 @@ async def test_a_custom_route_class_uses_its_own_handler(settings: Settings, iss
         assert (await api.http.get("/stamped")).status_code == 401
 
 
+class RefusingHandler(APIRoute):
+    """A mixin that `super()` of CallerRoute finds before FastAPI's class."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def refuse(_: Request) -> Response:
+            raise HTTPException(418)
+
+        return refuse
+
+
+class RefusingHandle(APIRoute):
+    async def handle(self, *_: Any) -> None:
+        raise HTTPException(418)
+
+
+class MixedHandler(CallerRoute, RefusingHandler):
+    pass
+
+
+class MixedHandle(CallerRoute, RefusingHandle):
+    pass
+
+
+class OwnHandle(RefusingHandle, CallerRoute):
+    pass
+
+
+class Configured(CallerRoute):
+    """Defines what compiled routes use, too."""
+
+    body_limit: int = 100
+
+    async def authorize(self, request: Request, permission: Permission) -> Caller:
+        return await super().authorize(request, permission)
+
+
+@pytest.mark.parametrize("route_class", [MixedHandler, MixedHandle, OwnHandle])
+async def test_a_mixin_of_a_route_class_is_used(
+    settings: Settings, issuer: LocalIssuer, route_class: type[APIRoute]
+) -> None:
+    added = APIRouter(route_class=route_class)
+    added.get("/mixed")(authorized_replacement)
+    async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
+        assert (await api.person().get("/mixed")).status_code == 418
+
+
+async def test_a_route_class_with_another_limit_and_authorization_is_compiled(
+    settings: Settings, issuer: LocalIssuer, compiled: list[str]
+) -> None:
+    added = APIRouter(route_class=Configured)
+    added.get("/configured")(authorized_replacement)
+    async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
+        assert (await api.person().get("/configured")).text == "replaced"
+    assert compiled == ["/configured"]
+
+
 async def test_a_handler_can_use_url_for(settings: Settings, issuer: LocalIssuer) -> None:
     async def where(request: Request, _: auth.Person) -> Response:
         return PlainTextResponse(str(request.url_for("where")))
