@@ -19,7 +19,7 @@ from backend.web.arguments import Arguments
 from backend.web.rate_limits import count_user
 from backend.web.request_state import request_state
 from backend.web.requests import JSON, MERGE_PATCH, JSONRequest, with_body
-from backend.web.signature import CallerDependency, effective_dependant, find_dependencies
+from backend.web.signature import effective_dependant, find_dependencies
 from backend.web.start_up import StartError
 
 MISSING_ROLE: Final = "The account does not have the required role."
@@ -52,7 +52,7 @@ _PUBLIC: Final = Permission()
 _SESSION_ONLY: Final = Permission(session_only=True)
 
 
-class CallerRequirement(Requirement, CallerDependency):
+class CallerRequirement(Requirement):
     """A dependency that returns the caller. The `auth.py` of each feature has the aliases that handlers use.
 
     `session_only`: refuses OAuth access tokens and API keys. `role`: a role of the user's row; implies `session_only`.
@@ -124,6 +124,7 @@ class CallerRoute(APIRoute):
     handler and its dependencies name several permissions, all must hold. A route that names none is not served.
     """
 
+    requirement: type[CallerRequirement] = CallerRequirement
     body_limit: int = 64 * 1024  # bytes
 
     def __init__(self, *args: Any, **options: Any) -> None:

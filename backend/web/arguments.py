@@ -20,7 +20,6 @@ from starlette.exceptions import HTTPException
 
 from backend.web.parameters import ABSENT, Errors, Field, QueryModel, Unsupported, Values, is_scalar, query_model
 from backend.web.request_state import request_state
-from backend.web.signature import CallerDependency
 
 Call = Callable[..., Awaitable[Any]]
 RawHeaders = Sequence[tuple[bytes, bytes]]
@@ -82,11 +81,11 @@ class Arguments:
     Handlers return a Response; with 204 and a plain Response as the response class they may return None.
     """
 
-    def __init__(self, route: Any) -> None:
-        """`route`: an effective route of FastAPI, with the dependencies of its routers and the application."""
+    def __init__(self, route: Any, requirement: type[Any] | None = None) -> None:
+        """`route`: an effective route of FastAPI. `requirement`: the class of dependencies that it has enforced before."""
         dependant: Dependant = route.dependant
         steps: list[_Step] = []
-        handler = _step(dependant, steps)
+        handler = _step(dependant, steps, requirement)
         self._route = route
         self._handler = handler
         self._dependencies = steps
@@ -190,17 +189,17 @@ class Arguments:
         return response
 
 
-def _add(dependant: Dependant, steps: list[_Step]) -> int:
+def _add(dependant: Dependant, steps: list[_Step], requirement: type[Any] | None) -> int:
     """Add a dependency after its own dependencies and return the number of its step. Each is called once."""
     for number, step in enumerate(steps):
         if (step.call, step.scope) == (dependant.call, dependant.scope):
             _require_known_traits(dependant)
             return number
-    steps.append(_step(dependant, steps))
+    steps.append(_step(dependant, steps, requirement))
     return len(steps) - 1
 
 
-def _step(dependant: Dependant, steps: list[_Step]) -> _Step:
+def _step(dependant: Dependant, steps: list[_Step], requirement: type[Any] | None) -> _Step:
     """The step of a function, after its dependencies have been added to `steps`."""
     call = _require_known_traits(dependant)
     if not all(map(is_scalar, (*dependant.path_params, *dependant.header_params))):
@@ -211,13 +210,15 @@ def _step(dependant: Dependant, steps: list[_Step]) -> _Step:
         raise Unsupported(f"{call!r} has several models for the query or the body")
     if not all(map(_is_whole_body, dependant.body_params)):
         raise Unsupported(f"{call!r} has a form, or a member of the body, as a parameter")
-    needs = [(_add(each, steps), each.name) for each in dependant.dependencies if not _is_caller(each)]
+    callers = [each.name for each in dependant.dependencies if _is_caller(each, requirement)]
+    called = [each for each in dependant.dependencies if not _is_caller(each, requirement)]
+    needs = [(_add(each, steps, requirement), each.name) for each in called]
     return _Step(
         call=call,
         scope=dependant.scope,
         needs=[number for number, _ in needs],
         results=[(number, name) for number, name in needs if name is not None],
-        caller=[each.name for each in dependant.dependencies if _is_caller(each) and each.name],
+        caller=[name for name in callers if name],
         request=[name for name in (dependant.request_param_name, dependant.http_connection_param_name) if name],
         scopes=[name for name in (dependant.security_scopes_param_name,) if name],
         path=[Field(field, ("path", field.alias)) for field in dependant.path_params],
@@ -253,12 +254,12 @@ def _require_known_traits(dependant: Dependant) -> Call:
     return call
 
 
-def _is_caller(dependant: Dependant) -> bool:
+def _is_caller(dependant: Dependant, requirement: type[Any] | None) -> bool:
     """Whether the value is the caller, whom the route has authorized with the scopes of the dependency.
 
-    A further subclass is a dependency like others, because it may make checks of its own.
+    A subclass is a dependency like others, because it may make checks of its own.
     """
-    return CallerDependency in type(dependant.call).__bases__ and dependant.concurrency is None
+    return type(dependant.call) is requirement and dependant.concurrency is None
 
 
 def _is_plain_coroutine(call: Call) -> bool:

@@ -35,7 +35,12 @@ _COMPILED_MEMBERS: Final = frozenset({
 
 
 class Route(Protocol):
-    """A route that can answer requests without FastAPI, given its permission and its compiled arguments."""
+    """A route that can answer requests without FastAPI, given its permission and its compiled arguments.
+
+    `requirement`: the class of dependencies that return the caller. `answer` enforces them, so they are not called.
+    """
+
+    requirement: type[Any]
 
     def permission(self, dependant: Dependant) -> Any: ...
 
@@ -147,11 +152,11 @@ def _compiled(context: RouteContext, kind: type[Any], overrides: Any) -> _Compil
         return None  # a method of its own
     if context.dependency_overrides_provider not in (None, overrides):
         return None
+    compiled = cast(Route, route)
     try:
-        arguments = Arguments(context)
+        arguments = Arguments(context, compiled.requirement)
     except Unsupported:
         return None
-    compiled = cast(Route, route)
     return _Compiled(
         compiled,
         context.dependant.call,

@@ -9,10 +9,6 @@ from fastapi.routing import APIRoute, _effective_route_context_var
 T = TypeVar("T")
 
 
-class CallerDependency:
-    """Base class of dependencies that return the caller. A route has the caller before it resolves its arguments."""
-
-
 def effective_dependant(route: APIRoute) -> Dependant:
     """The dependencies of a route while FastAPI makes its handler: also those of its routers and the application.
 

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from backend.auth import BearerRoute, CurrentPrincipal, Principal, current_principal
+from backend.auth import BearerRoute, CurrentPrincipal, Principal, Requirement, current_principal
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from backend.tasks.router import batch_router, router, tags_router
@@ -145,6 +145,25 @@ async def test_a_subclass_of_the_requirement_makes_its_own_checks(settings: Sett
         ada = api.person()
         assert (await ada.get("/subject")).status_code == 200
         assert (await ada.post("/subject", {})).status_code == 418
+
+
+class Refusing(Requirement):
+    """A dependency of a fork that the route does not enforce."""
+
+    async def __call__(self, _: Request) -> Principal:  # type: ignore[override]  # as its base
+        raise HTTPException(418)
+
+
+async def test_only_the_dependency_that_the_route_enforces_is_not_called(
+    settings: Settings, issuer: LocalIssuer
+) -> None:
+    async def subject(caller: auth.Person, _: Annotated[Principal, Depends(Refusing())]) -> Response:
+        return PlainTextResponse(caller.principal.subject)
+
+    added = APIRouter(route_class=CallerRoute)
+    added.get("/subject")(subject)
+    async with running(settings, issuer, change=lambda app: app.include_router(added)) as api:
+        assert (await api.person().get("/subject")).status_code == 418
 
 
 async def test_another_prefix_replaces_the_old_path(
