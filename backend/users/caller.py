@@ -129,6 +129,7 @@ class CallerRoute(APIRoute):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.built_app = self.app
         self._media_types = MERGE_PATCH if "PATCH" in (self.methods or ()) else JSON
 
     async def authorize(self, request: Request, permission: Permission) -> Caller:

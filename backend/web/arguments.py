@@ -82,7 +82,7 @@ class Arguments:
     """
 
     def __init__(self, route: Any, requirement: type[Any] | None = None) -> None:
-        """`route`: an effective route of FastAPI. `requirement`: the class of dependencies that it has enforced before."""
+        """`route`: an effective route of FastAPI. `requirement`: the class of dependencies that it has enforced."""
         dependant: Dependant = route.dependant
         steps: list[_Step] = []
         handler = _step(dependant, steps, requirement)

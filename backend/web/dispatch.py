@@ -38,9 +38,11 @@ class Route(Protocol):
     """A route that can answer requests without FastAPI, given its permission and its compiled arguments.
 
     `requirement`: the class of dependencies that return the caller. `answer` enforces them, so they are not called.
+    `built_app`: the `app` that FastAPI has made for the route.
     """
 
     requirement: type[Any]
+    built_app: ASGIApp
 
     def permission(self, dependant: Dependant) -> Any: ...
 
@@ -153,6 +155,8 @@ def _compiled(context: RouteContext, kind: type[Any], overrides: Any) -> _Compil
     if context.dependency_overrides_provider not in (None, overrides):
         return None
     compiled = cast(Route, route)
+    if compiled.built_app is not route.app:
+        return None  # another application answers
     try:
         arguments = Arguments(context, compiled.requirement)
     except Unsupported:

@@ -346,6 +346,18 @@ async def test_a_mixin_of_a_route_class_is_used(
         assert (await api.person().get("/mixed")).status_code == 418
 
 
+async def refuse_all(*_: Any) -> None:
+    raise HTTPException(418)
+
+
+@pytest.mark.parametrize("name", ["app", "handle"])
+async def test_an_edited_route_is_not_compiled(settings: Settings, issuer: LocalIssuer, name: str) -> None:
+    route = CallerRoute("/edited", authorized_replacement, methods=["GET"])
+    setattr(route, name, refuse_all)
+    async with running(settings, issuer, change=insert_first(route)) as api:
+        assert (await api.person().get("/edited")).status_code == 418
+
+
 async def test_a_route_class_with_another_limit_and_authorization_is_compiled(
     settings: Settings, issuer: LocalIssuer, compiled: list[str]
 ) -> None:
