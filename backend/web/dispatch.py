@@ -263,7 +263,7 @@ class Dispatch:
         async def send_unless_refused(message: Message) -> None:
             nonlocal is_refused
             if message["type"] == "http.response.start" and message["status"] == HTTPStatus.METHOD_NOT_ALLOWED:
-                is_refused = True
+                is_refused = "HEAD" not in (getattr(inner.get("route"), "methods", None) or ())
             if not is_refused:
                 await send(message)
 

@@ -64,6 +64,16 @@ async def both_head() -> Response:
     return Response(headers={"X-Handler": "head"})
 
 
+@router.get("/refusing-head")
+async def refusing_get() -> Response:
+    return PlainTextResponse("get")
+
+
+@router.head("/refusing-head")
+async def refusing_head() -> Response:
+    raise HTTPException(405, headers={"X-Handler": "head"})
+
+
 @router.api_route("/either", methods=["GET", "HEAD"])
 async def either(request: Request) -> Response:
     return PlainTextResponse("content", headers={"X-Method": request.method})
@@ -99,6 +109,8 @@ async def fail(status: int) -> None:
 
 def mounted_application() -> FastAPI:
     app = FastAPI()
+    app.get("/refusing-head")(refusing_get)
+    app.head("/refusing-head")(refusing_head)
 
     @app.get("/get")
     async def get() -> str:
@@ -157,6 +169,12 @@ async def test_vary_has_the_fields_of_the_route_and_of_the_middleware(fork: Api,
 async def test_head_is_answered_by_its_own_route(fork: Api, path: str, handler: str | None) -> None:
     answer = await fork.http.head(path)
     assert (answer.status_code, answer.headers.get("x-handler"), answer.content) == (200, handler, b"")
+
+
+@pytest.mark.parametrize("prefix", ["", "/mounted"])
+async def test_a_405_of_a_handler_for_head_is_its_answer(fork: Api, prefix: str) -> None:
+    answer = await fork.http.head(f"{prefix}/refusing-head")
+    assert (answer.status_code, answer.headers.get("x-handler")) == (405, "head")
 
 
 async def test_a_route_for_get_and_head_sees_the_method(fork: Api) -> None:
