@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, cast
 
 from fastapi import Depends, Request, Response, Security
 from fastapi.dependencies.models import Dependant
-from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from fastapi.routing import APIRoute, APIWebSocketRoute, RouteContext, iter_route_contexts
 from fastapi.security import SecurityScopes
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
@@ -182,7 +182,18 @@ class CallerRoute(APIRoute):
 
 
 def require_permissions(routes: Sequence[BaseRoute]) -> None:
-    """Raise UnprotectedRoute, with the names of the routes, if any of class CallerRoute names no permission."""
+    """Raise UnprotectedRoute, with the names of the routes, if any of class CallerRoute names no permission.
+
+    Raises StartError if a WebSocket takes a caller.
+    """
+    for context in _contexts(routes):
+        route = context.original_route
+        if isinstance(route, APIWebSocketRoute) and any(find_dependencies(context.dependant, CallerRequirement)):
+            name = f"{route.endpoint.__module__}.{route.name}"
+            raise StartError(
+                f"a caller in the signature of the WebSocket {context.path} ({name}): callers are authorized in HTTP "
+                "requests only, so use `CurrentPrincipal`"
+            )
     unprotected = [
         f"{'|'.join(sorted(context.methods or ()))} {context.path} ({route.endpoint.__module__}.{route.name})"
         for context in _contexts(routes)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security, WebSocket
 from fastapi.routing import APIRoute
 from starlette.responses import PlainTextResponse
 
@@ -28,6 +28,7 @@ from backend.users.caller import (
 )
 from backend.users.models import UserStatus
 from backend.users.provisioning import KnownUser
+from backend.web.start_up import StartError
 from tests.conftest import Api, running
 
 TASKS = "/api/v1/tasks"
@@ -178,6 +179,35 @@ async def test_a_mounted_route_without_a_permission_stops_the_start(settings: Se
     with pytest.raises(UnprotectedRoute, match="POST /no_caller"):
         async with running(settings, issuer, change=lambda app: app.mount("/mounted", mounted)):
             pass
+
+
+async def socket_of_a_person(websocket: WebSocket, _: Person) -> None:
+    """Is not served: callers are authorized in HTTP requests."""
+
+
+def include_socket(app: FastAPI) -> None:
+    router = APIRouter()
+    router.websocket("/socket")(socket_of_a_person)
+    app.include_router(router, prefix="/v2")
+
+
+def mount_socket(app: FastAPI) -> None:
+    mounted = FastAPI()
+    mounted.websocket("/v2/socket", dependencies=[Depends(current_person)])(socket_of_a_person)
+    app.mount("/mounted", mounted)
+
+
+@pytest.mark.parametrize("add", [include_socket, mount_socket])
+async def test_a_websocket_with_a_caller_stops_the_start(
+    settings: Settings, issuer: LocalIssuer, add: Callable[[FastAPI], None]
+) -> None:
+    with pytest.raises(StartError) as error:
+        async with running(settings, issuer, change=add):
+            pass
+    assert str(error.value) == (
+        f"a caller in the signature of the WebSocket /v2/socket ({__name__}.socket_of_a_person): callers are "
+        "authorized in HTTP requests only, so use `CurrentPrincipal`"
+    )
 
 
 @pytest.mark.parametrize("handler", UNPROTECTED)
