@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
 from math import ceil
 from typing import Annotated, Any, Final
 
@@ -22,6 +23,8 @@ from .verifier import TokenVerifier
 _CREDENTIALS: Final = re.compile(rb"(?i:bearer) +([A-Za-z0-9._~+/-]+=*)")
 _NOT_IN_DESCRIPTION: Final = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
 _NOT_IN_SCOPE: Final = re.compile(r"[^\x21\x23-\x5b\x5d-\x7e]")
+
+_STACKS: Final = ("fastapi_inner_astack", "fastapi_function_astack")  # of a FastAPI route, in the scope
 
 # Stored in the connection's scope, not in its state: some servers share one state between requests.
 _JUDGED: Final = "better_auth.principal"
@@ -147,7 +150,8 @@ def verified_principal(scope: Mapping[str, Any]) -> Principal | None:
 async def _overridden(connection: HTTPConnection, app: Any) -> Principal:
     """Return the result of the function that overrides `current_principal`, with its own dependencies.
 
-    FastAPI resolves dependencies after it has read the body; a route of ours needs the principal before that.
+    FastAPI resolves dependencies after it has read the body; a route of ours needs the principal before that. Outside
+    of FastAPI's routes, which have stacks for the cleanup of dependencies, the cleanup follows at once.
     """
     override = app.dependency_overrides[current_principal]
 
@@ -155,13 +159,20 @@ async def _overridden(connection: HTTPConnection, app: Any) -> Principal:
         """Declares the dependency. It is not called."""
 
     path = "".join(f"{{{name}}}" for name in connection.path_params)  # from which FastAPI takes their names
-    solved = await solve_dependencies(
-        request=connection,  # type: ignore[arg-type]  # a Request or a WebSocket: FastAPI makes no others
-        dependant=get_dependant(path=path, call=dependent),
-        dependency_overrides_provider=app,
-        async_exit_stack=connection.scope["fastapi_inner_astack"],
-        embed_body_fields=False,
-    )
+    async with AsyncExitStack() as stack:
+        added = {name: stack for name in _STACKS if name not in connection.scope}
+        connection.scope.update(added)
+        try:
+            solved = await solve_dependencies(
+                request=connection,  # type: ignore[arg-type]  # a Request or a WebSocket: FastAPI makes no others
+                dependant=get_dependant(path=path, call=dependent),
+                dependency_overrides_provider=app,
+                async_exit_stack=connection.scope["fastapi_inner_astack"],
+                embed_body_fields=False,
+            )
+        finally:
+            for name in added:
+                del connection.scope[name]
     if solved.errors:
         raise RequestValidationError(solved.errors)
     principal: Principal = solved.values["principal"]

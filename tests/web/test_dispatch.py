@@ -12,10 +12,10 @@ from fastapi.routing import APIRoute
 from fastapi.security import SecurityScopes
 from pydantic import BaseModel
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from backend.auth import BearerRoute, CurrentPrincipal, Principal, Requirement, current_principal
+from backend.auth import BearerRoute, CurrentPrincipal, Principal, Requirement, current_principal, judge
 from backend.auth.testing import LocalIssuer
 from backend.settings import Settings
 from backend.tasks.router import batch_router, router, tags_router
@@ -441,3 +441,15 @@ async def test_an_override_fakes_the_caller_in_any_application(route_class: type
     app.dependency_overrides[current_principal] = plain
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
         assert (await http.get("/subject")).json() == "faked"
+
+
+@pytest.mark.parametrize("override", [plain, with_dependencies, with_cleanup])
+async def test_an_override_fakes_the_principal_in_a_plain_starlette_route(override: Callable[..., Any]) -> None:
+    async def subject(request: Request) -> Response:
+        return PlainTextResponse((await judge(request)).subject)
+
+    app = FastAPI()
+    app.router.routes.append(Route("/subject", subject))
+    app.dependency_overrides[current_principal] = override
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        assert (await http.get("/subject")).text == "faked"
