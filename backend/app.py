@@ -46,7 +46,7 @@ ROUTERS = (
     "backend.tasks.router:tags_router",
 )
 
-# From the innermost to the outermost. tests/test_app.py checks the order.
+# From the innermost to the outermost, around middleware of a fork. tests/test_app.py checks the order.
 MIDDLEWARE = (RateLimiting, CrossOrigin, HeadAsGet, AccessLog)
 
 
@@ -142,9 +142,8 @@ def create_app(settings: Settings | None = None, *, telemetry: TelemetryConfig |
         lifespan=lifespan,
         telemetry=telemetry,
         compiled=CallerRoute,
+        outer=MIDDLEWARE,
     )
-    for middleware in MIDDLEWARE:
-        app.add_middleware(middleware)
     for router in health.router, metrics.router, resource_metadata.router, *map(resolve_name, ROUTERS):
         app.include_router(router)
     return app

@@ -1,6 +1,7 @@
 """FastAPI with compiled dispatch in front of it."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,8 +19,19 @@ _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": Fa
 class Application(FastAPI):
     """FastAPI, and `Dispatch` for routes of one class."""
 
-    def __init__(self, *, compiled: type[Any], telemetry: TelemetryConfig | None = None, **options: Any) -> None:
-        """`compiled`: a route class with the methods of `dispatch.Route`. Other options: those of FastAPI."""
+    def __init__(
+        self,
+        *,
+        compiled: type[Any],
+        outer: Sequence[Callable[[ASGIApp], ASGIApp]] = (),
+        telemetry: TelemetryConfig | None = None,
+        **options: Any,
+    ) -> None:
+        """`compiled`: a route class with the methods of `dispatch.Route`. Other options: those of FastAPI.
+
+        `outer`: middleware around all that `add_middleware` adds, from the innermost to the outermost. One of it is the
+        access log's, because the response to an unexpected exception needs its RequestState.
+        """
         super().__init__(
             telemetry=telemetry or _NO_TELEMETRY,
             generate_unique_id_function=_operation_id,
@@ -29,17 +41,24 @@ class Application(FastAPI):
             **options,
         )
         self._compiled = compiled
+        self.outer_middleware = outer
         self.compiled_routes = CompiledRoutes(self, compiled)
         exceptions.install(self)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Put the added middleware around compiled dispatch and FastAPI; FastAPI's own stays around FastAPI alone."""
-        added, self.user_middleware = self.user_middleware, []
-        dispatch = Dispatch(super().build_middleware_stack(), self.compiled_routes)
-        self.user_middleware = added
-        app: ASGIApp = exceptions.ExceptionsAsProblems(dispatch)
+        """Put the added middleware around compiled dispatch and FastAPI; FastAPI's own stays around FastAPI alone.
+
+        As in FastAPI, added middleware sees unexpected exceptions.
+        """
+        added, handlers = self.user_middleware, self.exception_handlers
+        self.user_middleware, self.exception_handlers = [], exceptions.only_expected(handlers)
+        app: ASGIApp = Dispatch(super().build_middleware_stack(), self.compiled_routes)
+        self.user_middleware, self.exception_handlers = added, handlers
         for middleware, arguments, options in reversed(added):
             app = middleware(app, *arguments, **options)
+        app = exceptions.ExceptionsAsProblems(app)
+        for surround in self.outer_middleware:
+            app = surround(app)
         return exceptions.with_added_handler(app, self)
 
     def openapi(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ async def _call(handler: Handler, request: Request, error: Exception) -> Any:
 
 
 class ExceptionsAsProblems:
-    """ASGI middleware around FastAPI and compiled dispatch: logs unexpected exceptions, and turns them into problems.
+    """ASGI middleware around added middleware: logs unexpected exceptions, and turns them into problems.
 
     The log contains the type and the traceback of an error, but not its message, which may quote the request.
     """
@@ -84,6 +84,11 @@ class ExceptionsAsProblems:
             handler = _added_handler(scope["app"]) or problems.internal_error
             response = await _call(handler, Request(scope), error)
             await response(scope, receive, send)
+
+
+def only_expected(handlers: Mapping[Any, Handler]) -> dict[Any, Handler]:
+    """The handlers for FastAPI's own stack, which leaves unexpected errors to ExceptionsAsProblems."""
+    return {**handlers, 500: _raise, Exception: _raise}
 
 
 def with_added_handler(app: ASGIApp, owner: FastAPI) -> ASGIApp:

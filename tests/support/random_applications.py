@@ -653,7 +653,8 @@ class _Builder:
         self.is_supported = self.chance(30)
         for _ in range(1 + self.below(4)):
             self.add_dependency()
-        app = Application(compiled=CountedRoute, dependencies=[self.depends(plain=True)] if self.chance(10) else [])
+        dependencies = [self.depends(plain=True)] if self.chance(10) else []
+        app = Application(compiled=CountedRoute, outer=[AccessLog], dependencies=dependencies)
         routers = [self.router(2) for _ in range(1 + self.below(2))]
         for router in routers:
             self.include(app, router, [*PREFIXES, "/{y}"])
@@ -662,11 +663,9 @@ class _Builder:
         if self.unsupported(15):
             self.add_other_route(app)
         self.add_exception_handlers(app)
-        if self.chance(10):
-            self.add_middleware(app)
-        app.add_middleware(AccessLog)
-        if self.chance(5):
-            self.add_middleware(app)
+        for _ in range(2):
+            if self.chance(10):
+                self.add_middleware(app)
         if self.unsupported(3):
             app.dependency_overrides[self.dependencies[0]] = lambda: "overridden"
         return app

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import httpx
@@ -670,7 +671,8 @@ class Harness:
         app.include_router(router)
         if isinstance(app, Application):
             app.compiled_routes.start(is_on=on)
-        app.add_middleware(AccessLog)
+        else:
+            app.add_middleware(AccessLog)
         found: list[Any] = []
         async with app.router.lifespan_context(app) as state:
 
@@ -694,14 +696,17 @@ async def test_a_documented_feature_gives_the_same_responses_as_in_plain_fastapi
     of: Feature, options: dict[str, Any]
 ) -> None:
     plain = await Harness(lambda **options: FastAPI(redirect_slashes=False, **options), APIRoute).to(of, {**options})
-    compiled = Harness(lambda **options: Application(compiled=PublicRoute, **options), PublicRoute)
+    compiled = Harness(partial(Application, compiled=PublicRoute, outer=[AccessLog]), PublicRoute)
     assert await compiled.to(of, {**options}, on=False) == plain
     assert await compiled.to(of, {**options}, on=True) == plain
 
 
 async def test_a_mounted_application_can_name_routes_of_its_parent() -> None:
     found = []
-    for app, route_class in ((FastAPI(), APIRoute), (Application(compiled=PublicRoute), PublicRoute)):
+    for app, route_class in (
+        (FastAPI(), APIRoute),
+        (Application(compiled=PublicRoute, outer=[AccessLog]), PublicRoute),
+    ):
         router = APIRouter(route_class=route_class)
 
         @router.get("/value")
@@ -709,7 +714,6 @@ async def test_a_mounted_application_can_name_routes_of_its_parent() -> None:
             return PlainTextResponse(str(request.url_for("inner:value")))
 
         app.include_router(router)
-        app.add_middleware(AccessLog)
         outer = FastAPI()
         outer.mount("", app, name="inner")
         async with httpx.AsyncClient(transport=httpx.ASGITransport(started(outer)), base_url="http://test") as http:
@@ -718,7 +722,7 @@ async def test_a_mounted_application_can_name_routes_of_its_parent() -> None:
 
 
 async def test_an_application_in_debug_mode_responds_with_the_traceback() -> None:
-    app = Application(compiled=PublicRoute, debug=True)
+    app = Application(compiled=PublicRoute, outer=[AccessLog], debug=True)
     router = APIRouter(route_class=PublicRoute)
 
     @router.get("/value")
@@ -726,7 +730,6 @@ async def test_an_application_in_debug_mode_responds_with_the_traceback() -> Non
         raise RuntimeError("the reason")
 
     app.include_router(router)
-    app.add_middleware(AccessLog)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(started(app)), base_url="http://test") as http:
         answer = await http.get("/value")
     assert answer.status_code == 500

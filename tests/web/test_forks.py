@@ -277,6 +277,52 @@ async def test_a_middleware_function_surrounds_all_routes(settings: Settings, is
     assert seen == [("GET", 200), ("GET", 200), ("HEAD", 200), ("GET", 404), ("GET", 404)]
 
 
+async def broken() -> Response:
+    raise RuntimeError("secret")
+
+
+async def broken_for_persons(_: TasksRead) -> Response:
+    raise RuntimeError("secret")
+
+
+async def test_a_middleware_function_sees_unexpected_exceptions(
+    settings: Settings, issuer: LocalIssuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The response is a problem with all headers, and both log lines are written."""
+    caplog.set_level(logging.INFO, "backend.access")
+    seen = []
+
+    async def observe(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        try:
+            return await call_next(request)
+        except RuntimeError:
+            seen.append(request.url.path)
+            raise
+
+    def change(app: FastAPI) -> None:
+        app.get("/broken")(broken)
+        compiled = APIRouter(route_class=CallerRoute)
+        compiled.get("/broken-for-persons")(broken_for_persons)
+        app.include_router(compiled)
+        app.middleware("http")(observe)
+
+    origin = {"Origin": "https://app.example.com", "X-Request-ID": "chosen"}
+    async with running(settings, issuer, change=change) as api:
+        for path in "/broken", "/broken-for-persons":
+            caplog.clear()
+            answer = await api.person().get(path, headers=origin)
+            assert (answer.status_code, answer.json()["request_id"]) == (500, "chosen")
+            assert answer.headers["x-request-id"] == "chosen"
+            assert answer.headers["access-control-allow-origin"] == "https://app.example.com"
+            await asyncio.sleep(0)  # log lines are written after the response
+            (fields,) = (record.fields for record in caplog.records if record.name == "backend.access")  # type: ignore[attr-defined]
+            assert (fields["request_id"], fields["status"]) == ("chosen", 500)
+            assert [each.getMessage().partition("\n")[0] for each in caplog.records if each.levelname == "ERROR"] == [
+                "unexpected RuntimeError"
+            ]
+    assert seen == ["/broken", "/broken-for-persons"]
+
+
 @pytest.mark.parametrize("status", [304, 404, 418, 499, 599])
 async def test_an_http_exception_may_have_any_status_and_detail(fork: Api, status: int) -> None:
     answer = await fork.http.get(f"/status/{status}")
