@@ -5,13 +5,15 @@ import gzip
 import inspect
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from secrets import token_hex
 
 import pytest
 from fastapi.routing import iter_route_contexts
-from sqlalchemy import text
+from pydantic import HttpUrl
+from sqlalchemy import String, text
 
 from backend.database import Statement
 from backend.operations.access_log import AccessLog
@@ -430,6 +432,20 @@ async def test_database_errors_are_answered_by_their_sqlstate(
     assert ("retry-after" in response.headers) is (status == 503)
     assert "private" not in response.text + caplog.text
     assert (f"database error {state}" in caplog.text) is (status >= 500)
+
+
+async def test_the_log_names_the_place_of_a_value_that_psycopg_cannot_adapt(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    statement = Statement(text("SELECT :url").columns(url=String))
+    prepared = BoundListing(statement, {"url": HttpUrl("https://private.example")}, "", "created_at")
+    monkeypatch.setattr("backend.tasks.service.bound_listing", lambda _: prepared)
+    response = await api.person().get(TASKS)
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert re.search(
+        r"database error ProgrammingError at backend/tasks/service\.py:\d+ list$", caplog.text, re.MULTILINE
+    )
+    assert "private" not in response.text + caplog.text
 
 
 async def test_an_exhausted_pool_is_a_503_database_busy(settings: Settings, api: Api) -> None:

@@ -1,8 +1,10 @@
 """Errors as `application/problem+json` (RFC 9457) with stable codes."""
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -118,6 +120,8 @@ LONGEST_NAME = 100
 
 # Reason phrases of RFC 9110; Python 3.11 has older ones.
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+_PACKAGE = Path(__file__).parents[1]
+_EXECUTOR = _PACKAGE / "database"
 _STATUSES = frozenset(HTTPStatus)
 _WITHOUT_CONTENT = frozenset({*range(100, 200), 204, 205, 304})  # RFC 9110, section 6.4.1
 
@@ -224,8 +228,18 @@ async def database_error(request: Request, error: Exception) -> Response:
         )
     if status >= 500:
         # Only the SQLSTATE or type is logged: the message of a database error may quote values.
-        logger.error("database error %s", state or type(error).__name__)
+        place = _place(error) if status == HTTPStatus.INTERNAL_SERVER_ERROR else ""
+        logger.error("database error %s%s", state or type(error).__name__, place)
     return respond(request, status, code, DETAILS[code], headers={"Retry-After": "1"} if status == 503 else None)
+
+
+def _place(error: Exception) -> str:
+    """Where this package gave the executor the statement that failed: ` at file:line function`."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_relative_to(_PACKAGE) and not file.is_relative_to(_EXECUTOR):
+            return f" at {file.relative_to(_PACKAGE.parent)}:{frame.lineno} {frame.name}"
+    return ""
 
 
 async def internal_error(request: Request, _: Exception) -> Response:
