@@ -3,7 +3,7 @@
 import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Generic, TypeVar
@@ -54,6 +54,13 @@ class PageQuery(BaseModel):
 class Page(BaseModel, Generic[T]):
     items: list[T] = Field(description="The items, in the requested order.")
     next_cursor: str | None = Field(description="Value of `cursor` for the next page; null on the last page.")
+
+
+def check_filters(query: type[PageQuery], filters: Collection[str], *, others: Collection[str] = ()) -> None:
+    """Raise ValueError for a field that a client can set without effect: neither a filter nor one of the `others`."""
+    for name in query.model_fields:
+        if name not in {*PageQuery.model_fields, "sort", *filters, *others}:
+            raise ValueError(f"the field `{name}` of {query.__name__} has no condition in FILTERS")
 
 
 def fingerprint(name: str, sort: str, filters: Mapping[str, object]) -> str:

@@ -60,6 +60,7 @@ FILTERS: dict[str, ColumnElement[bool]] = {
     "tag": TAGS.all_of("tag"),
     "q": contains_q(TABLE.c.folded),
 }
+pagination.check_filters(TaskQuery, FILTERS, others=["deleted", "count"])
 CURSOR_KEYS: dict[str, TypeAdapter[Any]] = {
     "created_at": TypeAdapter(Instant),
     "updated_at": TypeAdapter(Instant),

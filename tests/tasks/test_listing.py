@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from backend.database import SYSTEM, Database
+from backend.resources import pagination
+from backend.resources.pagination import PageQuery
 from tests.conftest import Api, Person
 from tests.database.test_executor import raw
 from tests.tasks.test_paging import walk
@@ -194,3 +196,15 @@ async def test_search_covers_texts_of_any_length(api: Api, letter: str) -> None:
     for q, count in {"END": len(lengths), f"{letter}end": len(lengths) - 1, letter * 200: len(lengths) - 2}.items():
         assert await titles(ada, q=q) == [f"{length}" for length in lengths][-count:]
     assert await titles(ada, q="1", sort="-created_at") == [f"{n}" for n in lengths[::-1] if "1" in f"{n}"]
+
+
+def test_a_field_of_the_query_without_a_filter_is_refused() -> None:
+    class Query(PageQuery):
+        status: str | None = None
+        q: str | None = None
+        count: str | None = None
+        sort: str = "-created_at"
+
+    pagination.check_filters(Query, ["status", "q"], others=["count"])
+    with pytest.raises(ValueError, match=r"^the field `q` of Query has no condition in FILTERS$"):
+        pagination.check_filters(Query, ["status"], others=["count"])
