@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,10 @@ from backend.dev import parent_watchdog
 
 _START_TIMEOUT = 60.0  # seconds
 _LARGEST_BODY = 1024 * 1024  # bytes
+_MOST_LINES = 1000  # kept for the reason; the traceback of a migration has more than 100
+_LAST_OF_UVICORN = "Application startup failed. Exiting."  # it follows the reason
+_TRACEBACK = "Traceback (most recent call last):\n"
+_CONSOLE = re.compile(r"\d\d:\d\d:\d\d [a-z]+ +")  # the start of a line of the log in the format `console`
 
 
 class Event(NamedTuple):
@@ -48,7 +52,7 @@ class ApiProcess:
         self._listener = listener
         self._environment = {**os.environ, **environment}
         self._events = events
-        self._last_lines: deque[str] = deque(maxlen=100)
+        self._last_lines: deque[str] = deque(maxlen=_MOST_LINES)
         self._substitute: _Unavailable | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -63,7 +67,7 @@ class ApiProcess:
             pass_fds=[fd],
             start_new_session=True,
         )
-        self._last_lines = deque(maxlen=100)
+        self._last_lines = deque(maxlen=_MOST_LINES)
         reader = threading.Thread(target=_forward, args=(process, self._last_lines), daemon=True)
         reader.start()
 
@@ -87,9 +91,9 @@ class ApiProcess:
 
     def fail(self) -> str:
         """Answer all requests with the reason why the process has ended, until the next start. Return the reason."""
-        reason = _reason(self._last_lines)
-        self._substitute = _Unavailable(self._listener, reason)
-        return reason
+        cause = reason(self._last_lines)
+        self._substitute = _Unavailable(self._listener, cause)
+        return cause
 
     def _await_ready(self) -> None:
         host, port = self._listener.getsockname()
@@ -112,12 +116,34 @@ def _forward(process: "subprocess.Popen[bytes]", last_lines: deque[str]) -> None
             sys.stderr.flush()
 
 
-def _reason(lines: deque[str]) -> str:
-    """The last line that a process wrote: of a traceback with the place of the error."""
-    said = [line.strip() for line in lines if line.strip()]
-    places = re.findall(r'^\s*File "(.+)", line (\d+)', "".join(lines), re.MULTILINE)
-    place = f" ({os.path.relpath(places[-1][0])}, line {places[-1][1]})" if places else ""
-    return f"{said[-1]}{place}" if said else "it wrote no error"
+def reason(lines: Iterable[str]) -> str:
+    """The last error that a process wrote: of a traceback, the first line of the message and the place in `backend`."""
+    records = ["it wrote no error"]
+    for line in filter(str.strip, lines):
+        message = _logged(line)
+        if message is None:
+            records[-1] += f"\n{line.rstrip()}"
+        elif message and message != _LAST_OF_UVICORN:
+            records.append(message)
+    trace = records[-1].rpartition(_TRACEBACK)[2]
+    errors = re.findall(r"^(?: *\| )?([^\s|+].*)", trace, re.MULTILINE)  # with `|` in an exception group
+    places = re.findall(r'^[ |]*File "(.+)", line (\d+)', trace, re.MULTILINE)
+    if not (errors and places):
+        return trace.splitlines()[-1].strip()
+    paths = [(os.path.relpath(file), number) for file, number in places]
+    own = [path for path in paths if path[0].startswith(f"backend{os.sep}")]
+    file, number = (own or paths)[-1]
+    return f"{errors[0]} ({file}, line {number})"
+
+
+def _logged(line: str) -> str | None:
+    """The message and traceback of a line of the log, or None for another line."""
+    if found := _CONSOLE.match(line):
+        return line[found.end() :].strip()
+    with suppress(ValueError, TypeError, KeyError):
+        record = json.loads(line)
+        return f"{record['message']}\n{record.get('exception', '')}".strip()
+    return None
 
 
 class _Unavailable:

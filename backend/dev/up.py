@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 
 from backend.dev import DevError
-from backend.dev.api_process import ApiProcess, Event, watch
+from backend.dev.api_process import ApiProcess, Event, reason, watch
 from backend.dev.issuer import Issuer
 from backend.dev.postgres import EmbeddedPostgres
 from backend.dev.web import build
@@ -142,7 +142,7 @@ def _migrate(environment: Mapping[str, str]) -> None:
         check=False,
     )
     if done.returncode:
-        raise DevError(f"the migrations failed: {(done.stderr.strip() or 'no error output').splitlines()[-1]}")
+        raise DevError(f"the migrations failed: {reason(done.stderr.splitlines())}")
 
 
 def _listen(port: int, option: str) -> socket.socket:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import httpx
 import pytest
 
 import backend
+from backend import migrations
 from backend.dev import DevError
+from backend.dev.api_process import reason
 from backend.dev.people import People
 from backend.dev.up import up
 from backend.settings import Settings
@@ -390,6 +393,86 @@ def test_a_new_migration_is_applied_on_reload(own_servers: Path, package: Copy) 
     reason = "no migration for table gadgets: run `alembic revision --autogenerate -m <message>`"
     assert details[0] == f"The API cannot start: {reason}"
     assert details[-1] == (200, ["gadgets"])
+
+
+ROUTER = """
+from fastapi import APIRouter
+
+from backend.users.caller import CallerRoute
+
+router = APIRouter(route_class=CallerRoute)
+
+
+@router.get("/gadgets")
+async def list_gadgets() -> list[str]:
+    return []
+"""
+COLUMN = """
+from sqlmodel import SQLModel
+
+import backend.users.models
+
+SQLModel.metadata.tables["users"].c["body"]
+"""
+MIGRATION = """
+from alembic import op
+
+revision, down_revision = "9999", "{head}"
+
+
+def upgrade() -> None:
+    op.execute("SELECT 1 / 0")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", pytest.param("console", marks=pytest.mark.full)])
+def test_the_reason_of_a_failed_start_is_the_error_in_this_project(
+    own_servers: Path, package: Copy, monkeypatch: pytest.MonkeyPatch, log_format: str
+) -> None:
+    monkeypatch.setenv("LOG_FORMAT", log_format)
+    application, router = package.folder / "app.py", package.folder / "gadgets/router.py"
+    migration = package.folder / "migrations/versions/9999_gadgets.py"
+    reasons: list[str] = []
+
+    def add_route_without_a_caller(_: str) -> None:
+        router.parent.mkdir()
+        router.with_name("__init__.py").write_text("")
+        router.write_text(ROUTER)
+        application.write_text(
+            application.read_text().replace("ROUTERS = (", 'ROUTERS = (\n    "backend.gadgets.router:router",')
+        )
+
+    def continue_with_another_error(reason: str) -> None:
+        reasons.append(reason.removeprefix("the API cannot start: "))
+        if len(reasons) == 1:
+            router.write_text(COLUMN)
+        elif len(reasons) == 2:
+            migration.write_text(MIGRATION.format(head=migrations.head()))
+        else:
+            press_ctrl_c()
+
+    then = {"API": add_route_without_a_caller, "the API cannot start": continue_with_another_error}
+    assert run(own_servers, Terminal(**then)) == 0
+    assert reasons[0].startswith(
+        "no permission in the signature of GET /gadgets (backend.gadgets.router.list_gadgets): "
+    )
+    assert reasons[1].startswith("KeyError: 'body' (backend/gadgets/router.py, line 6); ")
+    division = "sqlalchemy.exc.DataError: (psycopg.errors.DivisionByZero) division by zero"
+    assert reasons[2].startswith(f"{division} (backend/migrations/versions/9999_gadgets.py, line 8); ")
+    with pytest.raises(DevError, match=f"^the migrations failed: {re.escape(division)} "):
+        run(own_servers, Terminal())
+
+
+def test_the_reason_of_a_group_of_errors_is_the_last_of_them() -> None:
+    errors: list[Exception] = []
+    try:
+        int("x")
+    except ValueError as error:
+        errors.append(error)
+    lines = "".join(traceback.format_exception(ExceptionGroup("several", errors))).splitlines()
+    assert reason(lines).startswith("ValueError: invalid literal for int() with base 10: 'x' (")
+    assert reason(lines[:3])
+    assert reason([]) == "it wrote no error"
 
 
 # Builds the web app. In the gate, the tests of its build and those in a browser cover it.
