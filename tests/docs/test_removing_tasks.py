@@ -46,7 +46,7 @@ class Fork:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for part in "backend", "benchmarks", "tests":
+        for part in "backend", "benchmarks", "docs", "tests":
             shutil.copytree(ROOT / part, folder / part, ignore=NOT_COPIED)
         for file in ROOT.iterdir():
             if file.is_file():
