@@ -3,7 +3,7 @@
 import sys
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NoReturn
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +30,7 @@ class LifespanNotRun(RuntimeError):
         super().__init__(" ".join(str(self.__doc__).split()))
 
 
-async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+async def refuse(scope: Scope, receive: Receive, send: Send) -> NoReturn:
     """Respond to a request without a lifespan with 500, and raise LifespanNotRun for the log or the test client."""
     if scope["type"] == "http":
         detail = "The server has not started this application. The reason is in its log."
