@@ -203,8 +203,7 @@ def _generate(root: Path) -> Iterator[Path]:
     program = root / _CONTRACT / "node_modules" / "openapi-typescript" / "bin" / "cli.js"
     if program.exists():
         options = json.loads((root / _CONTRACT / "package.json").read_text())["scripts"]["schema"].split()[1:]
-        command_line = [find_node(), program, *options]
-        subprocess.run(command_line, cwd=root / _CONTRACT, capture_output=True, check=True)  # noqa: S603 - fixed
+        _execute(root / _CONTRACT, find_node(), str(program), *options)
         yield root / _TYPES
 
 
@@ -213,17 +212,16 @@ def _versions(root: Path) -> set[Path]:
 
 
 def _run(root: Path, *module: str, environment: Mapping[str, str] | None = None) -> str:
-    """Run a Python module in the checkout and return its output. Raises NewResourceError with its last line."""
+    """Run a Python module in the checkout and return its output. Raises NewResourceError."""
+    return _execute(root, sys.executable, "-m", *module, environment=environment)
+
+
+def _execute(folder: Path, *command: str, environment: Mapping[str, str] | None = None) -> str:
+    """Run a command and return its output. Raises NewResourceError with its last line."""
     done = subprocess.run(  # noqa: S603 - fixed programs
-        [sys.executable, "-m", *module],
-        cwd=root,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "no error output").splitlines()[-1]
-        raise NewResourceError(f"{' '.join(module[:2])} failed: {said}")
+        raise NewResourceError(f"{' '.join((Path(command[0]).name, *command[1:4]))} failed: {said}")
     return done.stdout
