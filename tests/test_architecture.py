@@ -88,3 +88,10 @@ def test_only_the_executor_runs_statements() -> None:
         ("users/cache_invalidation.py", "connect"),
         ("users/cache_invalidation.py", "execute"),
     }
+
+
+@pytest.mark.parametrize("package", ["fastapi", "psycopg", "sqlalchemy", "starlette", "uvicorn"])
+def test_a_package_whose_internals_are_used_is_limited_to_a_minor_version(package: str) -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    ((major, minor, limit),) = re.findall(rf'^ +"{package}(?:\[[\w,]+\])?>=(\d+)\.(\d+),<([\d.]+)"', text, re.MULTILINE)
+    assert limit == f"{major}.{int(minor) + 1}"
